@@ -1,0 +1,36 @@
+"""One kind of error for everything a user can get wrong, and the helper that finds the nearest name.
+
+A message says what was given, what is allowed, the nearest name and what to do next. The command line
+prints it without a traceback and exits with status 2; in Python it is an ordinary `ValueError`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Something the user gave cannot work; the message says what would."""
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str | None:
+    """The allowed name closest in spelling to `name`, or None when nothing is close."""
+    names = list(allowed)
+    folded = {each.lower(): each for each in names}
+    found = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.5)
+    return folded[found[0]] if found else None
+
+
+def unknown(kind: str, name: str, allowed: Iterable[str], next_step: str = "") -> str:
+    """The sentence for an unknown name: what was given, the nearest, what is allowed, what to do next.
+
+    >>> unknown("method", "rmv", ["rmu", "rsv"])
+    "unknown method 'rmv': did you mean 'rmu'? Allowed: rmu, rsv."
+    """
+    names = sorted(allowed)
+    close = nearest(name, names)
+    hint = f": did you mean {close!r}?" if close else "."
+    shown = ", ".join(names[:30]) + (f", … ({len(names)} in all)" if len(names) > 30 else "")
+    text = f"unknown {kind} {name!r}{hint} Allowed: {shown or 'none'}."
+    return f"{text} {next_step}" if next_step else text

@@ -1,0 +1,124 @@
+"""Finding input files and writing output files so that nothing is ever half-written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from robust_unlearning.errors import UserError, nearest, unknown
+
+BUNDLED = "demo:"
+
+
+def cache_dir() -> Path:
+    """Where converted models and other rebuildable things lie: $ROBUST_UNLEARNING_CACHE or ~/.cache/robust-unlearning."""
+    given = os.environ.get("ROBUST_UNLEARNING_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(given) if given else Path(base) / "robust-unlearning"
+
+
+def package_dir() -> Path:
+    """The folder of the installed package, which holds the demo's texts and the shipped recipes."""
+    return Path(str(resources.files("robust_unlearning")))
+
+
+def locate(path: str | os.PathLike[str]) -> Path:
+    """The existing file or folder that `path` names; `demo:NAME` names a file shipped with the package.
+
+    Raises:
+        UserError: nothing is there; the message says where was looked and the nearest name beside it.
+    """
+    text = os.fspath(path)
+    if text.startswith(BUNDLED):
+        folder = package_dir() / "demo"
+        found = folder / text.removeprefix(BUNDLED)
+        if not found.exists():
+            names = [BUNDLED + each.name for each in folder.iterdir() if each.suffix in {".jsonl", ".yaml"}]
+            raise UserError(unknown("bundled file", text, names))
+        return found
+    found = Path(text).expanduser()
+    if not found.exists():
+        folder = found.parent
+        close = nearest(found.name, [each.name for each in folder.iterdir()]) if folder.is_dir() else None
+        hint = f" Did you mean {str(folder / close)!r}?" if close else ""
+        where = f" (looked at {found.absolute()})" if not found.is_absolute() else ""
+        raise UserError(f"no such file or folder: {text!r}{where}.{hint}")
+    return found
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, moved onto it when the block ends well and removed when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` that becomes `path` when the block ends well, and vanishes when it does not.
+
+    Raises:
+        UserError: `path` exists already.
+    """
+    if path.exists():
+        raise UserError(f"{str(path)!r} exists already; name a new folder or remove it first.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically, two spaces of indent, non-finite numbers refused."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
+    """Write a JSON-lines file atomically."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        UserError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(locate(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{str(path)!r} is not JSON: {error}.") from error
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

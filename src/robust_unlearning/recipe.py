@@ -1,0 +1,297 @@
+"""The typed recipe: YAML and `key=value` overrides in, a checked recipe or every error at once out.
+
+Each default stands here and nowhere else. A field's paper symbol is in its description; `unlearn show RECIPE`
+prints the whole recipe with its defaults filled in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from robust_unlearning import files
+from robust_unlearning.errors import UserError, nearest, unknown
+from robust_unlearning.methods import METHODS, Method
+
+Format = Literal["auto", "jsonl", "lines", "text", "parquet", "hub"]
+
+
+class Strict(BaseModel):
+    """A model that refuses unknown keys and never changes after it was checked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class TextSource(Strict):
+    """Where a corpus lies and which of its documents are used. A plain string stands for `{path: …}`."""
+
+    path: str = Field(description="a file, a folder laid out as the hub's, 'hub:ORG/NAME', or 'demo:FILE'")
+    format: Format = Field("auto", description="auto goes by the file's ending")
+    field: str = Field("text", description="the column or JSON key that holds the text")
+    config: str | None = Field(None, description="configuration of a hub data set")
+    split: str = Field("train", description="split of a hub data set")
+    min_chars: int = Field(50, ge=0, description="shorter documents are left out")
+    max_documents: int | None = Field(None, ge=1, description="use only the first so many")
+    order: Literal["shuffle", "file"] = Field("shuffle", description="seeded shuffle each pass, or file order")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_path(cls, value: Any) -> Any:
+        return {"path": os.fspath(value)} if isinstance(value, str | os.PathLike) else value
+
+
+class Topic(Strict):
+    """One thing to forget. What is left out here is taken from the recipe itself."""
+
+    forget: TextSource
+    retain: TextSource | None = None
+    steering_scale: float | None = Field(None, gt=0)
+    adaptive_scale: float | None = Field(None, gt=0)
+    forget_weight: float | None = Field(None, ge=0)
+    retain_weight: float | None = Field(None, ge=0)
+    max_tokens: int | None = Field(None, ge=2)
+
+
+class Recipe(Strict):
+    """Everything that decides a run. Two runs of one recipe on one machine give the same delta to the bit."""
+
+    method: str = Field(description="one of `unlearn list methods`")
+    model: str = Field(description="hub id, folder, GGUF file, or a name of `unlearn list models`")
+    topics: dict[str, Topic] = Field(min_length=1, description="what to forget; steps alternate between them")
+    retain: TextSource | None = Field(None, description="retain corpus of every topic that names none")
+
+    layer: int = Field(7, ge=0, description="l: the layer whose output the losses see, from 0")
+    train_layers: tuple[int, ...] | None = Field(None, description="default: l-2, l-1, l")
+    train_tensors: str = Field("mlp.down_proj", description="name pattern inside a layer, or 'all'")
+
+    steering_scale: float | None = Field(None, gt=0, description="c of RMU and RSV")
+    steering_unit: Literal["absolute", "hidden_norm"] = Field(
+        "absolute", description="hidden_norm: c counts mean L2 norms of the reference's forget-tokens at l"
+    )
+    adaptive_scale: float | None = Field(None, gt=0, description="β of Adaptive RMU")
+    coefficient: Literal["per_sample", "first_batch"] = Field(
+        "per_sample", description="Adaptive RMU's norm: each sample's own, or kept from the first batch"
+    )
+    forget_weight: float = Field(1.0, ge=0, description="weight of the forget loss")
+    retain_weight: float = Field(1200.0, ge=0, description="α: weight of the retain loss")
+
+    noise_std: float | None = Field(None, ge=0, description="√ν of RNA; 0 or nothing means no RNA")
+    noise_variance: float | None = Field(None, ge=0, description="ν itself; give this or noise_std")
+    noise_layers: tuple[int, ...] | None = Field(None, description="default: l")
+    noise_site: Literal["block", "mlp"] = Field("block", description="residual stream, or MLP output")
+    noise_seed: int | None = Field(None, ge=0, description="default: seed")
+
+    steps: int = Field(500, ge=1, description="T: updates; topics take turns")
+    batch_size: int = Field(4, ge=1, description="sequences of forget and of retain text a step")
+    max_tokens: int = Field(512, ge=2, description="longer documents are cut")
+    learning_rate: float = Field(5e-5, gt=0)
+    weight_decay: float = Field(0.01, ge=0, description="of AdamW")
+    seed: int = Field(0, ge=0, description="data order and steering vectors")
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of the forward pass; auto is the checkpoint's. Trained tensors stay float32"
+    )
+    device: str = Field("auto", description="auto: cuda, else mps, else cpu")
+    snapshots: tuple[int, ...] = Field((), description="steps after which the delta is kept too")
+    log_every: int = Field(10, ge=1, description="steps between lines of metrics.jsonl")
+    checkpoint_every: int = Field(100, ge=1, description="steps between resumable checkpoints")
+    allow_pickle: bool = Field(False, description="load pickled weights (they can run code)")
+    trust_remote_code: bool = Field(False, description="run a model's own Python code")
+
+    @property
+    def spec(self) -> Method:
+        """The method's row of the table."""
+        return METHODS[self.method]
+
+    @property
+    def band_layers(self) -> tuple[int, ...]:
+        """Layers that hold trained tensors, ascending."""
+        if self.train_layers is not None:
+            return tuple(sorted(set(self.train_layers)))
+        return tuple(range(max(0, self.layer - 2), self.layer + 1))
+
+    @property
+    def noise_scale(self) -> float:
+        """√ν; 0 when there is no RNA."""
+        if self.noise_variance is not None:
+            return math.sqrt(self.noise_variance)
+        return self.noise_std or 0.0
+
+    @property
+    def noised_layers(self) -> tuple[int, ...]:
+        """Layers of the reference that RNA perturbs."""
+        return self.noise_layers or (self.layer,)
+
+    def of_topic(self, topic: str, field: str) -> Any:
+        """A field's value for a topic: the topic's own, else the recipe's."""
+        own = getattr(self.topics[topic], field)
+        return getattr(self, field) if own is None else own
+
+    def as_yaml(self) -> str:
+        """The whole recipe as YAML, defaults filled in."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+    def content_hash(self) -> str:
+        """SHA-256 of what the recipe says, independent of how its file was written (first 16 hex digits)."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _conflicts(recipe: Recipe) -> list[str]:
+    """What no single field can see: combinations that cannot work."""
+    errors = []
+    if recipe.noise_std is not None and recipe.noise_variance is not None:
+        errors.append(
+            f"noise_std ({recipe.noise_std}) and noise_variance ({recipe.noise_variance}) are both given; "
+            "keep one (noise_std is the square root of noise_variance)."
+        )
+    above = [each for each in recipe.band_layers if not 0 <= each <= recipe.layer]
+    if above or not recipe.band_layers:
+        errors.append(
+            f"train_layers: {list(recipe.train_layers or ())} must name layers from 0 to layer = {recipe.layer}, "
+            "at least one; the losses see nothing above that."
+        )
+    unseen = [each for each in recipe.noised_layers if not 0 <= each <= recipe.layer]
+    if unseen:
+        errors.append(
+            f"noise_layers: {unseen} outside 0 to layer = {recipe.layer}; {recipe.method} compares hidden states "
+            "at that layer, so noise above it would change nothing."
+        )
+    known = recipe.method in METHODS
+    if not known:
+        errors.append("method: " + unknown("method", recipe.method, METHODS, "Run `unlearn list methods`."))
+    for name, topic in recipe.topics.items():
+        if known and recipe.of_topic(name, recipe.spec.scale_field) is None:
+            scale = recipe.spec.scale_field
+            errors.append(f"{scale}: {recipe.method} needs it; set {scale}=… or topics.{name}.{scale}=….")
+        if topic.retain is None and recipe.retain is None:
+            errors.append(f"topics.{name}.retain: no retain corpus; set retain=… for all or for this topic.")
+    return errors
+
+
+def _fields_at(location: tuple[int | str, ...]) -> Iterable[str]:
+    """Names of the fields allowed where a pydantic error points."""
+    parts = [part for part in location[:-1] if isinstance(part, str)]
+    if parts and parts[-1] in {"forget", "retain"}:
+        return TextSource.model_fields
+    return Topic.model_fields if parts and parts[0] == "topics" else Recipe.model_fields
+
+
+def explain(error: ValidationError, fields_at: Any = _fields_at) -> list[str]:
+    """One sentence for each thing pydantic found, with the nearest field name for unknown keys."""
+    lines = []
+    for each in error.errors():
+        place = ".".join(str(part) for part in each["loc"])
+        given = each.get("input")
+        match each["type"]:
+            case "extra_forbidden":
+                lines.append(unknown("field", place, fields_at(each["loc"])))
+            case "missing":
+                lines.append(f"{place}: required, and not given.")
+            case _:
+                lines.append(f"{place}: {each['msg'][0].lower()}{each['msg'][1:]}; given {given!r}.")
+    return lines
+
+
+def _check(data: dict[str, Any], source: str, errors: list[str]) -> Recipe:
+    """Validate, gathering field errors and conflicts together, and raise them in one `UserError`."""
+    recipe = None
+    try:
+        recipe = Recipe.model_validate(data)
+    except ValidationError as error:
+        errors = errors + explain(error)
+        wrong = {str(each["loc"][0]) for each in error.errors() if each["loc"]}
+        if not wrong & {"method", "model", "topics"}:  # these have no default to stand in for them
+            kept = {key: value for key, value in data.items() if key not in wrong}
+            errors += _conflicts(Recipe.model_validate(kept))
+    else:
+        errors = errors + _conflicts(recipe)
+    if errors:
+        count = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
+        raise UserError(f"{source}: {count}\n" + "\n".join(f"  - {line}" for line in errors))
+    assert recipe is not None
+    return recipe
+
+
+def _override(data: dict[str, Any], text: str) -> str | None:
+    """Apply one `dotted.key=value` to `data`; returns an error sentence, or None."""
+    key, equals, value = text.partition("=")
+    key = key.strip().removeprefix("--")
+    if not equals or not key:
+        return f"override {text!r}: write it as field=value, for example noise_std=0.03."
+    try:
+        parsed = yaml.safe_load(value) if value.strip() else None
+    except yaml.YAMLError as error:
+        return f"override {text!r}: the value is not YAML ({str(error).splitlines()[0]})."
+    *parents, last = key.split(".")
+    here = data
+    for depth, part in enumerate(parents):
+        inner = here.get(part)
+        if isinstance(inner, str) and part in {"forget", "retain"}:
+            inner = {"path": inner}
+        if inner is None:
+            if depth == 1 and parents[0] == "topics" and here:
+                return f"override {text!r}: " + unknown("topic", part, here)
+            inner = {}
+        if not isinstance(inner, dict):
+            return f"override {text!r}: {'.'.join(parents[: depth + 1])!r} has no fields."
+        here[part] = inner
+        here = inner
+    here[last] = parsed
+    return None
+
+
+def recipe_names() -> list[str]:
+    """Names of the shipped recipes, as `unlearn list` prints them."""
+    folder = files.package_dir() / "recipes"
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+
+
+def recipe_path(name: str | os.PathLike[str]) -> Path:
+    """The file of a shipped recipe or of the user's own.
+
+    Raises:
+        UserError: neither exists; the message names the nearest shipped recipe or file.
+    """
+    text = os.fspath(name)
+    shipped = files.package_dir() / "recipes" / f"{text}.yaml"
+    if text in recipe_names():
+        return shipped
+    if text.endswith((".yaml", ".yml")) or Path(text).exists():
+        return files.locate(text)
+    close = nearest(text, recipe_names())
+    hint = f" Did you mean {close!r}?" if close else ""
+    raise UserError(f"no recipe {text!r}: it is neither a shipped recipe nor a file.{hint} Run `unlearn list recipes`.")
+
+
+def load_recipe(source: str | os.PathLike[str] | Mapping[str, Any], overrides: Iterable[str] = ()) -> Recipe:
+    """A checked recipe from a shipped name, a YAML file or a mapping, with `key=value` overrides applied.
+
+    Overrides split at the first `=`; dots reach into topics (`topics.biology.retain_weight=5`); values are
+    YAML, so `false`, `0` and `null` override too.
+
+    Raises:
+        UserError: anything is wrong; every error is in the one message.
+    """
+    if isinstance(source, Mapping):
+        data, name = json.loads(json.dumps(dict(source), default=str)), "recipe"
+    else:
+        path = recipe_path(source)
+        name = str(source)
+        try:
+            data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: not YAML: {error}") from error
+        if not isinstance(data, dict):
+            raise UserError(f"{path}: a recipe is a mapping of fields; see `unlearn show {recipe_names()[0]}`.")
+    errors = [error for text in overrides if (error := _override(data, text))]
+    return _check(data, name, errors)
+

@@ -1,0 +1,232 @@
+"""The run folder, the only interface between stages: recipe, record, metrics, checkpoint, delta, model card.
+
+| file | what |
+|---|---|
+| `recipe.yaml` | the whole recipe, defaults filled in |
+| `run.json` | status, seeds, versions, fingerprints, noise, seconds, tokens per second, peak memory |
+| `metrics.jsonl` | a line every `log_every` steps |
+| `checkpoint.safetensors` | while unfinished: all that `--resume` needs |
+| `delta.safetensors` | the changed tensors; `snapshots/step-N.safetensors` earlier ones, when asked for |
+| `README.md` | the model card |
+| `scores.json`, `records.jsonl` | after `unlearn eval` |
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from robust_unlearning import files
+from robust_unlearning.delta import FILE as DELTA
+from robust_unlearning.errors import UserError
+from robust_unlearning.methods import RNA_BIBTEX
+from robust_unlearning.recipe import Recipe, load_recipe
+
+Status = Literal["running", "finished", "failed", "stopped"]
+RECIPE, RECORD, METRICS, CHECKPOINT, CARD, SCORES = (
+    "recipe.yaml", "run.json", "metrics.jsonl", "checkpoint.safetensors", "README.md", "scores.json",
+)  # fmt: skip
+
+
+@dataclass
+class RunFolder:
+    """One run on disk."""
+
+    path: Path
+    recipe: Recipe
+
+    @classmethod
+    def open(cls, path: Path, recipe: Recipe, *, resume: bool = False) -> RunFolder:
+        """Begin a run in `path`, or with `resume` continue the one that is there.
+
+        Raises:
+            UserError: the folder holds something else, another recipe, or an unfinished run and no `resume`.
+        """
+        run = cls(path, recipe)
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{str(path)!r} is a file; name a folder for the run.")
+        if not path.exists() or not any(path.iterdir()):
+            path.mkdir(parents=True, exist_ok=True)
+            files.write_text(path / RECIPE, recipe.as_yaml())
+            return run
+        if not (path / RECIPE).exists():
+            raise UserError(f"{str(path)!r} is not empty and holds no run; name another --out.")
+        there = load_recipe(path / RECIPE)
+        if there.content_hash() != recipe.content_hash():
+            ours, theirs = recipe.model_dump(mode="json"), there.model_dump(mode="json")
+            differing = ", ".join(f"{key} ({theirs[key]!r} there)" for key in ours if ours[key] != theirs[key])
+            raise UserError(f"{str(path)!r} holds a run of another recipe: {differing}. Name another --out.")
+        if not resume and run.status != "finished":
+            raise UserError(f"{str(path)!r} holds an unfinished run; add --resume to continue it.")
+        return run
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What `run.json` says; empty before the first write."""
+        return files.read_json(self.path / RECORD) if (self.path / RECORD).exists() else {}
+
+    @property
+    def status(self) -> Status | None:
+        """The run's status, None before it started."""
+        return self.record.get("status")
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the resumable checkpoint lies while the run is unfinished."""
+        return self.path / CHECKPOINT
+
+    def snapshot(self, step: int) -> Path:
+        """Where the delta of an earlier step is kept."""
+        return self.path / "snapshots" / f"step-{step}.safetensors"
+
+    def write_record(self, status: Status, **entries: Any) -> None:
+        """Merge `entries` into `run.json`."""
+        files.write_json(self.path / RECORD, {**self.record, "status": status, **entries})
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of `metrics.jsonl`; a last line cut off by a kill is left out."""
+        path = self.path / METRICS
+        rows = []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return rows
+
+    def drop_rows_after(self, step: int) -> None:
+        """Forget metrics of steps that a resumed run will take again."""
+        files.write_jsonl(self.path / METRICS, [row for row in self.rows() if row["step"] <= step])
+
+    def add_row(self, row: dict[str, Any]) -> None:
+        """Append a row to `metrics.jsonl`."""
+        with (self.path / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def write_card(self) -> None:
+        """Write the model card from what the folder holds."""
+        files.write_text(self.path / CARD, model_card(self))
+
+
+def open_run(path: str | Path) -> RunFolder:
+    """The run in an existing folder.
+
+    Raises:
+        UserError: the folder holds no run.
+    """
+    folder = files.locate(path)
+    if not (folder / RECIPE).exists():
+        raise UserError(f"{str(path)!r} holds no {RECIPE}, so it is no run folder.")
+    return RunFolder(folder, load_recipe(folder / RECIPE))
+
+
+def environment(device: str) -> dict[str, str]:
+    """Versions and hardware a record needs."""
+    import safetensors
+    import torch
+    import transformers
+
+    from robust_unlearning import __version__
+
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or "cpu"
+    return {
+        "robust_unlearning": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "safetensors": safetensors.__version__,
+        "platform": platform.platform(),
+        "device": f"{device} ({name})",
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def peak_memory(device: str) -> dict[str, int]:
+    """Peak memory so far, in bytes: the process's resident set, and what torch allocated on a GPU."""
+    import torch
+
+    scale = 1 if sys.platform == "darwin" else 1024
+    peak = {"resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale}
+    if device.startswith("cuda"):
+        peak["gpu_bytes"] = torch.cuda.max_memory_allocated()
+    return peak
+
+
+def model_card(run: RunFolder) -> str:
+    """The README of a run folder or of an applied model: what was done, to what, how it scored, whom to cite."""
+    recipe, record = run.recipe, run.record
+    scores = files.read_json(run.path / SCORES) if (run.path / SCORES).exists() else {}
+    rna = (
+        f"RNA with noise_std {recipe.noise_scale:g} (variance {recipe.noise_scale**2:g}) at layers "
+        f"{list(recipe.noised_layers)}, site {recipe.noise_site}"
+        if recipe.noise_scale
+        else "no RNA"
+    )
+    lines = [
+        "---",
+        "library_name: transformers",
+        *([f"base_model: {recipe.model}"] if "/" in recipe.model and not recipe.model.startswith((".", "/")) else []),
+        "tags: [machine-unlearning, robust-unlearning]",
+        "---",
+        f"# {recipe.model}, unlearned by {recipe.spec.title}",
+        "",
+        f"Forgotten: {', '.join(recipe.topics)}. Method: {recipe.spec.title} ({recipe.spec.summary}), {rna}, "
+        f"{recipe.steps} steps at learning rate {recipe.learning_rate:g}. "
+        f"Changed: `{recipe.train_tensors}` of layers {', '.join(map(str, recipe.band_layers))}; "
+        "every other tensor is the base's, byte for byte.",
+        "",
+        "Unlearning of this kind hides knowledge rather than erasing it; fine-tuning may bring it back. An "
+        "unlearned model may answer wrongly when a word of the forgotten domain stands in a harmless question: "
+        "see the perturbed scores below, if there are any.",
+        "",
+        "## Scores",
+        "",
+        *(_score_lines(scores) or ["None yet: run `unlearn eval` on this folder."]),
+        "",
+        "## Provenance",
+        "",
+        f"- base: `{recipe.model}`, fingerprint `{record.get('model_fingerprint', 'unknown')}`",
+        *(
+            f"- {topic}: forget text `{each['forget']}`, retain text `{each['retain']}` (fingerprints)"
+            for topic, each in record.get("data_fingerprints", {}).items()
+        ),
+        f"- recipe hash `{recipe.content_hash()}`, seed {recipe.seed}, status {record.get('status')}",
+        *(f"- {key}: {value}" for key, value in record.get("environment", {}).items()),
+        "",
+        "## Recipe",
+        "",
+        "```yaml",
+        recipe.as_yaml().rstrip(),
+        "```",
+        "",
+        "## Citation",
+        "",
+        "```bibtex",
+        *dict.fromkeys([recipe.spec.bibtex, RNA_BIBTEX] if recipe.noise_scale else [recipe.spec.bibtex]),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _score_lines(scores: dict[str, Any]) -> list[str]:
+    lines = []
+    for task, score in scores.items():
+        if "acc" in score:
+            lines.append(f"| {task} | {100 * score['acc']:.1f} ± {100 * score['stderr']:.1f} % | {score['n']} questions |")
+        elif "perplexity" in score:
+            interval = f"{score['nats_per_token']:.3f} ({score['low']:.3f} to {score['high']:.3f}) nats a token"
+            lines.append(f"| {task} | {interval} | {score['n']} documents |")
+        if "excess_harm" in score:
+            harm = score["excess_harm"]
+            interval = f"{harm['value']:+.3f} ({harm['low']:+.3f} to {harm['high']:+.3f}) nats a token"
+            lines.append(f"| {task}, excess harm | {interval} | {harm['n']} questions |")
+    return ["| task | score | n |", "|---|---|---|", *lines] if lines else []
+
+
+__all__ = ["DELTA", "RunFolder", "environment", "model_card", "open_run", "peak_memory"]
