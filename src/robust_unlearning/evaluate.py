@@ -22,9 +22,9 @@ from pydantic import Field, ValidationError, model_validator
 from robust_unlearning.errors import UserError
 from robust_unlearning.files import BUNDLED, locate
 from robust_unlearning.perturb import TokenPair, draw, match_controls, paired_forms
-from robust_unlearning.questions import LETTERS, Question, read_questions
+from robust_unlearning.questions import STYLES, Question, read_questions
 from robust_unlearning.recipe import Strict, TextSource, explain
-from robust_unlearning.scores import Estimate, accuracy, excess_harm, nats_per_token
+from robust_unlearning.scores import accuracy, excess_harm, nats_per_token
 
 BUNDLED_SUITES = {"demo": BUNDLED + "suite.yaml"}
 Tokens = tuple[int, ...]
@@ -40,7 +40,8 @@ class QuestionSet(Strict):
     styles: Annotated[tuple[Literal["cloze", "letters"], ...], Field(min_length=1)] = ("cloze",)
     perturb: tuple[Literal["parenthesis", "sentence", "option"], ...] = ()
     limit: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="use this many questions, drawn by seed and id; a smaller draw is part of a larger one"
+        None,
+        description="use this many questions, drawn by seed and id; a smaller draw is part of a larger one",
     )
 
 
@@ -120,29 +121,133 @@ def _fields_at(location: tuple[int | str, ...]) -> list[str]:
     return [".".join([*map(str, location[:-1]), field]) for field in model.model_fields]
 
 
-def cloze_prompt(question: Question) -> tuple[str, tuple[str, ...]]:
-    """The prompt without the choices, and the choices as the texts that may follow it after a space."""
-    return f"Question: {question.question}\nAnswer:", question.choices
+@dataclass(frozen=True)
+class _Task:
+    """One set in one style and form; `pairs` holds None for the clean form."""
+
+    name: str
+    style: str
+    questions: list[Question]
+    pairs: list[TokenPair | None]
+    control: str = ""  # the name of the control task, for the forget form
 
 
-def letters_prompt(question: Question) -> tuple[str, tuple[str, ...]]:
-    """MMLU's zero-shot prompt (the paper's Figure 6), and the letters that may follow it after a space.
+def evaluate(
+    model: Any, tokenizer: Any, suite: Suite, progress: Progress | None = None, token_budget: int = 2048
+) -> Evaluation:
+    """Run a suite on a loaded causal language model.
+
+    Tasks are `SET/STYLE/clean`, `SET/STYLE/WHERE` (forget form), `SET/STYLE/WHERE-control` and `NAME/text`. A
+    question task has `acc`, `stderr`, `n`, `low`, `high` and `acc_norm` (log p per byte of the option); perturbed
+    ones also have `harm` (log p of the right answer less that of the clean form, nats per token), the forget form
+    `excess_harm` (see `scores.excess_harm`). A text has `nats_per_token`, `stderr`, `low`, `high`, `perplexity`,
+    `n` (documents) and `tokens`.
+
+    Args:
+        progress: called with (set, prompts done, prompts in all).
+        token_budget: tokens run at a time; lower it where memory is short.
 
     Raises:
-        UserError: more choices than letters.
+        UserError: an input cannot be read or used, or the model gives log-probabilities that are not finite.
     """
-    if len(question.choices) > len(LETTERS):
-        raise UserError(f"question {question.id!r} has more than 26 choices; ask it in the cloze style.")
-    about = f" about {question.subject.replace('_', ' ')}" if question.subject else ""
-    letters = tuple(LETTERS[: len(question.choices)])
-    options = "".join(
-        f"{letter}. {choice}\n" for letter, choice in zip(letters, question.choices, strict=True)
-    )
-    head = f"The following are multiple choice questions (with answers){about}."
-    return f"{head}\n\n{question.question.strip()}\n{options}Answer:", letters
+    from robust_unlearning.corpora import read_documents
+
+    perturbs = any(source.perturb for source in suite.questions.values())
+    pairs = match_controls(tokenizer, suite.forget_tokens, suite.control_tokens) if perturbs else []
+    scores: dict[str, dict[str, Any]] = {}
+    records: list[dict[str, Any]] = []
+    for name, source in suite.questions.items():
+        tasks = _tasks(name, source, pairs, suite.seed)
+        asked = [STYLES[task.style](question) for task in tasks for question in task.questions]
+        items = [(prompt, [" " + option for option in options]) for prompt, options in asked]
+        tick = (lambda done, total, name=name: progress(name, done, total)) if progress else None
+        results = option_logprobs(model, tokenizer, items, token_budget, tick)
+        _require_finite([logp for result in results for logp, _ in result], name)
+        scored = iter(zip(asked, results, strict=True))
+        own = {
+            task.name: [_record(task, i, *next(scored)) for i in range(len(task.questions))] for task in tasks
+        }
+        scores |= {task.name: _task_scores(task, own, suite.seed) for task in tasks}
+        records += [record for rows in own.values() for record in rows]
+    for name, text in suite.texts.items():
+        source_text = TextSource(path=text.path, field=text.field, min_chars=1, max_documents=text.limit)
+        counted = text_nats(model, tokenizer, read_documents(source_text), text.max_tokens, token_budget)
+        nats, tokens = zip(*counted, strict=True)
+        _require_finite(nats, name)
+        mean = nats_per_token(nats, tokens, suite.seed).as_dict()
+        value = mean.pop("value")
+        scores[f"{name}/text"] = {
+            "nats_per_token": value,
+            **mean,
+            "perplexity": exp(value),
+            "tokens": sum(tokens),
+        }
+    return Evaluation(scores, records)
 
 
-STYLES = {"cloze": cloze_prompt, "letters": letters_prompt}
+def _tasks(name: str, source: QuestionSet, pairs: list[TokenPair], seed: int) -> list[_Task]:
+    questions = read_questions(source.path, config=source.config, split=source.split)
+    if source.limit is not None:
+        kept = sorted(questions, key=lambda each: draw(seed, each.id, "limit"))[: source.limit]
+        questions = [each for each in questions if each in kept]
+    tasks = []
+    for style in dict.fromkeys(source.styles):
+        base = f"{name}/{style}"
+        tasks.append(_Task(f"{base}/clean", style, questions, [None] * len(questions)))
+        for where in dict.fromkeys(source.perturb):
+            forget, control, used = map(list, zip(*paired_forms(questions, pairs, where, seed), strict=True))
+            tasks.append(_Task(f"{base}/{where}", style, forget, used, control=f"{base}/{where}-control"))
+            tasks.append(_Task(f"{base}/{where}-control", style, control, used))
+    return tasks
+
+
+def _record(
+    task: _Task, index: int, asked: tuple[str, Sequence[str]], result: list[tuple[float, int]]
+) -> dict[str, Any]:
+    question, pair = task.questions[index], task.pairs[index]
+    logprobs = [logp for logp, _ in result]
+    per_byte = [logp / len(option.encode("utf-8")) for logp, option in zip(logprobs, asked[1], strict=True)]
+    prediction = int(np.argmax(logprobs))
+    return {
+        "task": task.name,
+        "id": question.id,
+        "answer": question.answer,
+        "prediction": prediction,
+        "correct": prediction == question.answer,
+        "correct_norm": int(np.argmax(per_byte)) == question.answer,
+        "logprobs": logprobs,
+        "tokens": [tokens for _, tokens in result],
+        "forget_token": pair.forget if pair else None,
+        "control_token": pair.control if pair else None,
+    }
+
+
+def _task_scores(task: _Task, records: dict[str, list[dict[str, Any]]], seed: int) -> dict[str, Any]:
+    own = records[task.name]
+    row = accuracy([record["correct"] for record in own])
+    row["acc_norm"] = float(np.mean([record["correct_norm"] for record in own]))
+    if task.pairs[0] is None:
+        return row
+    clean = {each["id"]: each for each in records[task.name.rsplit("/", 1)[0] + "/clean"]}
+
+    def right(rows: Iterable[dict[str, Any]]) -> list[float]:
+        return [each["logprobs"][each["answer"]] for each in rows]
+
+    other = records[task.control] if task.control else own
+    counts = [each["tokens"][each["answer"]] for each in own]
+    before = right(clean[each["id"]] for each in own)
+    harm = excess_harm(right(own), right(other), counts, before, seed)
+    if harm.forget:
+        row["harm"] = harm.forget.as_dict()
+    return row | ({"excess_harm": harm.excess.as_dict()} if task.control else {})
+
+
+def _require_finite(values: Iterable[float], name: str) -> None:
+    if not all(map(isfinite, values)):
+        raise UserError(
+            f"{name}: the model's log-probabilities are not finite: its weights hold NaN, or its dtype overflows. "
+            "Check the training run, or evaluate in bfloat16 or float32."
+        )
 
 
 def option_logprobs(
@@ -255,8 +360,9 @@ def _cached_logps(
     device = next(model.parameters()).device
     output = model(input_ids=torch.tensor(prompts, device=device), use_cache=True, **_keep(model, 1))
     row = torch.tensor([each for each, _ in owners], device=device)
-    firsts = torch.tensor([[continuation[0]] for _, continuation in owners], device=device)
-    total = _token_logps(output.logits[:, -1:][row], firsts)[:, 0]
+    firsts = torch.tensor([continuation[0] for _, continuation in owners], device=device)
+    last = output.logits[:, -1].float()
+    total = last[row, firsts] - last.logsumexp(dim=-1)[row]
     longer = [index for index, (_, continuation) in enumerate(owners) if len(continuation) > 1]
     if longer:
         cache = getattr(output, "past_key_values", None)
@@ -267,7 +373,7 @@ def _cached_logps(
         ids, real = _padded([tail[:-1] for tail in tails], pad, device)
         targets, _ = _padded([tail[1:] for tail in tails], pad, device)
         logits = model(input_ids=ids, past_key_values=cache, use_cache=True).logits
-        total[longer] += (_token_logps(logits, targets) * real).sum(dim=1)
+        total[longer] += _token_logps(logits, targets).masked_fill(~real, 0).sum(dim=1)
     return total.tolist()
 
 
@@ -283,25 +389,24 @@ def _full_logps(model: Any, sequences: Sequence[tuple[Tokens, int]], pad: int, b
     """For each (tokens, start), the sum of log p of the tokens from `start` (at least 1) on, longest first."""
     device = next(model.parameters()).device
     result = [0.0] * len(sequences)
-    order = sorted((i for i, (ids, start) in enumerate(sequences) if len(ids) > start), key=_by(sequences))
+    order = [index for index, (ids, start) in enumerate(sequences) if len(ids) > start]
+    order.sort(key=lambda index: -len(sequences[index][0]))
     while order:
         rows = max(1, budget // len(sequences[order[0]][0]))
         batch, order = order[:rows], order[rows:]
         ids, real = _padded([sequences[index][0] for index in batch], pad, device)
         starts = [sequences[index][1] for index in batch]
         first = min(starts)
-        keep = ids.shape[1] - first + 1  # the positions that predict tokens `first` … last, and the last itself
+        keep = (
+            ids.shape[1] - first + 1
+        )  # the positions that predict tokens `first` … last, and the last itself
         logits = model(input_ids=ids, use_cache=False, **_keep(model, keep)).logits[:, -keep:-1]
         for line, start in enumerate(starts):
-            real[line, :start] = 0
-        sums = (_token_logps(logits, ids[:, first:]) * real[:, first:]).sum(dim=1).tolist()
-        for index, logp in zip(batch, sums, strict=True):
+            real[line, :start] = False
+        sums = _token_logps(logits, ids[:, first:]).masked_fill(~real[:, first:], 0).sum(dim=1)
+        for index, logp in zip(batch, sums.tolist(), strict=True):
             result[index] = logp
     return result
-
-
-def _by(sequences: Sequence[tuple[Tokens, int]]) -> Callable[[int], int]:
-    return lambda index: -len(sequences[index][0])
 
 
 def _token_logps(logits: Any, targets: Any) -> Any:
@@ -313,13 +418,13 @@ def _token_logps(logits: Any, targets: Any) -> Any:
 
 
 def _padded(rows: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[Any, Any]:
-    """Token ids [b, t] padded on the right, and 1.0 where a token is real."""
+    """Token ids [b, t] padded on the right, and True where a token is real."""
     import torch
 
     width = max(map(len, rows))
     ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], device=device)
     lengths = torch.tensor([len(row) for row in rows], device=device)
-    return ids, (torch.arange(width, device=device) < lengths[:, None]).float()
+    return ids, torch.arange(width, device=device) < lengths[:, None]
 
 
 def _keep(model: Any, positions: int) -> dict[str, int]:

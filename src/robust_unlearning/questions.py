@@ -1,4 +1,4 @@
-"""Multiple-choice sets from JSONL, CSV, parquet or a folder in hub layout, as one `Question` type.
+"""Multiple-choice sets from JSONL, CSV, parquet or a folder in hub layout, as one `Question` type; its prompts.
 
 A row has `question`, the choices, `answer`, and perhaps `subject` and `id`. JSONL and parquet give the choices
 as a list `choices`; CSV gives them as columns `A`, `B`, … or `choice_0`, `choice_1`, …. The answer is the
@@ -11,7 +11,7 @@ import csv
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,34 @@ def read_questions(
     if not questions:
         raise UserError(f"{str(place)!r} holds no questions: it has no rows.")
     return [question for question, _ in questions.values()]
+
+
+def cloze_prompt(question: Question) -> tuple[str, tuple[str, ...]]:
+    """The prompt without the choices, and the choices as the texts that may follow it after a space."""
+    return f"Question: {question.question}\nAnswer:", question.choices
+
+
+def letters_prompt(question: Question) -> tuple[str, tuple[str, ...]]:
+    """MMLU's zero-shot prompt (the paper's Figure 6), and the letters that may follow it after a space.
+
+    Raises:
+        UserError: more choices than letters.
+    """
+    if len(question.choices) > len(LETTERS):
+        raise UserError(f"question {question.id!r} has more than 26 choices; ask it in the cloze style.")
+    about = f" about {question.subject.replace('_', ' ')}" if question.subject else ""
+    letters = tuple(LETTERS[: len(question.choices)])
+    options = "".join(
+        f"{letter}. {choice}\n" for letter, choice in zip(letters, question.choices, strict=True)
+    )
+    head = f"The following are multiple choice questions (with answers){about}."
+    return f"{head}\n\n{question.question.strip()}\n{options}Answer:", letters
+
+
+STYLES: dict[str, Callable[[Question], tuple[str, tuple[str, ...]]]] = {
+    "cloze": cloze_prompt,
+    "letters": letters_prompt,
+}
 
 
 def _hub_files(folder: Path, config: str | None, split: str) -> list[tuple[Path, str]]:
