@@ -39,7 +39,7 @@ def _read_jsonl(path: Path, field: str) -> Iterator[str]:
     WMDP's biology file holds objects with `text`; its cyber file has been published both as objects and as
     bare lines. A file whose first line is not JSON at all is read as bare lines.
     """
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -67,7 +67,7 @@ def _as_text(value: Any, where: str, field: str) -> str:
 
 
 def _read_lines(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding="utf-8-sig") as lines:
         yield from (line.rstrip("\n") for line in lines)
 
 

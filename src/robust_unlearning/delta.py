@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from robust_unlearning import files
 from robust_unlearning.errors import UserError
-from robust_unlearning.models import Checkpoint
+from robust_unlearning.models import Checkpoint, tensor_digest
 
 FILE = "delta.safetensors"
 _KIND = "robust-unlearning delta 1"
@@ -41,6 +41,10 @@ class Delta:
         metadata = {"kind": _KIND, "provenance": json.dumps(self.provenance, sort_keys=True)}
         with files.replacing(path) as temporary:
             save_file({name: value.contiguous() for name, value in self.tensors.items()}, temporary, metadata)
+
+    def digest(self) -> str:
+        """SHA-256 of the tensors' names and bytes."""
+        return tensor_digest(self.tensors)
 
     def check_base(self, checkpoint: Checkpoint) -> None:
         """Raise a `UserError` unless `checkpoint` is the base this delta was made from."""

@@ -22,8 +22,10 @@ def nearest(name: str, allowed: Iterable[str]) -> str | None:
     return folded[found[0]] if found else None
 
 
-def unknown(kind: str, name: str, allowed: Iterable[str], next_step: str = "") -> str:
+def unknown(kind: str, name: str, allowed: Iterable[str], next_step: str = "", place: str = "") -> str:
     """The sentence for an unknown name: what was given, the nearest, what is allowed, what to do next.
+
+    `place` is shown instead of `name` where the name alone would not tell which one is meant.
 
     >>> unknown("method", "rmv", ["rmu", "rsv"])
     "unknown method 'rmv': did you mean 'rmu'? Allowed: rmu, rsv."
@@ -32,5 +34,5 @@ def unknown(kind: str, name: str, allowed: Iterable[str], next_step: str = "") -
     close = nearest(name, names)
     hint = f": did you mean {close!r}?" if close else "."
     shown = ", ".join(names[:30]) + (f", … ({len(names)} in all)" if len(names) > 30 else "")
-    text = f"unknown {kind} {name!r}{hint} Allowed: {shown or 'none'}."
+    text = f"unknown {kind} {(place or name)!r}{hint} Allowed: {shown or 'none'}."
     return f"{text} {next_step}" if next_step else text

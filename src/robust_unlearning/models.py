@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from robust_unlearning.layers import decoder_layers
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+_PICKLES = "pytorch_model*.bin"
 _SIDE_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.py"]
 
 
@@ -88,7 +89,7 @@ class Checkpoint:
             return path
         if self.repo is None:
             raise UserError(f"{self.name}: the weight file {name!r} is missing from {self.folder}.")
-        return _from_hub(self.repo, name)
+        return _from_hub(self.repo, name, revision=self.folder.name)
 
     def tensor(self, name: str) -> Tensor:
         """One tensor, in the checkpoint's own type."""
@@ -115,19 +116,26 @@ class Checkpoint:
 
     def fingerprint(self, tensors: Iterable[str]) -> str:
         """SHA-256 over all tensor names and the bytes of `tensors`: tells whether a delta fits this base."""
-        digest = hashlib.sha256("\n".join(sorted(self.weight_map)).encode())
-        for name in sorted(tensors):
-            value = self.tensor(name).contiguous()
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()[:16]
+        names = hashlib.sha256("\n".join(sorted(self.weight_map)).encode()).hexdigest()
+        return hashlib.sha256((names + tensor_digest({name: self.tensor(name) for name in tensors})).encode()).hexdigest()[:16]
 
 
-def _from_hub(repo: str, name: str) -> Path:
+def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes of tensors, whatever their order."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _from_hub(repo: str, name: str, revision: str) -> Path:
+    """A file of the very revision that the config came from."""
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(repo, name))
+        return Path(hf_hub_download(repo, name, revision=revision))
     except Exception as error:  # network, authentication, missing file: many kinds, one sentence
         raise UserError(f"{repo}: cannot get {name!r} from the hub or its cache ({error}).") from error
 
@@ -171,11 +179,11 @@ def resolve(name: str, *, allow_pickle: bool = False, trust_remote_code: bool = 
         raise UserError(f"model {name!r}: {folder} holds no config.json, so it is no Hugging Face model folder.")
     if "auto_map" in config and not trust_remote_code:
         raise UserError(
-            f"model {name!r} brings Python code of its own ({', '.join(config['auto_map'].values())}); "
+            f"model {name!r} brings Python code of its own ({', '.join(map(str, config['auto_map'].values()))}); "
             "read it, then set trust_remote_code=true if you trust it."
         )
     if not (repo or (folder / SINGLE).exists() or (folder / INDEX).exists()):
-        pickles = sorted(each.name for each in [*folder.glob("*.bin"), *folder.glob("*.pt")])
+        pickles = sorted(each.name for each in folder.glob(_PICKLES))
         if not pickles:
             raise UserError(f"model {name!r}: {folder} holds no {SINGLE} and no {INDEX}.")
         if not allow_pickle:
@@ -234,7 +242,7 @@ def _convert_gguf(path: Path, sha256: str | None = None) -> Path:
 def _convert_pickle(source: Path) -> Path:
     """The cached safetensors copy of a folder with pickled weights."""
     digest = hashlib.sha256()
-    for each in sorted(source.glob("*.bin")):
+    for each in sorted(source.glob(_PICKLES)):
         digest.update(files.sha256_file(each).encode())
 
     def build(folder: Path) -> None:
@@ -368,14 +376,15 @@ def _quiet() -> Iterator[None]:
     """Without transformers' bars and its report of the tensors that a truncated load leaves out on purpose."""
     from transformers.utils import logging
 
-    level = logging.get_verbosity()
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(level)
-        logging.enable_progress_bar()
+        if bars:
+            logging.enable_progress_bar()
 
 
 def load_truncated(checkpoint: Checkpoint, depth: int, dtype: str, device: torch.device) -> nn.Module:

@@ -14,10 +14,12 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field
 
 from robust_unlearning.errors import UserError, unknown
-from robust_unlearning.questions import Question
+from robust_unlearning.questions import Question, read_questions
 
 SENTENCES = (
     "My neighbour read an article about {token} yesterday.",
@@ -78,8 +80,8 @@ def _sentence(question: Question, token: str, seed: int) -> Question:
 def _option(question: Question, token: str, seed: int) -> Question:
     if any(choice.strip().casefold() == token.strip().casefold() for choice in question.choices):
         raise UserError(
-            f"token {token!r} is a choice of question {question.id!r} already, so putting it there would give "
-            "two equal choices. Give another token for this question."
+            f"token {token!r} is a choice of question {question.id!r} already, so putting it there would "
+            "give two equal choices. Give another token for this question."
         )
     wrong = [index for index in range(len(question.choices)) if index != question.answer]
     replaced = wrong[draw(seed, question.id, "option") % len(wrong)]
@@ -174,3 +176,42 @@ def paired_forms(
 
 def _occurs(word: str, casefolded_text: str) -> bool:
     return re.search(r"(?<!\w)" + re.escape(word.strip().casefold()), casefolded_text) is not None
+
+
+class QuestionSet(BaseModel, extra="forbid", frozen=True):
+    """A multiple-choice set, the styles it is asked in, and where tokens are put into it.
+
+    A token put in place of an option is read by the model in the `letters` style, whose prompt lists the
+    options. In the `cloze` style it is only one of the continuations, so its `excess_harm` is always 0.
+    """
+
+    path: str = Field(description="a file, a folder in hub layout, or demo:FILE")
+    config: str | None = Field(None, description="one config of a folder in hub layout; left out: all")
+    split: str = "test"
+    styles: Annotated[tuple[Literal["cloze", "letters"], ...], Field(min_length=1)] = ("cloze",)
+    perturb: tuple[Literal["parenthesis", "sentence", "option"], ...] = ()
+    limit: int | None = Field(
+        None, ge=1, description="use so many, drawn by id; a smaller draw is in a larger"
+    )
+
+    def forms(
+        self, pairs: Sequence[TokenPair], seed: int
+    ) -> dict[str, list[tuple[Question, TokenPair | None]]]:
+        """The questions under `clean`, and for each `WHERE` of `perturb` under `WHERE` and `WHERE-control`.
+
+        Raises:
+            UserError: the questions cannot be read, or (with `perturb`) what `paired_forms` raises.
+        """
+        questions = read_questions(self.path, config=self.config, split=self.split)
+        if self.limit is not None:
+            drawn = sorted(questions, key=lambda each: draw(seed, each.id, "limit"))[: self.limit]
+            kept = {each.id for each in drawn}
+            questions = [each for each in questions if each.id in kept]
+        forms: dict[str, list[tuple[Question, TokenPair | None]]] = {
+            "clean": [(question, None) for question in questions]
+        }
+        for where in self.perturb:
+            triples = paired_forms(questions, pairs, where, seed)
+            forms[where] = [(forget, pair) for forget, _, pair in triples]
+            forms[f"{where}-control"] = [(control, pair) for _, control, pair in triples]
+        return forms

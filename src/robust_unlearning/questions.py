@@ -1,8 +1,8 @@
-"""Multiple-choice sets from JSONL, CSV, parquet or a folder in hub layout, as one `Question` type; its prompts.
+"""Multiple-choice sets from JSONL, CSV, parquet or a folder in hub layout, and the prompts that ask them.
 
-A row has `question`, the choices, `answer`, and perhaps `subject` and `id`. JSONL and parquet give the choices
-as a list `choices`; CSV gives them as columns `A`, `B`, … or `choice_0`, `choice_1`, …. The answer is the
-number of the right choice counted from 0, its letter, or its text.
+A row has `question`, the choices, `answer`, and perhaps `subject` and `id`. JSONL and parquet give the
+choices as a list `choices`; CSV gives them as columns `A`, `B`, … or `choice_0`, `choice_1`, …. The answer is
+the number of the right choice counted from 0, its letter, or its text.
 """
 
 from __future__ import annotations
@@ -115,8 +115,8 @@ def _hub_files(folder: Path, config: str | None, split: str) -> list[tuple[Path,
         configs = {folder.name: here}
     if not configs:
         raise UserError(
-            f"{str(folder)!r} holds no questions. A folder should look like CONFIG/test-00000-of-00001.parquet; "
-            "otherwise name a .jsonl, .csv or .parquet file."
+            f"{str(folder)!r} holds no questions. A folder should hold CONFIG/test-00000-of-00001.parquet "
+            "and the like; otherwise name a .jsonl, .csv or .parquet file."
         )
     if config is not None and config not in configs:
         raise UserError(f"{folder}: {unknown('config', config, configs, 'Leave it out to take them all.')}")
@@ -192,8 +192,8 @@ def _read_csv(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _read_parquet(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    import pyarrow
-    import pyarrow.parquet
+    import pyarrow  # type: ignore[import-untyped]
+    import pyarrow.parquet  # type: ignore[import-untyped]
 
     try:
         table = pyarrow.parquet.read_table(file)

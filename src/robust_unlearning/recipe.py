@@ -6,6 +6,7 @@ prints the whole recipe with its defaults filled in.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -27,7 +28,7 @@ Format = Literal["auto", "jsonl", "lines", "text", "parquet", "hub"]
 class Strict(BaseModel):
     """A model that refuses unknown keys and never changes after it was checked."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class TextSource(Strict):
@@ -145,35 +146,40 @@ class Recipe(Strict):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _conflicts(recipe: Recipe) -> list[str]:
-    """What no single field can see: combinations that cannot work."""
+def _conflicts(recipe: Recipe) -> list[tuple[set[str], str]]:
+    """Combinations that cannot work, which no single field can see: the fields that take part, and the sentence."""
     errors = []
     if recipe.noise_std is not None and recipe.noise_variance is not None:
-        errors.append(
+        text = (
             f"noise_std ({recipe.noise_std}) and noise_variance ({recipe.noise_variance}) are both given; "
             "keep one (noise_std is the square root of noise_variance)."
         )
-    above = [each for each in recipe.band_layers if not 0 <= each <= recipe.layer]
-    if above or not recipe.band_layers:
-        errors.append(
+        errors.append(({"noise_std", "noise_variance"}, text))
+    if not recipe.band_layers or not all(0 <= each <= recipe.layer for each in recipe.band_layers):
+        text = (
             f"train_layers: {list(recipe.train_layers or ())} must name layers from 0 to layer = {recipe.layer}, "
             "at least one; the losses see nothing above that."
         )
+        errors.append(({"train_layers", "layer"}, text))
     unseen = [each for each in recipe.noised_layers if not 0 <= each <= recipe.layer]
     if unseen:
-        errors.append(
+        text = (
             f"noise_layers: {unseen} outside 0 to layer = {recipe.layer}; {recipe.method} compares hidden states "
             "at that layer, so noise above it would change nothing."
         )
+        errors.append(({"noise_layers", "layer"}, text))
     known = recipe.method in METHODS
     if not known:
-        errors.append("method: " + unknown("method", recipe.method, METHODS, "Run `unlearn list methods`."))
+        text = "method: " + unknown("method", recipe.method, METHODS, "Run `unlearn list methods`.")
+        errors.append(({"method"}, text))
     for name, topic in recipe.topics.items():
         if known and recipe.of_topic(name, recipe.spec.scale_field) is None:
             scale = recipe.spec.scale_field
-            errors.append(f"{scale}: {recipe.method} needs it; set {scale}=… or topics.{name}.{scale}=….")
+            text = f"{scale}: {recipe.method} needs it; set {scale}=… or topics.{name}.{scale}=…."
+            errors.append(({scale, "method"}, text))
         if topic.retain is None and recipe.retain is None:
-            errors.append(f"topics.{name}.retain: no retain corpus; set retain=… for all or for this topic.")
+            text = f"topics.{name}.retain: no retain corpus; set retain=… for all or for this topic."
+            errors.append(({"retain"}, text))
     return errors
 
 
@@ -193,7 +199,7 @@ def explain(error: ValidationError, fields_at: Any = _fields_at) -> list[str]:
         given = each.get("input")
         match each["type"]:
             case "extra_forbidden":
-                lines.append(unknown("field", place, fields_at(each["loc"])))
+                lines.append(unknown("field", str(each["loc"][-1]), fields_at(each["loc"]), place=place))
             case "missing":
                 lines.append(f"{place}: required, and not given.")
             case _:
@@ -201,23 +207,37 @@ def explain(error: ValidationError, fields_at: Any = _fields_at) -> list[str]:
     return lines
 
 
+def _without(data: dict[str, Any], error: ValidationError) -> Recipe | None:
+    """The recipe without the fields that are wrong, so that conflicts among the others can be seen; None if none."""
+    kept = copy.deepcopy(data)
+    for each in error.errors():
+        here: Any = kept
+        *parents, last = each["loc"] or ("",)
+        for part in parents:
+            here = here.get(part) if isinstance(here, dict) else None
+        if isinstance(here, dict):
+            here.pop(last, None)
+    try:
+        return Recipe.model_validate(kept)
+    except ValidationError:
+        return None
+
+
 def _check(data: dict[str, Any], source: str, errors: list[str]) -> Recipe:
     """Validate, gathering field errors and conflicts together, and raise them in one `UserError`."""
-    recipe = None
+    wrong: set[str] = set()
+    recipe: Recipe | None
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
         errors = errors + explain(error)
-        wrong = {str(each["loc"][0]) for each in error.errors() if each["loc"]}
-        if not wrong & {"method", "model", "topics"}:  # these have no default to stand in for them
-            kept = {key: value for key, value in data.items() if key not in wrong}
-            errors += _conflicts(Recipe.model_validate(kept))
-    else:
-        errors = errors + _conflicts(recipe)
-    if errors:
+        wrong = {str(part) for each in error.errors() for part in each["loc"]}
+        recipe = _without(data, error)
+    if recipe is not None:
+        errors = errors + [text for fields, text in _conflicts(recipe) if not fields & wrong]
+    if errors or recipe is None:
         count = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
         raise UserError(f"{source}: {count}\n" + "\n".join(f"  - {line}" for line in errors))
-    assert recipe is not None
     return recipe
 
 
@@ -288,10 +308,15 @@ def load_recipe(source: str | os.PathLike[str] | Mapping[str, Any], overrides: I
         name = str(source)
         try:
             data = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: not YAML: {error}") from error
+        except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+            raise UserError(f"{path}: a recipe is a YAML file: {error}") from error
         if not isinstance(data, dict):
             raise UserError(f"{path}: a recipe is a mapping of fields; see `unlearn show {recipe_names()[0]}`.")
     errors = [error for text in overrides if (error := _override(data, text))]
     return _check(data, name, errors)
 
+
+
+def recipe_summary(name: str) -> str:
+    """The first line of a shipped recipe's file, which says what it is."""
+    return recipe_path(name).read_text(encoding="utf-8").splitlines()[0].lstrip("# ")

@@ -1,16 +1,16 @@
 """Accuracies and log-probabilities -> rates with intervals. NumPy only.
 
 Intervals are percentile bootstraps over questions (or documents). Where several models answered the same
-questions, each resample draws the same questions for all of them. A rate that has no meaning (nothing was lost,
-so nothing can be recovered) is reported as undefined with the reason, never as a number.
+questions, each resample draws the same questions for all of them. A rate that has no meaning (nothing was
+lost, so nothing can be recovered) is reported as undefined with the reason, never as a number.
 
 Shapes: n questions or documents, S seeds, R resamples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import Any
 
@@ -22,6 +22,8 @@ from robust_unlearning.errors import UserError
 Array = NDArray[np.float64]
 CHUNK = 2**21  # numbers drawn at a time, so that memory stays at some tens of MB for any n
 MOST_UNDEFINED = 0.05  # the share of resamples that may be undefined before an interval is refused
+NOTHING_TO_LOSE = "the base model answers nothing correctly, so there is nothing to lose"
+NOTHING_TO_RECOVER = "unlearning lost nothing, so there is nothing to recover"
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,7 @@ class Estimate:
     """A number with its interval; `value` is None where it is undefined and `note` then says why.
 
     `low` and `high` are None where no interval can be given; `stderr` is the standard error; `n` counts the
-    questions or documents (0: computed from bare numbers); `seeds` counts training seeds, if more than one run
-    went in.
+    questions or documents (0: computed from bare numbers), `seeds` training seeds (None: not over seeds).
     """
 
     value: float | None
@@ -51,12 +52,8 @@ class Estimate:
         return f"{text} ({details})" if details else text
 
     def as_dict(self) -> dict[str, Any]:
-        """value, low, high, stderr, n for JSON (None where there is none); seeds and note where there are any."""
-        row: dict[str, Any] = {"value": self.value, "low": self.low, "high": self.high}
-        row |= {"stderr": self.stderr, "n": self.n}
-        return (
-            row | ({"seeds": self.seeds} if self.seeds else {}) | ({"note": self.note} if self.note else {})
-        )
+        """value, low, high, stderr, n for JSON (None where there is none); seeds, note only where given."""
+        return {key: item for key, item in asdict(self).items() if item or key not in ("seeds", "note")}
 
 
 @dataclass(frozen=True)
@@ -116,8 +113,8 @@ def nats_per_token(
 ) -> Estimate:
     """Negative log-likelihood per token over n documents: sum of `nats` [n] / sum of `tokens` [n].
 
-    The interval resamples documents (tokens of one document are not independent). exp of it is the perplexity.
-    Documents without predicted tokens are left out of n.
+    The interval resamples documents, as tokens of one document are not independent. exp of it is the
+    perplexity. Documents without predicted tokens are left out of n.
 
     Raises:
         UserError: no document with tokens, unequal lengths, or values that are not finite.
@@ -130,30 +127,28 @@ def nats_per_token(
 
 
 def reduction_rate(base: float, unlearned: float) -> Estimate:
-    """(base - unlearned) / base: the share of the base model's accuracy that unlearning cost (paper, App. A.3).
+    """(base - unlearned) / base: the share of the base's accuracy that unlearning cost (paper, App. A.3).
 
-    Accuracies in any one unit; the rate is a fraction (0.5 is 50 %), below 0 where unlearning helped. Undefined
-    for base = 0.
+    Accuracies in any one unit; the rate is a fraction (0.5 is 50 %), below 0 where unlearning helped.
+    Undefined for base = 0.
 
     >>> print(reduction_rate(60, 30))
     0.5
     """
-    rate = _reduction(np.array([[base, unlearned]], dtype=float))[0]
-    return _undefined_reduction(0) if np.isnan(rate) else Estimate(float(rate))
+    return _estimate(_reduction(_one_row(base, unlearned)), NOTHING_TO_LOSE)
 
 
 def recovery_rate(base: float, unlearned: float, rna: float) -> Estimate:
     """(rna - unlearned) / (base - unlearned): the share of the loss that noise won back (paper, App. A.3).
 
-    A fraction (0.5 is 50 %); above 1 where RNA is better than the base. Undefined where unlearning lost nothing.
+    A fraction (0.5 is 50 %), above 1 where RNA beats the base. Undefined where unlearning lost nothing.
 
     >>> print(recovery_rate(60, 30, 50))
     0.6667
     >>> print(recovery_rate(60, 60, 50))
     undefined (unlearning lost nothing, so there is nothing to recover)
     """
-    rate = _recovery(np.array([[base, unlearned, rna]], dtype=float))[0]
-    return _undefined_recovery(0) if np.isnan(rate) else Estimate(float(rate))
+    return _estimate(_recovery(_one_row(base, unlearned, rna)), NOTHING_TO_RECOVER)
 
 
 def paired_reduction(
@@ -168,8 +163,7 @@ def paired_reduction(
         UserError: no values, unequal lengths, or values that are not finite.
     """
     columns = _columns(base=base, unlearned=unlearned)
-    estimate = _bootstrap(columns, _reduction, seed, resamples, level)
-    return _undefined_reduction(len(columns[0])) if estimate.value is None else estimate
+    return _bootstrap(columns, _reduction, seed, resamples, level, undefined=NOTHING_TO_LOSE)
 
 
 def paired_recovery(
@@ -188,8 +182,7 @@ def paired_recovery(
         UserError: no values, unequal lengths, or values that are not finite.
     """
     columns = _columns(base=base, unlearned=unlearned, rna=rna)
-    estimate = _bootstrap(columns, _recovery, seed, resamples, level)
-    return _undefined_recovery(len(columns[0])) if estimate.value is None else estimate
+    return _bootstrap(columns, _recovery, seed, resamples, level, undefined=NOTHING_TO_RECOVER)
 
 
 def excess_harm(
@@ -202,9 +195,9 @@ def excess_harm(
 ) -> Harm:
     """How much more a forget-token lowers the right answer's log-probability than a control word does.
 
-    excess = mean over questions of (log p(answer | forget form) - log p(answer | control form)) / answer tokens,
-    in nats per token; below 0 where the forget-token does more harm. With log p of the clean question it is
-    (a) - (b), where (a) = (forget - clean) / tokens and (b) = (control - clean) / tokens: the clean
+    excess = mean over questions of (log p(answer | forget form) - log p(answer | control form)) / tokens, in
+    nats per answer token; below 0 where the forget-token does more harm. With log p of the clean question it
+    is (a) - (b), where (a) = (forget - clean) / tokens and (b) = (control - clean) / tokens: the clean
     log-probability cancels, so it is not needed for the excess. Given, (a) and (b) are returned as well.
 
     Args:
@@ -239,9 +232,7 @@ def over_seeds(
     """
     table = np.asarray(per_seed_values, dtype=float)
     if table.ndim != 2 or not table.size or not np.isfinite(table).all():
-        raise UserError(
-            f"per_seed_values must be a finite table [seeds, questions]; its shape is {table.shape}."
-        )
+        raise UserError(f"per_seed_values must be finite numbers [seeds, questions]; shape {table.shape}.")
     seeds, n = table.shape
     rng = np.random.default_rng(seed)
     means = []
@@ -251,6 +242,36 @@ def over_seeds(
         means.append(np.take_along_axis(drawn_seeds @ table, questions, axis=1).mean(axis=1))
     note = "one seed: the interval is over questions only" if seeds == 1 else ""
     return _summarise(float(table.mean()), np.concatenate(means), n, level, seeds=seeds, note=note)
+
+
+def format_scores(scores: Mapping[str, Mapping[str, Any]]) -> str:
+    """An evaluation's scores as aligned text for the terminal: one table of questions, one of texts."""
+    questions = [("task", "acc", "95 % interval", "acc_norm", "excess harm, nats/token", "n")]
+    texts = [("text", "nats/token", "95 % interval", "perplexity", "tokens", "n")]
+    for task, row in scores.items():
+        if "acc" in row:
+            acc = f"{row['acc']:.3f}" + ("" if row["stderr"] is None else f" ± {row['stderr']:.3f}")
+            harm = row.get("excess_harm")
+            shown = f"{harm['value']:+.3f} {_span(harm, '+.3f')}" if harm else ""
+            questions.append((task, acc, _span(row, ".3f"), f"{row['acc_norm']:.3f}", shown, str(row["n"])))
+        elif "nats_per_token" in row:
+            nats, sizes = f"{row['nats_per_token']:.4f}", (str(row["tokens"]), str(row["n"]))
+            texts.append((task, nats, _span(row, ".4f"), f"{row['perplexity']:.2f}", *sizes))
+    return "\n\n".join(_aligned(table) for table in (questions, texts) if len(table) > 1)
+
+
+def _span(row: Mapping[str, Any], form: str) -> str:
+    return "" if row["low"] is None else f"[{row['low']:{form}}, {row['high']:{form}}]"
+
+
+def _aligned(table: Sequence[Sequence[str]]) -> str:
+    """Columns two spaces apart, the first to the left and the others to the right."""
+    first, *widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = []
+    for name, *cells in table:
+        padded = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
+        lines.append("  ".join([name.ljust(first), *padded]).rstrip())
+    return "\n".join(lines)
 
 
 def _reduction(sums: Array) -> Array:
@@ -266,12 +287,14 @@ def _recovery(sums: Array) -> Array:
     return np.divide(rna - unlearned, lost, out=np.full(len(base), np.nan), where=lost > 0)
 
 
-def _undefined_reduction(n: int) -> Estimate:
-    return Estimate(None, n=n, note="the base model answers nothing correctly, so there is nothing to lose")
+def _one_row(*accuracies: float) -> Array:
+    if not np.isfinite(accuracies).all():
+        raise UserError(f"accuracies must be finite numbers; given {', '.join(map(str, accuracies))}.")
+    return np.array([accuracies], dtype=float)
 
 
-def _undefined_recovery(n: int) -> Estimate:
-    return Estimate(None, n=n, note="unlearning lost nothing, so there is nothing to recover")
+def _estimate(rate: Array, undefined: str) -> Estimate:
+    return Estimate(None, note=undefined) if np.isnan(rate[0]) else Estimate(float(rate[0]))
 
 
 def _bootstrap(
@@ -281,12 +304,13 @@ def _bootstrap(
     resamples: int,
     level: float,
     stderr: float | None = None,
+    undefined: str = "",
 ) -> Estimate:
     """`statistic` maps sums [R, columns] over drawn questions to [R], nan where it is undefined."""
     rows = np.stack(columns, axis=1)
     value = float(statistic(rows.sum(axis=0, keepdims=True))[0])
     if np.isnan(value):
-        return Estimate(None, n=len(rows))
+        return Estimate(None, n=len(rows), note=undefined)
     draws = np.concatenate([statistic(sums) for sums in _resampled_sums(rows, seed, resamples)])
     return _summarise(value, draws, len(rows), level, stderr=stderr)
 
@@ -341,19 +365,14 @@ def _columns(**named: ArrayLike) -> list[Array]:
     columns = {name: np.asarray(values, dtype=float) for name, values in named.items()}
     for name, values in columns.items():
         if values.ndim != 1 or not values.size:
-            raise UserError(
-                f"{name} must be a list of numbers, one per question; its shape is {values.shape}."
-            )
+            raise UserError(f"{name} must be a list of numbers, one per question; shape {values.shape}.")
         if not np.isfinite(values).all():
-            raise UserError(f"{name} holds values that are not finite, first at index {_first_bad(values)}.")
+            index = int(np.flatnonzero(~np.isfinite(values))[0])
+            raise UserError(f"{name} holds values that are not finite, the first at index {index}.")
     if len({len(values) for values in columns.values()}) > 1:
         lengths = ", ".join(f"{name}: {len(values)}" for name, values in columns.items())
         raise UserError(f"lengths differ ({lengths}). Give the same questions in the same order.")
     return list(columns.values())
-
-
-def _first_bad(values: Array) -> int:
-    return int(np.flatnonzero(~np.isfinite(values))[0])
 
 
 def _checked(level: float) -> float:

@@ -1,0 +1,7 @@
+"""`python -m robust_unlearning` is the `unlearn` command."""
+
+import sys
+
+from robust_unlearning.cli import main
+
+sys.exit(main())

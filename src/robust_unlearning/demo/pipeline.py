@@ -1,0 +1,120 @@
+"""`unlearn demo`: base against RMU against RMU with RNA on a small real model, compared at like forgetting.
+
+Noise that has merely stopped the forgetting looks like a cure and is not. So RMU is also stopped early, at
+`SNAPSHOTS`, which traces what robustness each degree of forgetting costs without noise; RNA's models are set
+against the point of that line where RMU has forgotten as much.
+
+Every model is a run folder or a snapshot in the demo's folder, and every evaluation is kept, so a demo that was
+stopped continues where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from robust_unlearning import files
+from robust_unlearning.demo.summary import Level, Measured, report
+from robust_unlearning.evaluate import Suite, load_suite
+from robust_unlearning.progress import EvaluationProgress, TrainingProgress
+from robust_unlearning.recipe import Recipe, load_recipe
+from robust_unlearning.runs import RunFolder
+from robust_unlearning.targets import Evaluator, Target, open_target
+from robust_unlearning.train import Trainer
+
+RECIPE = "smollm2/rmu"
+NOISE_LEVELS = (1.0, 3.0)
+NOISE_SEEDS = (0, 1, 2)
+SNAPSHOTS = (30, 50)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The demo's runs: RMU with its snapshots, then RNA at each noise level with each seed of the noise."""
+
+    rmu: RunFolder
+    rna: dict[float, list[RunFolder]]
+
+    @property
+    def runs(self) -> list[RunFolder]:
+        """All runs, RMU first."""
+        return [self.rmu, *(run for runs in self.rna.values() for run in runs)]
+
+
+def plan(out: Path, overrides: Sequence[str]) -> Plan:
+    """Open the run folders of the demo in `out`, continuing those that are there."""
+
+    def opened(name: str, *changes: str) -> RunFolder:
+        recipe: Recipe = load_recipe(RECIPE, [*changes, *overrides])
+        return RunFolder.open(out / "runs" / name, recipe, resume=True)
+
+    rmu = opened("rmu", f"snapshots={list(SNAPSHOTS)}")
+    rna = {
+        std: [opened(f"rna-{std:g}-seed{seed}", f"noise_std={std}", f"noise_seed={seed}") for seed in NOISE_SEEDS]
+        for std in NOISE_LEVELS
+    }
+    return Plan(rmu, rna)
+
+
+def train(plan: Plan) -> None:
+    """Train what is not finished, all candidates side by side over the same batches."""
+    waiting = [run for run in plan.runs if run.status != "finished"]
+    if not waiting:
+        print("training: all runs are there already")
+        return
+    print(f"training {len(waiting)} candidates side by side: one trunk, one reference, {len(waiting)} bands")
+    trainer = Trainer(waiting)
+    names = {id(each): each.run.path.name for each in trainer.candidates}
+    with TrainingProgress(sum(run.recipe.steps for run in waiting), names) as progress:
+        trainer.train(progress.row)
+
+
+def run_demo(out: Path, overrides: Sequence[str] = ()) -> None:
+    """Train, evaluate, print the table, and write `demo.md`, `demo.json` and `demo.png` into `out`.
+
+    Args:
+        out: the demo's folder; one that was begun before, with the same overrides, is continued.
+        overrides: `field=value` changes to the recipe of every run.
+
+    Raises:
+        UserError: the folder holds a demo with other settings, or a run failed.
+    """
+    suite = load_suite("demo")
+    runs = plan(out, overrides)
+    train(runs)
+    evaluator = Evaluator()
+
+    def measured(name: str, target: Target, folder: Path) -> Measured:
+        print(f"evaluating {name}", flush=True)
+        with EvaluationProgress(name) as progress:
+            return Measured.of(name, evaluator.evaluate(target, suite, folder, progress.tick))
+
+    def of_run(name: str, run: RunFolder) -> Measured:
+        return measured(name, open_target(str(run.path)), run.path)
+
+    last = runs.rmu.recipe.steps
+    base = measured("base", open_target(runs.rmu.recipe.model), out / "base")
+    stopped = []
+    for step in (step for step in runs.rmu.recipe.snapshots if step < last):
+        path = runs.rmu.snapshot(step)
+        stopped.append((step, measured(f"RMU, step {step}", open_target(str(path)), path.with_suffix(""))))
+    rmu = of_run(f"RMU, step {last}", runs.rmu)
+    levels = [
+        Level(std, [of_run(f"RNA {std:g}, seed {run.recipe.noise_seed}", run) for run in group])
+        for std, group in runs.rna.items()
+    ]
+    text = report(base, [*stopped, (last, rmu)], levels, out, _about(suite, runs.rmu.recipe))
+    print()
+    print(text)
+    print(f"\nwritten: {out / 'demo.md'}, {out / 'demo.json'}, {out / 'demo.png'}; runs in {out / 'runs'}")
+
+
+def _about(suite: Suite, recipe: Recipe) -> str:
+    general, forget = suite.questions["general"], suite.questions["astronomy"]
+    return (
+        f"{recipe.model}, {recipe.spec.title} at layer {recipe.layer}, {recipe.steps} steps of {recipe.batch_size} × "
+        f"{recipe.max_tokens} tokens; general questions {general.path}, forget questions {forget.path} "
+        f"(answer texts scored); {len(files.locate(suite.texts['forget'].path).read_text().splitlines())} held-out "
+        "passages of forget text"
+    )

@@ -1,0 +1,99 @@
+"""Progress on the terminal: a bar where there is one, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from robust_unlearning.train import Candidate
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def describe(row: dict[str, Any]) -> str:
+    """A row of `metrics.jsonl` in one line: losses, then cosine to the reference and norm against its norm."""
+    return (
+        f"{row['topic']}: loss {row['loss']:.4g} (forget {row['forget_loss']:.4g}, retain {row['retain_loss']:.3g}) "
+        f"forget cos {row['forget_cosine']:.3f} norm {row['forget_norm']:.3g}/{row['forget_reference_norm']:.3g} "
+        f"retain cos {row['retain_cosine']:.3f} norm {row['retain_norm']:.3g}/{row['retain_reference_norm']:.3g}"
+    )
+
+
+class TrainingProgress:
+    """Shows every reported row of one or several candidates; `total` counts the steps of all of them."""
+
+    def __init__(self, total: int, names: dict[int, str] | None = None) -> None:
+        self.total = total
+        self.names = names or {}
+        self.done: dict[int, int] = {}
+        self.began = time.perf_counter()
+        self.first: int | None = None
+        self.bar = tqdm(total=total, unit="step", dynamic_ncols=True) if sys.stderr.isatty() else None
+
+    def __enter__(self) -> TrainingProgress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def row(self, candidate: Candidate, row: dict[str, Any]) -> None:
+        """Show a row that a candidate has just added to its metrics."""
+        self.done[id(candidate)] = row["step"]
+        done = sum(self.done.values())
+        if self.first is None:  # what a resumed run had done before tells nothing about the speed now
+            self.first = max(0, done - candidate.recipe.log_every)
+        name = self.names.get(id(candidate), "")
+        if self.bar is not None:
+            self.bar.n = done
+            self.bar.set_postfix_str(f"{row['tokens_per_second']:.0f} tok/s")
+            self.bar.refresh()
+            self.bar.write(f"step {row['step']:>4} {name} {describe(row)}")
+            return
+        rate = (time.perf_counter() - self.began) / max(1, done - self.first)
+        print(
+            f"step {row['step']} of {candidate.recipe.steps} {name} {describe(row)} "
+            f"{row['tokens_per_second']:.0f} tok/s, {_clock(rate * (self.total - done))} left",
+            flush=True,
+        )
+
+
+class EvaluationProgress:
+    """Shows how many prompts of a question set are scored."""
+
+    def __init__(self, title: str = "") -> None:
+        self.title = title
+        self.bar: tqdm[Any] | None = None
+        self.name = ""
+
+    def __enter__(self) -> EvaluationProgress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def tick(self, name: str, done: int, total: int) -> None:
+        """`done` of `total` prompts of the set `name` are scored."""
+        if not sys.stderr.isatty():
+            return
+        if self.bar is None or self.name != name:
+            if self.bar is not None:
+                self.bar.close()
+            self.name = name
+            self.bar = tqdm(total=total, unit="prompt", desc=f"{self.title} {name}".strip(), leave=False)
+        self.bar.n = done
+        self.bar.refresh()

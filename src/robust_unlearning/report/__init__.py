@@ -1,0 +1,1 @@
+"""Tables and figures. A report only reads what runs and evaluations left on disk."""

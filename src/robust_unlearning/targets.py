@@ -1,0 +1,134 @@
+"""What can be evaluated (a run folder, a delta file, any model) and the files that an evaluation leaves.
+
+Many deltas of one base are scored over one loaded model: each is put in place, scored, and taken out again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from robust_unlearning import delta as deltas
+from robust_unlearning import evaluate as scoring
+from robust_unlearning import files, models
+from robust_unlearning.delta import Delta
+from robust_unlearning.runs import RECIPE, SCORES, environment, open_run
+
+RECORDS, ABOUT = "records.jsonl", "evaluation.json"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A base model with or without a delta.
+
+    Attributes:
+        name: as the user gave it.
+        base: the model's name.
+        delta: what is put on top of it.
+        folder: where its scores go unless told otherwise; None for a bare model.
+        options: `allow_pickle` and `trust_remote_code`, as its recipe or the user set them.
+    """
+
+    name: str
+    base: str
+    delta: Delta | None
+    folder: Path | None
+    options: dict[str, bool]
+
+
+def open_target(name: str, *, allow_pickle: bool = False, trust_remote_code: bool = False) -> Target:
+    """The target that a run folder, a delta file, a model folder, a GGUF file, a hub id or a bundled name means.
+
+    Raises:
+        UserError: a run folder without a delta, a file of another kind.
+    """
+    path = Path(name).expanduser()
+    is_run = (path / RECIPE).exists()
+    if not is_run and path.suffix != ".safetensors":
+        options = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
+        return Target(name, name, None, None, options)
+    delta = deltas.load_delta(path)
+    recipe = delta.provenance["recipe"]
+    options = {
+        "allow_pickle": allow_pickle or recipe["allow_pickle"],
+        "trust_remote_code": trust_remote_code or recipe["trust_remote_code"],
+    }
+    folder = path if is_run else path.with_suffix("")
+    return Target(name, delta.provenance["model"], delta, folder, options)
+
+
+class Evaluator:
+    """Scores targets one after the other, loading a base only when it changes.
+
+    Args:
+        dtype: of the forward pass, `auto` for the checkpoint's own.
+        device: `auto`, or a torch device.
+    """
+
+    def __init__(self, dtype: str = "auto", device: str = "auto") -> None:
+        self.dtype = dtype
+        self.device = models.pick_device(device)
+        self._loaded: tuple[str, models.Checkpoint, Any, Any] | None = None
+
+    def _load(self, target: Target) -> tuple[models.Checkpoint, Any, Any]:
+        if self._loaded is None or self._loaded[0] != target.base:
+            self._loaded = None  # free the old one before the new one comes
+            base = models.resolve(target.base, **target.options)
+            model = models.load_causal_lm(base, self.dtype, self.device)
+            self._loaded = (target.base, base, model, models.load_tokenizer(base))
+        return self._loaded[1:]
+
+    def _key(self, target: Target, suite: scoring.Suite) -> str:
+        """What an evaluation's result depends on, hashed: target, suite and the files it names, type, version."""
+        digest = hashlib.sha256(suite.model_dump_json().encode())
+        for each in [*suite.questions.values(), *suite.texts.values()]:
+            path = files.locate(each.path)
+            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+                if file.is_file():
+                    digest.update(files.sha256_file(file).encode())
+        if target.delta is not None:
+            digest.update(target.delta.digest().encode())
+        versions = environment(str(self.device))
+        digest.update(json.dumps([target.base, self.dtype, versions["robust_unlearning"]]).encode())
+        return digest.hexdigest()[:16]
+
+    def evaluate(
+        self,
+        target: Target,
+        suite: scoring.Suite,
+        folder: Path | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> scoring.Evaluation:
+        """Score a target; with `folder`, write `scores.json` and `records.jsonl` there, or reuse what is there.
+
+        Results are reused only if target, suite, the suite's files, the type and this package's version are the
+        same. A run folder's model card is written again with its scores.
+
+        Raises:
+            UserError: the delta does not fit its base, or the suite cannot be run.
+        """
+        key = self._key(target, suite)
+        if folder is not None and (folder / ABOUT).exists() and files.read_json(folder / ABOUT)["key"] == key:
+            records = [json.loads(line) for line in (folder / RECORDS).read_text(encoding="utf-8").splitlines()]
+            return scoring.Evaluation(files.read_json(folder / SCORES), records)
+        base, model, tokenizer = self._load(target)
+        if target.delta is None:
+            result = scoring.evaluate(model, tokenizer, suite, progress)
+        else:
+            target.delta.check_base(base)
+            with target.delta.applied(model):
+                result = scoring.evaluate(model, tokenizer, suite, progress)
+        if folder is not None:
+            (folder / ABOUT).unlink(missing_ok=True)  # never a key beside another evaluation's scores
+            files.write_jsonl(folder / RECORDS, result.records)
+            files.write_json(folder / SCORES, result.scores)
+            about = {"key": key, "target": target.name, "base": target.base, "dtype": self.dtype}
+            files.write_json(folder / ABOUT, {**about, "environment": environment(str(self.device))})
+            if (folder / RECIPE).exists():
+                open_run(folder).write_card()
+        return result
+
