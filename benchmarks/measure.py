@@ -166,9 +166,7 @@ def random_model(auto: Any, shape: Shape, device: torch.device, depth: int | Non
     return model.eval()
 
 
-def load_ours(
-    spec: Spec, recipes: Sequence[Recipe], device: torch.device
-) -> tuple[BandEngine, list[Candidate]]:
+def load_ours(spec: Spec, recipes: Sequence[Recipe], device: torch.device) -> tuple[BandEngine, list[Candidate]]:
     """The library's engine and a candidate for each recipe; nothing is written to disk."""
     from transformers import AutoModel
 
@@ -224,9 +222,7 @@ def two_model_step(spec: Spec, recipe: Recipe, device: torch.device) -> Step:
         return AutoModelForCausalLM.from_pretrained(where, dtype="auto").to(device)
 
     trained, reference = load(), load()
-    direction = draw_direction(
-        "uniform", trained.config.hidden_size, _seed_of(recipe.seed, "steering", TOPIC)
-    )
+    direction = draw_direction("uniform", trained.config.hidden_size, _seed_of(recipe.seed, "steering", TOPIC))
     assert recipe.steering_scale is not None
     training = TwoModelRMU(
         trained,

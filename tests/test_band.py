@@ -57,11 +57,7 @@ def _candidate(engine: BandEngine, layers: tuple[int, ...] = (1, 2, 3)) -> dict[
     """Trainable copies of one tensor of some layers, the second matrix of the feed-forward block."""
     weights = {}
     for index in layers:
-        names = [
-            name
-            for name, value in engine.layers[index].named_parameters()
-            if "mlp" in name and value.ndim == 2
-        ]
+        names = [name for name, value in engine.layers[index].named_parameters() if "mlp" in name and value.ndim == 2]
         value = engine.layers[index].get_parameter(names[-1])
         weights[index] = {names[-1]: nn.Parameter(value.detach().clone() * 1.25)}
     return weights
@@ -290,9 +286,7 @@ def test_more_padding_changes_neither_hidden_states_nor_loss_nor_gradients(
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gpt_neox"])
-def test_a_batch_is_the_token_weighted_mean_of_its_sequences(
-    family: str, family_folder: Callable[[str], Path]
-) -> None:
+def test_a_batch_is_the_token_weighted_mean_of_its_sequences(family: str, family_folder: Callable[[str], Path]) -> None:
     engine = _engine(family_folder(family))
     target = torch.linspace(-1, 1, 32)
 

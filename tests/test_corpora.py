@@ -16,8 +16,7 @@ from robust_unlearning.corpora import Corpus, collate, read_documents
 from robust_unlearning.recipe import TextSource
 
 LONG = [
-    f"document {index} of {word}, long enough to be kept as it is by the default"
-    for index, word in enumerate("abcd")
+    f"document {index} of {word}, long enough to be kept as it is by the default" for index, word in enumerate("abcd")
 ]
 
 
@@ -127,13 +126,8 @@ def hub_folder(tmp_path: Path) -> Path:
     names = ["bio-retain-corpus", "cyber-forget-corpus"]
     for index, name in enumerate(names):
         _parquet(folder / name / "train-00000-of-00001.parquet", {"text": LONG[2 * index : 2 * index + 2]})
-    configs = [
-        f"- config_name: {name}\n  data_files:\n  - split: train\n    path: {name}/train-*\n"
-        for name in names
-    ]
-    (folder / "README.md").write_text(
-        "---\nconfigs:\n" + "".join(configs) + "---\n# A data set\n", encoding="utf-8"
-    )
+    configs = [f"- config_name: {name}\n  data_files:\n  - split: train\n    path: {name}/train-*\n" for name in names]
+    (folder / "README.md").write_text("---\nconfigs:\n" + "".join(configs) + "---\n# A data set\n", encoding="utf-8")
     return folder
 
 
@@ -177,9 +171,7 @@ def test_short_lines_as_of_wikitext_are_left_out(tmp_path: Path) -> None:
 
 
 def test_min_chars_counts_what_is_left_without_surrounding_blanks(tmp_path: Path) -> None:
-    path = _jsonl(
-        tmp_path / "a.jsonl", [{"text": "x" * 10}, {"text": "y" * 9 + " " * 20}, {"text": "z" * 11}]
-    )
+    path = _jsonl(tmp_path / "a.jsonl", [{"text": "x" * 10}, {"text": "y" * 9 + " " * 20}, {"text": "z" * 11}])
     assert _read(path, min_chars=10) == ["x" * 10, "z" * 11]
 
 
@@ -236,9 +228,7 @@ def test_a_missing_parquet_column_is_named_with_the_nearest(tmp_path: Path) -> N
 
 
 def test_a_broken_line_is_named_by_its_number(tmp_path: Path) -> None:
-    path = _write(
-        tmp_path / "a.jsonl", [json.dumps({"text": LONG[0]}), "", '{"text": "cut off', json.dumps(LONG[1])]
-    )
+    path = _write(tmp_path / "a.jsonl", [json.dumps({"text": LONG[0]}), "", '{"text": "cut off', json.dumps(LONG[1])])
     message = _error(path)
     assert f"{path}, line 3: not JSON" in message
 
@@ -254,9 +244,7 @@ def test_a_row_that_is_neither_object_nor_string_is_an_error(row: Any, tmp_path:
     assert "line 2: an object or a string is expected" in message
 
 
-@pytest.mark.parametrize(
-    ("value", "kind"), [(3, "int"), (None, "NoneType"), (["a"], "list"), ({"a": 1}, "dict")]
-)
+@pytest.mark.parametrize(("value", "kind"), [(3, "int"), (None, "NoneType"), (["a"], "list"), ({"a": 1}, "dict")])
 def test_a_value_that_is_no_text_is_named_by_line_and_type(value: Any, kind: str, tmp_path: Path) -> None:
     message = _error(_jsonl(tmp_path / "a.jsonl", [{"text": LONG[0]}, {"text": value}]))
     assert f"line 2: 'text' holds {kind}, not text" in message
@@ -330,11 +318,7 @@ def _corpus(tokenizer: Any, **changes: Any) -> Corpus:
 def _rows(corpus: Corpus, numbers: Iterable[int]) -> list[list[int]]:
     """The sequences of some batches, without padding."""
     batches = [corpus.batch(number) for number in numbers]
-    return [
-        ids[mask.bool()].tolist()
-        for batch in batches
-        for ids, mask in zip(batch.ids, batch.mask, strict=True)
-    ]
+    return [ids[mask.bool()].tolist() for batch in batches for ids, mask in zip(batch.ids, batch.mask, strict=True)]
 
 
 def test_tokens_are_the_tokenizers_own(tokenizer: Any) -> None:
@@ -411,9 +395,7 @@ def test_the_shuffle_leaves_the_global_generator_alone(tokenizer: Any) -> None:
 def test_the_fingerprint_is_of_the_documents_not_of_their_use(tokenizer: Any) -> None:
     fingerprint = _corpus(tokenizer).fingerprint
     assert _corpus(tokenizer, seed=5, batch_size=1, max_tokens=4).fingerprint == fingerprint
-    other = Corpus(
-        [*DOCUMENTS[:-1], "ba"], tokenizer, max_tokens=64, batch_size=3, order="file", seed=0, name="x"
-    )
+    other = Corpus([*DOCUMENTS[:-1], "ba"], tokenizer, max_tokens=64, batch_size=3, order="file", seed=0, name="x")
     assert other.fingerprint != fingerprint
 
 

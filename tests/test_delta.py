@@ -147,9 +147,7 @@ def test_many_deltas_share_one_loaded_base(delta: Delta, tiny_model: Path) -> No
         assert torch.equal(_logits(model), first)
 
 
-def test_a_delta_does_not_fit_a_model_of_other_names(
-    delta: Delta, family_folder: Callable[[str], Path]
-) -> None:
+def test_a_delta_does_not_fit_a_model_of_other_names(delta: Delta, family_folder: Callable[[str], Path]) -> None:
     model = _load(family_folder("gpt_neox"))
     with pytest.raises(UserError, match="has no tensor"), delta.applied(model):
         pass
@@ -222,9 +220,7 @@ def test_config_tokenizer_and_card_come_along(delta: Delta, tiny_model: Path, tm
     assert models.load_tokenizer(models.resolve(str(tmp_path / "new")))("baba")["input_ids"]
 
 
-def test_no_second_copy_of_the_bases_weights_comes_along(
-    delta: Delta, tiny_sharded: Path, tmp_path: Path
-) -> None:
+def test_no_second_copy_of_the_bases_weights_comes_along(delta: Delta, tiny_sharded: Path, tmp_path: Path) -> None:
     """Some repositories hold `consolidated.safetensors` beside the shards, with what was to be forgotten."""
     folder = Path(shutil.copytree(tiny_sharded, tmp_path / "base"))
     save_file({"output.weight": torch.zeros(2)}, folder / "consolidated.safetensors")
@@ -275,9 +271,7 @@ def test_a_base_of_another_family_is_refused_by_the_tensor_it_lacks(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_target_that_exists_is_refused_and_left_alone(
-    delta: Delta, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_a_target_that_exists_is_refused_and_left_alone(delta: Delta, tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("text")
     with pytest.raises(UserError, match="exists already"):
         apply(delta, models.resolve(str(tiny_model)), tmp_path)
@@ -349,9 +343,7 @@ def test_a_checkpoint_saved_without_the_models_prefix_round_trips(
     model.save_pretrained(folder)
     prefix = model.base_model_prefix + "."
     state = load_file(folder / "model.safetensors")
-    bare = {
-        name.removeprefix(prefix): value for name, value in state.items() if not name.startswith("lm_head")
-    }
+    bare = {name.removeprefix(prefix): value for name, value in state.items() if not name.startswith("lm_head")}
     save_file(bare, folder / "model.safetensors", {"format": "pt"})
     save_tokenizer(folder)
     pattern = "mlp.c_proj" if family == "gpt2" else "mlp.down_proj"

@@ -12,8 +12,8 @@ import pytest
 import torch
 from conftest import random_model
 
-from robust_unlearning import evaluate as module
 from robust_unlearning import files
+from robust_unlearning import likelihood as module
 from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate import (
     QuestionSet,
@@ -122,18 +122,22 @@ def test_fall_back_and_models_without_logits_to_keep(
     check(llama, tokenizer)
 
 
-def test_each_distinct_prompt_is_run_once(
-    llama: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(
+    ("family", "batches"),
+    [
+        ("llama", [(4, 34)]),  # one batch, shorter prompts padded to the longest
+        ("mistral", [(1, 34), (2, 22), (1, 6)]),  # a sliding window: prompts of equal length only
+    ],
+)
+def test_each_distinct_prompt_is_run_once(family: str, batches: list[tuple[int, int]], tokenizer: Any) -> None:
+    model = small(family)
     shapes: list[tuple[int, ...]] = []
-    hook = llama.model.embed_tokens.register_forward_pre_hook(lambda _, args: shapes.append(args[0].shape))
+    hook = model.model.embed_tokens.register_forward_pre_hook(lambda _, args: shapes.append(args[0].shape))
     seen: list[tuple[int, int]] = []
     with hook:
-        option_logprobs(llama, tokenizer, ITEMS * 3, progress=lambda done, total: seen.append((done, total)))
-    lengths = {prompt: len(tokenizer(prompt)["input_ids"]) for prompt, _ in ITEMS}
-    prompts = [shape for shape in shapes if shape[1] in lengths.values()]
-    assert sum(rows for rows, _ in prompts) == len(lengths)
-    assert sum(rows * width for rows, width in prompts) == sum(lengths.values())
+        option_logprobs(model, tokenizer, ITEMS * 3, progress=lambda done, total: seen.append((done, total)))
+    lengths = {len(tokenizer(prompt)["input_ids"]) for prompt, _ in ITEMS}
+    assert [shape for shape in shapes if shape[1] in lengths] == batches
     assert seen[-1] == (4, 4)
 
 
@@ -187,9 +191,7 @@ def folder(tmp_path: Path) -> Path:
         choices = rng.choice(WORDS, size=4, replace=False).tolist()
         rows.append({"question": f"Which is {index}?", "choices": choices, "answer": int(rng.integers(4))})
     files.write_jsonl(tmp_path / "set.jsonl", rows)
-    files.write_jsonl(
-        tmp_path / "text.jsonl", [{"body": f"Text {index} of some words."} for index in range(5)]
-    )
+    files.write_jsonl(tmp_path / "text.jsonl", [{"body": f"Text {index} of some words."} for index in range(5)])
     (tmp_path / "suite.yaml").write_text(
         f"questions:\n  set: {{path: {tmp_path}/set.jsonl, styles: [cloze, letters], perturb: [option]}}\n"
         f"texts:\n  plain: {{path: {tmp_path}/text.jsonl, field: body, max_tokens: 16, limit: 4}}\n"

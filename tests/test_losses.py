@@ -32,9 +32,7 @@ def _tensors(*arrays: np.ndarray) -> tuple[Tensor, ...]:
     return tuple(torch.from_numpy(each) for each in arrays)
 
 
-@pytest.mark.parametrize(
-    "shape", [(3, 5, 8), (8,), (3, 1, 8)], ids=["a target a token", "one vector", "one a row"]
-)
+@pytest.mark.parametrize("shape", [(3, 5, 8), (8,), (3, 1, 8)], ids=["a target a token", "one vector", "one a row"])
 def test_value_is_the_mean_over_unmasked_tokens_and_width(shape: tuple[int, ...]) -> None:
     hidden, target = _states(0, 3, 5, 8), _states(1, *shape)
     loss = hidden_mse(*_tensors(hidden, target, MASK))
@@ -83,9 +81,7 @@ def test_half_precision_inputs_are_averaged_in_float32(kind: torch.dtype) -> Non
     hidden, target = hidden.to(kind), target.to(kind)
     loss = hidden_mse(hidden, target, mask)
     assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(
-        _by_hand(hidden.float().numpy(), target.float().numpy(), MASK), rel=1e-6
-    )
+    assert loss.item() == pytest.approx(_by_hand(hidden.float().numpy(), target.float().numpy(), MASK), rel=1e-6)
 
 
 def test_squares_beyond_float16_do_not_overflow() -> None:

@@ -22,9 +22,7 @@ def _row_norms(reference: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Mean L2 norm of each row's tokens, by loops."""
     return np.array(
         [
-            np.mean(
-                [np.sqrt(np.sum(reference[b, t].astype(np.float64) ** 2)) for t in range(4) if mask[b, t]]
-            )
+            np.mean([np.sqrt(np.sum(reference[b, t].astype(np.float64) ** 2)) for t in range(4) if mask[b, t]])
             for b in range(3)
         ]
     )

@@ -183,9 +183,7 @@ def test_a_hub_id_is_found_in_the_cache_without_a_network(hub_cache: Path, tiny_
     assert models.load_tokenizer(base)(WORDS[1])["input_ids"] == [len(SPECIAL) + 1]
 
 
-def test_a_hub_model_without_its_tail_in_the_cache_still_loads_truncated(
-    hub_cache: Path, tiny_sharded: Path
-) -> None:
+def test_a_hub_model_without_its_tail_in_the_cache_still_loads_truncated(hub_cache: Path, tiny_sharded: Path) -> None:
     snapshot = _cached(hub_cache, tiny_sharded)
     for shard in _tail_only_shards(models.resolve(str(tiny_sharded)), 4):
         (snapshot / shard).unlink()
@@ -196,9 +194,7 @@ def test_a_hub_model_without_its_tail_in_the_cache_still_loads_truncated(
         models.load_causal_lm(base, "auto", CPU)
 
 
-def test_weights_come_from_the_revision_the_config_came_from(
-    hub_cache: Path, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_weights_come_from_the_revision_the_config_came_from(hub_cache: Path, tiny_model: Path, tmp_path: Path) -> None:
     bare = _copy(tiny_model, tmp_path / "bare")
     (bare / "model.safetensors").unlink()
     _cached(hub_cache, bare, "a" * 40)
@@ -276,9 +272,7 @@ def test_pickled_weights_under_a_name_transformers_does_not_know_are_an_error(
     ],
     ids=["strings", "with a tokenizer's list"],
 )
-def test_a_models_own_code_is_refused_and_named(
-    auto_map: dict[str, Any], tiny_model: Path, tmp_path: Path
-) -> None:
+def test_a_models_own_code_is_refused_and_named(auto_map: dict[str, Any], tiny_model: Path, tmp_path: Path) -> None:
     folder = _copy(tiny_model, tmp_path / "model")
     _change_config(folder, auto_map=auto_map)
     message = _error(folder)
@@ -322,9 +316,7 @@ def test_a_models_own_code_is_run_once_trusted(
 def _permuted(weight: np.ndarray, heads: int) -> np.ndarray:
     """The order of rows in which llama.cpp keeps queries and keys."""
     return (
-        weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
-        .swapaxes(1, 2)
-        .reshape(weight.shape)
+        weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
     )
 
 
@@ -435,9 +427,7 @@ def test_a_truncated_load_never_reads_the_tail(tiny_sharded: Path, tmp_path: Pat
     assert torch.equal(_layer_output(model, 3), expected)
 
 
-def test_a_truncated_load_of_a_single_file_reads_no_byte_of_the_tail(
-    tiny_model: Path, tmp_path: Path
-) -> None:
+def test_a_truncated_load_of_a_single_file_reads_no_byte_of_the_tail(tiny_model: Path, tmp_path: Path) -> None:
     expected = _layer_output(_whole(tiny_model), 3)
     folder = _copy(tiny_model, tmp_path / "model")
     path = folder / "model.safetensors"
@@ -504,9 +494,7 @@ def test_progress_bars_that_the_user_turned_off_stay_off(tiny_model: Path) -> No
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_config_lists_with_an_entry_a_layer_are_cut_along(
-    family: str, family_folder: Callable[[str], Path]
-) -> None:
+def test_config_lists_with_an_entry_a_layer_are_cut_along(family: str, family_folder: Callable[[str], Path]) -> None:
     base = models.resolve(str(family_folder(family)))
     whole, cut = models.read_config(base), models.read_config(base, 4)
     assert (whole.num_hidden_layers, cut.num_hidden_layers) == (6, 4)
@@ -558,9 +546,7 @@ def test_the_fingerprint_is_of_names_and_bytes_not_of_shards(tiny_model: Path, t
     assert models.resolve(str(tiny_sharded)).fingerprint(band[:2]) != expected
 
 
-def test_the_fingerprint_changes_with_the_band_tensors_and_not_with_others(
-    tiny_model: Path, tmp_path: Path
-) -> None:
+def test_the_fingerprint_changes_with_the_band_tensors_and_not_with_others(tiny_model: Path, tmp_path: Path) -> None:
     band = ["model.layers.2.mlp.down_proj.weight"]
     expected = models.resolve(str(tiny_model)).fingerprint(band)
     for name, same in (

@@ -86,9 +86,7 @@ def test_no_layer_or_an_unknown_site_is_refused() -> None:
 @pytest.mark.parametrize("std", [0.03, 1.0, 7.5])
 def test_noise_is_normal_with_mean_zero_and_the_given_scale(std: float) -> None:
     count = 400_000
-    delta = (
-        RandomNoiseAugmentation([0], std=std, seed=3).noisy(torch.zeros(4, count // 40, 10)).flatten() / std
-    )
+    delta = RandomNoiseAugmentation([0], std=std, seed=3).noisy(torch.zeros(4, count // 40, 10)).flatten() / std
     # Five standard errors of the first four moments of N(0, 1), with a fixed seed.
     bound = 5 / math.sqrt(count)
     assert abs(delta.mean()) < bound
@@ -162,9 +160,7 @@ def test_state_saved_before_the_first_draw_starts_from_the_seed() -> None:
 
 
 @pytest.mark.parametrize("given", [{"std": 0.0}, {"variance": 0.0}])
-def test_no_noise_is_bit_for_bit_the_model_and_leaves_no_hook(
-    given: dict[str, float], model: nn.Module
-) -> None:
+def test_no_noise_is_bit_for_bit_the_model_and_leaves_no_hook(given: dict[str, float], model: nn.Module) -> None:
     expected, hooks = _logits(model), _hooks(model)
     rna = RandomNoiseAugmentation([2], **given)
     with rna.attach(model):
@@ -191,9 +187,7 @@ def test_hooks_come_off_at_the_end_and_after_an_exception(model: nn.Module) -> N
 
 
 @pytest.mark.parametrize("wrong", [[6], [2, 60], [-1]])
-def test_a_layer_the_model_lacks_is_an_error_that_names_it_and_the_range(
-    wrong: list[int], model: nn.Module
-) -> None:
+def test_a_layer_the_model_lacks_is_an_error_that_names_it_and_the_range(wrong: list[int], model: nn.Module) -> None:
     hooks = _hooks(model)
     with (
         pytest.raises(UserError, match=rf"layers 0 to 5; given {wrong[-1]}"),
@@ -223,9 +217,7 @@ def test_block_noise_reaches_the_output_of_the_chosen_layer_and_none_below(
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "gemma2"])
-def test_mlp_noise_is_added_before_the_residual_stream(
-    family: str, family_folder: Callable[[str], Path]
-) -> None:
+def test_mlp_noise_is_added_before_the_residual_stream(family: str, family_folder: Callable[[str], Path]) -> None:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(family_folder(family)).eval()

@@ -102,9 +102,7 @@ def test_draws_do_not_depend_on_order_subset_or_process() -> None:
     whole = {each[0].id: each for each in paired_forms(questions, PAIRS, "option", 5)}
     for each in paired_forms(list(reversed(questions))[::3], PAIRS[::-1], "option", 5):
         assert whole[each[0].id] == each
-    assert [each for *_, each in paired_forms(questions, PAIRS, "sentence", 5)] == [
-        each for *_, each in whole.values()
-    ]
+    assert [each for *_, each in paired_forms(questions, PAIRS, "sentence", 5)] == [each for *_, each in whole.values()]
     assert paired_forms(questions, PAIRS, "option", 6) != list(whole.values())
     assert draw(0, "set:1", "pair") == 0xF33E29D3F5DC9514  # printf '0\x1fset:1\x1fpair' | sha256sum
 

@@ -170,9 +170,7 @@ def test_hub_layout(hub: Path) -> None:
 
 
 def test_hub_errors(hub: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"unknown config 'anatmy': did you mean 'anatomy'\? Allowed: all, ana"
-    ):
+    with pytest.raises(UserError, match=r"unknown config 'anatmy': did you mean 'anatomy'\? Allowed: all, ana"):
         read_questions(hub, config="anatmy")
     with pytest.raises(UserError, match=r"unknown split 'tset': did you mean 'test'\?"):
         read_questions(hub, split="tset")

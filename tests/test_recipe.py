@@ -219,9 +219,7 @@ def test_one_wrong_field_is_one_error(field: str, plain: dict[str, Any]) -> None
 
 
 @pytest.mark.parametrize("given", [[], [8], [3, 12]])
-def test_train_layers_above_the_layer_or_none_at_all_are_an_error(
-    given: list[int], plain: dict[str, Any]
-) -> None:
+def test_train_layers_above_the_layer_or_none_at_all_are_an_error(given: list[int], plain: dict[str, Any]) -> None:
     (line,) = _lines(_error({**plain, "train_layers": given}))
     assert f"train_layers: {given}" in line
     assert "layer = 7" in line
@@ -270,9 +268,7 @@ def test_numbers_that_are_not_finite_are_refused(field: str, value: float, plain
         ("steps", 2.5),
     ],
 )
-def test_values_out_of_range_name_the_field_and_what_was_given(
-    field: str, value: Any, plain: dict[str, Any]
-) -> None:
+def test_values_out_of_range_name_the_field_and_what_was_given(field: str, value: Any, plain: dict[str, Any]) -> None:
     lines = _lines(_error({**plain, field: value}))
     assert any(f"{field}:" in line and f"given {value!r}" in line for line in lines)
 
@@ -366,9 +362,7 @@ def test_a_yaml_round_trip_keeps_recipe_and_content_hash(plain: dict[str, Any], 
     assert again.content_hash() == recipe.content_hash()
 
 
-def test_the_hash_does_not_see_spelling_order_or_written_out_defaults(
-    plain: dict[str, Any], tmp_path: Path
-) -> None:
+def test_the_hash_does_not_see_spelling_order_or_written_out_defaults(plain: dict[str, Any], tmp_path: Path) -> None:
     expected = load_recipe(plain).content_hash()
     path = tmp_path / "recipe.yaml"
     path.write_text(
@@ -379,9 +373,7 @@ def test_the_hash_does_not_see_spelling_order_or_written_out_defaults(
     assert load_recipe(path).content_hash() == expected
 
 
-@pytest.mark.parametrize(
-    "override", ["steps=501", "seed=1", "topics.biology.forget=other.jsonl", "noise_std=0.1"]
-)
+@pytest.mark.parametrize("override", ["steps=501", "seed=1", "topics.biology.forget=other.jsonl", "noise_std=0.1"])
 def test_the_hash_sees_every_change(override: str, plain: dict[str, Any]) -> None:
     assert load_recipe(plain, [override]).content_hash() != load_recipe(plain).content_hash()
 

@@ -108,9 +108,7 @@ def test_paired_rates() -> None:
     low, high = plain_bootstrap(lambda a, b: (a.mean() - b.mean()) / a.mean(), base, unlearned)
     assert (reduction.low, reduction.high) == pytest.approx((low, high), abs=0.05 * (high - low))
     recovery = scores.paired_recovery(base, unlearned, rna)
-    low, high = plain_bootstrap(
-        lambda a, b, c: (c.mean() - b.mean()) / (a.mean() - b.mean()), base, unlearned, rna
-    )
+    low, high = plain_bootstrap(lambda a, b, c: (c.mean() - b.mean()) / (a.mean() - b.mean()), base, unlearned, rna)
     assert (recovery.low, recovery.high) == pytest.approx((low, high), abs=0.05 * (high - low))
     assert recovery.note == ""
     assert recovery.n == 400

@@ -70,9 +70,7 @@ def test_a_run_forgets_and_retains_and_writes_its_folder(tiny_recipe: dict[str, 
     run = _run(tiny_recipe, tmp_path / "run", "retain_weight=0.1", "learning_rate=3e-2", "steps=20")
     rows = run.rows()
     assert [row["step"] for row in rows] == list(range(1, 21))
-    assert np.mean([row["forget_loss"] for row in rows[-3:]]) < np.mean(
-        [row["forget_loss"] for row in rows[:3]]
-    )
+    assert np.mean([row["forget_loss"] for row in rows[-3:]]) < np.mean([row["forget_loss"] for row in rows[:3]])
     assert rows[-1]["forget_cosine"] < 0.99
     names = {each.name for each in run.path.iterdir()}
     assert {"recipe.yaml", "run.json", "metrics.jsonl", "delta.safetensors", "README.md"} <= names
@@ -82,9 +80,7 @@ def test_a_run_forgets_and_retains_and_writes_its_folder(tiny_recipe: dict[str, 
     assert record["steps"] == 20
     assert record["tokens"] > 0
     assert record["model_fingerprint"] == load_delta(run.path).provenance["fingerprint"]
-    assert record["trained_tensors"] == {
-        f"model.layers.{index}.mlp.down_proj.weight": [32, 64] for index in (1, 2, 3)
-    }
+    assert record["trained_tensors"] == {f"model.layers.{index}.mlp.down_proj.weight": [32, 64] for index in (1, 2, 3)}
     assert record["trained_parameters"] == 3 * 32 * 64
     assert (record["noise_std"], record["noise_variance"]) == (0, 0)
 
@@ -92,9 +88,7 @@ def test_a_run_forgets_and_retains_and_writes_its_folder(tiny_recipe: dict[str, 
 def test_the_delta_holds_the_trained_tensors_alone_in_the_checkpoints_types(
     tiny_recipe: dict[str, Any], tmp_path: Path
 ) -> None:
-    run = _run(
-        {**tiny_recipe, "train_layers": [0, 2]}, tmp_path / "run", "train_tensors=mlp.*", "dtype=bfloat16"
-    )
+    run = _run({**tiny_recipe, "train_layers": [0, 2]}, tmp_path / "run", "train_tensors=mlp.*", "dtype=bfloat16")
     tensors = _tensors(run)
     parts = ("down_proj", "gate_proj", "up_proj")
     assert set(tensors) == {f"model.layers.{index}.mlp.{part}.weight" for index in (0, 2) for part in parts}
@@ -103,9 +97,7 @@ def test_the_delta_holds_the_trained_tensors_alone_in_the_checkpoints_types(
     assert not any(torch.equal(value, base[name]) for name, value in tensors.items())
 
 
-def test_a_pattern_that_matches_nothing_names_the_nearest(
-    tiny_recipe: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_pattern_that_matches_nothing_names_the_nearest(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"did you mean 'mlp\.down_proj'"):
         _run(tiny_recipe, tmp_path / "run", "train_tensors=mlp.downproj")
 
@@ -163,16 +155,12 @@ def test_noise_gives_an_untouched_model_a_retain_loss_of_its_variance(
 def test_the_forget_batch_is_never_noised(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     for method in METHODS:
         recipe = {**tiny_recipe, "method": method, "adaptive_scale": 2}
-        plain, noised = (
-            _trainer(recipe, tmp_path / f"{method}{std}", f"noise_std={std}") for std in (0, 0.5)
-        )
+        plain, noised = (_trainer(recipe, tmp_path / f"{method}{std}", f"noise_std={std}") for std in (0, 0.5))
         first, second = (each.candidates[0].losses(*each.batches(0)) for each in (plain, noised))
         assert torch.equal(first.forget, second.forget)
 
 
-def test_losses_and_their_weights_are_those_of_the_formula(
-    tiny_recipe: dict[str, Any], tmp_path: Path
-) -> None:
+def test_losses_and_their_weights_are_those_of_the_formula(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     trainer = _trainer(tiny_recipe, tmp_path / "run", "forget_weight=0.5", "retain_weight=7", "noise_std=0.2")
     (candidate,) = trainer.candidates
     topic, forget, retain = trainer.batches(0)
@@ -181,14 +169,10 @@ def test_losses_and_their_weights_are_those_of_the_formula(
     mask = forget.batch.mask.numpy()
     distance = ((hidden - 5 * candidate.steering[topic].direction.numpy()) ** 2).mean(axis=-1)
     assert losses.forget.item() == pytest.approx((distance * mask).sum() / mask.sum(), rel=1e-5)
-    assert losses.total.item() == pytest.approx(
-        0.5 * losses.forget.item() + 7 * losses.retain.item(), rel=1e-6
-    )
+    assert losses.total.item() == pytest.approx(0.5 * losses.forget.item() + 7 * losses.retain.item(), rel=1e-6)
 
 
-def test_a_scale_in_hidden_norms_is_turned_into_an_absolute_one(
-    tiny_recipe: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_scale_in_hidden_norms_is_turned_into_an_absolute_one(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     recipe = {**tiny_recipe, "steering_scale": 1.5, "steering_unit": "hidden_norm"}
     run = _run(recipe, tmp_path / "relative", "steps=3")
     trainer = _trainer(tiny_recipe, tmp_path / "probe")
@@ -206,9 +190,7 @@ def test_a_scale_in_hidden_norms_is_turned_into_an_absolute_one(
 
 
 @pytest.mark.parametrize("noise", ["noise_std=0", "noise_variance=0"])
-def test_no_noise_is_the_method_itself_to_the_bit(
-    noise: str, tiny_recipe: dict[str, Any], tmp_path: Path
-) -> None:
+def test_no_noise_is_the_method_itself_to_the_bit(noise: str, tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     plain = _run(tiny_recipe, tmp_path / "plain")
     silent = _run(tiny_recipe, tmp_path / "silent", noise, "noise_seed=5", "noise_layers=[1, 3]")
     assert _same(_tensors(plain), _tensors(silent))
@@ -223,9 +205,7 @@ def test_std_and_its_square_as_variance_are_the_same_run(tiny_recipe: dict[str, 
         assert (run.record["noise_std"], run.record["noise_variance"]) == (0.5, 0.25)
 
 
-def test_scale_seed_layers_and_site_of_the_noise_all_count(
-    tiny_recipe: dict[str, Any], tmp_path: Path
-) -> None:
+def test_scale_seed_layers_and_site_of_the_noise_all_count(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     variants = [
         [],
         ["noise_std=0.3"],
@@ -234,18 +214,13 @@ def test_scale_seed_layers_and_site_of_the_noise_all_count(
         ["noise_layers=[2, 3]"],
         ["noise_site=mlp"],
     ]
-    runs = [
-        _run(tiny_recipe, tmp_path / str(index), "noise_std=0.2", *each)
-        for index, each in enumerate(variants)
-    ]
+    runs = [_run(tiny_recipe, tmp_path / str(index), "noise_std=0.2", *each) for index, each in enumerate(variants)]
     for index, first in enumerate(runs):
         for second in runs[index + 1 :]:
             assert not _same(_tensors(first), _tensors(second))
 
 
-def test_the_noise_changes_neither_data_order_nor_steering(
-    tiny_recipe: dict[str, Any], tmp_path: Path
-) -> None:
+def test_the_noise_changes_neither_data_order_nor_steering(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     runs = [_run(tiny_recipe, tmp_path / std, f"noise_std={std}") for std in ("0", "0.3")]
     steering = [load_file(run.path / "steering.safetensors") for run in runs]
     assert _same(*steering)
@@ -352,9 +327,7 @@ def test_a_killed_run_resumes_to_the_same_delta_and_metrics(
     assert not resumed.checkpoint.exists()
 
 
-def test_a_run_interrupted_before_its_first_checkpoint_starts_anew(
-    tiny_recipe: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_run_interrupted_before_its_first_checkpoint_starts_anew(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         _run(tiny_recipe, tmp_path / "run", report=_stop_at(2))
     assert open_run(tmp_path / "run").status == "stopped"
@@ -365,9 +338,7 @@ def test_a_run_interrupted_before_its_first_checkpoint_starts_anew(
 
 
 @pytest.mark.parametrize("stop", [2, 5], ids=["before the first checkpoint", "after it"])
-def test_a_metrics_line_cut_off_by_a_kill_is_dropped(
-    stop: int, tiny_recipe: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_metrics_line_cut_off_by_a_kill_is_dropped(stop: int, tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         _run(tiny_recipe, tmp_path / "run", report=_stop_at(stop))
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
@@ -376,9 +347,7 @@ def test_a_metrics_line_cut_off_by_a_kill_is_dropped(
     assert _rows(resumed) == _rows(_run(tiny_recipe, tmp_path / "whole"))
 
 
-def test_a_run_interrupted_twice_still_comes_out_the_same(
-    tiny_recipe: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_run_interrupted_twice_still_comes_out_the_same(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     for step in (4, 7):
         with pytest.raises(KeyboardInterrupt):
             _run(tiny_recipe, tmp_path / "run", "noise_std=0.3", report=_stop_at(step), resume=step > 4)
@@ -386,9 +355,7 @@ def test_a_run_interrupted_twice_still_comes_out_the_same(
     assert _same(_tensors(resumed), _tensors(_run(tiny_recipe, tmp_path / "whole", "noise_std=0.3")))
 
 
-def test_a_checkpoint_at_the_very_last_step_needs_no_further_step(
-    tiny_recipe: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_checkpoint_at_the_very_last_step_needs_no_further_step(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     def fail(_candidate: Candidate, _row: dict[str, Any]) -> None:
         raise AssertionError("no step is left to take")
 
@@ -475,9 +442,7 @@ def _blow_up_at(step: int) -> Report:
     return report
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_as_failed(
-    tiny_recipe: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_loss_that_is_not_finite_ends_the_run_as_failed(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"step 7, topic spells: the loss is not finite.*learning_rate"):
         _run(tiny_recipe, tmp_path / "run", report=_blow_up_at(5))
     run = open_run(tmp_path / "run")
@@ -487,9 +452,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_as_failed(
     assert not (run.path / "delta.safetensors").exists()
 
 
-def test_the_checkpoint_before_a_loss_that_is_not_finite_is_kept(
-    tiny_recipe: dict[str, Any], tmp_path: Path
-) -> None:
+def test_the_checkpoint_before_a_loss_that_is_not_finite_is_kept(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     kept: list[bytes] = []
     blow_up = _blow_up_at(5)
 
@@ -567,9 +530,7 @@ def test_candidates_in_lockstep_resume_each_from_its_own_checkpoint(
         assert _rows(run) == _rows(alone)
 
 
-def test_a_failing_candidate_leaves_no_run_marked_as_running(
-    tiny_recipe: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_failing_candidate_leaves_no_run_marked_as_running(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     runs = _three(tiny_recipe, tmp_path)
     trainer = Trainer(runs)
     trainer.candidates[1].optimiser.param_groups[0]["lr"] = 1e30
@@ -621,8 +582,7 @@ def test_a_topics_own_norm_is_kept_from_its_own_first_batch(
         batch = trainer.corpora[topic, "forget"].batch(0)
         hidden = trainer.engine.reference(trainer.engine.trunk(batch)).numpy()
         rows = [
-            np.linalg.norm(row[keep == 1], axis=-1).mean()
-            for row, keep in zip(hidden, batch.mask.numpy(), strict=True)
+            np.linalg.norm(row[keep == 1], axis=-1).mean() for row, keep in zip(hidden, batch.mask.numpy(), strict=True)
         ]
         assert candidate.steering[topic].frozen_norm.item() == pytest.approx(np.mean(rows), rel=1e-5)
 
@@ -638,9 +598,7 @@ def test_a_topics_own_weights_and_lengths_are_used(
     trainer.train()
     for row in trainer.runs[0].rows():
         forget, retain = (0.25, 3) if row["topic"] == "potions" else (1, 10)
-        assert row["loss"] == pytest.approx(
-            forget * row["forget_loss"] + retain * row["retain_loss"], rel=1e-5
-        )
+        assert row["loss"] == pytest.approx(forget * row["forget_loss"] + retain * row["retain_loss"], rel=1e-5)
 
 
 def test_a_topic_may_bring_its_own_retain_text(
@@ -685,9 +643,7 @@ def test_updates_too_small_for_bfloat16_add_up_in_the_masters(
         assert (changed & keep).any()
 
 
-def test_the_forward_pass_sees_the_masters_in_the_models_type(
-    tiny_recipe: dict[str, Any], tmp_path: Path
-) -> None:
+def test_the_forward_pass_sees_the_masters_in_the_models_type(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     trainer = _trainer(tiny_recipe, tmp_path / "run", "dtype=bfloat16")
     (candidate,) = trainer.candidates
     weights = candidate.weights()
@@ -709,9 +665,7 @@ def test_snapshots_are_the_deltas_of_shorter_runs(tiny_recipe: dict[str, Any], t
     ]
 
 
-def test_how_often_is_logged_or_saved_changes_nothing_else(
-    tiny_recipe: dict[str, Any], tmp_path: Path
-) -> None:
+def test_how_often_is_logged_or_saved_changes_nothing_else(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     often = _run(tiny_recipe, tmp_path / "often", "noise_std=0.3", "checkpoint_every=1", "snapshots=[1, 2]")
     rarely = _run(tiny_recipe, tmp_path / "rarely", "noise_std=0.3", "log_every=5", "checkpoint_every=100")
     assert _same(_tensors(often), _tensors(rarely))

@@ -11,7 +11,7 @@ Shapes: b sequences, t tokens, d width.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ Weights = Mapping[int, Mapping[str, Tensor]]
 """Band weights: layer index -> name inside the layer -> tensor."""
 
 
-class _Reached(Exception):  # noqa: N818 (it is no error)
+class _Reached(Exception):
     """The trunk has been run as far as it is needed."""
 
 
@@ -144,11 +144,8 @@ class BandEngine:
     def trunk(self, batch: TokenBatch) -> Trunk:
         """Run embedding and trunk on a batch (ids and mask [b, t]) without gradients."""
         batch = batch.to(self.device)
-        with self._standing_in() as stand_ins:
-            try:
-                self.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
-            except _Reached:
-                pass
+        with self._standing_in() as stand_ins, suppress(_Reached):
+            self.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
         calls = {}
         hidden = None
         for index, stand_in in stand_ins.items():

@@ -78,10 +78,13 @@ def _eval(arguments: argparse.Namespace) -> None:
     target = open_target(
         arguments.target, allow_pickle=arguments.allow_pickle, trust_remote_code=arguments.trust_remote_code
     )
-    if target.folder is None and arguments.out is None:
-        raise UserError(f"{arguments.target!r} is a bare model, which has no run folder; say where the scores go: --out DIR")
+    out = arguments.out or target.folder
+    if out is None:
+        raise UserError(
+            f"{arguments.target!r} is a bare model, which has no run folder; say where the scores go: --out DIR"
+        )
     evaluator = Evaluator(arguments.dtype, arguments.device)
-    folder = Path(arguments.out or target.folder)
+    folder = Path(out)
     for name, suite in suites.items():
         place = folder if len(suites) == 1 else folder / "scores" / Path(name).stem
         with EvaluationProgress() as progress:
@@ -184,7 +187,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"unlearn: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nunlearn: stopped; run the same command again (with --resume for `run`) to continue", file=sys.stderr)
+        print(
+            "\nunlearn: stopped; run the same command again (with --resume for `run`) to continue",
+            file=sys.stderr,
+        )
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

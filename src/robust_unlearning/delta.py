@@ -64,10 +64,14 @@ class Delta:
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[nn.Module]:
         """`model`, a loaded base, with this delta's tensors inside the block and its own afterwards."""
-        parameters = dict(model.named_parameters())
-        wrong = [name for name in self.tensors if name not in parameters]
-        if wrong:
-            raise UserError(f"{type(model).__name__} has no tensor {wrong[0]!r}, which the delta changes.")
+        own = dict(model.named_parameters())
+        prefix = f"{getattr(model, 'base_model_prefix', '')}."  # which some checkpoints leave out, GPT-2's for one
+        parameters = {}
+        for name in self.tensors:
+            inside = name if name in own else prefix + name
+            if inside not in own:
+                raise UserError(f"{type(model).__name__} has no tensor {name!r}, which the delta changes.")
+            parameters[name] = own[inside]
         kept = {name: parameters[name].detach().clone() for name in self.tensors}
         try:
             _fill(parameters, self.tensors)
@@ -129,7 +133,16 @@ def apply(delta: Delta, checkpoint: Checkpoint, target: Path, card: str = "") ->
     weights = set(checkpoint.weight_map.values())
     with files.replacing_folder(target) as folder:
         for each in checkpoint.folder.iterdir():
-            stray = each.suffix in {".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".lock"}
+            stray = each.suffix in {
+                ".safetensors",
+                ".bin",
+                ".pt",
+                ".pth",
+                ".h5",
+                ".msgpack",
+                ".gguf",
+                ".lock",
+            }
             if each.is_file() and each.name not in weights and not stray and each.name != "README.md":
                 shutil.copy(each.resolve(), folder / each.name)
         for name in sorted(weights):

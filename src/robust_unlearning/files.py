@@ -19,7 +19,7 @@ BUNDLED = "demo:"
 
 
 def cache_dir() -> Path:
-    """Where converted models and other rebuildable things lie: $ROBUST_UNLEARNING_CACHE or ~/.cache/robust-unlearning."""
+    """Where converted models lie: $ROBUST_UNLEARNING_CACHE, else ~/.cache/robust-unlearning."""
     given = os.environ.get("ROBUST_UNLEARNING_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(given) if given else Path(base) / "robust-unlearning"

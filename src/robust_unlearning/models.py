@@ -117,7 +117,9 @@ class Checkpoint:
     def fingerprint(self, tensors: Iterable[str]) -> str:
         """SHA-256 over all tensor names and the bytes of `tensors`: tells whether a delta fits this base."""
         names = hashlib.sha256("\n".join(sorted(self.weight_map)).encode()).hexdigest()
-        return hashlib.sha256((names + tensor_digest({name: self.tensor(name) for name in tensors})).encode()).hexdigest()[:16]
+        return hashlib.sha256(
+            (names + tensor_digest({name: self.tensor(name) for name in tensors})).encode()
+        ).hexdigest()[:16]
 
 
 def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
@@ -313,6 +315,16 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def quick_dtype(device: torch.device) -> str:
+    """`bfloat16` where the device computes in it natively, else `float32`: older CPUs only imitate it, slowly."""
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    if device.type != "cpu":
+        return "float32"
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return "bfloat16" if any(getattr(torch.cpu, check, bool)() for check in checks) else "float32"
+
+
 def read_config(checkpoint: Checkpoint, depth: int | None = None) -> Any:
     """The base's config; with `depth`, that of the model made of its first `depth` layers.
 
@@ -326,9 +338,7 @@ def read_config(checkpoint: Checkpoint, depth: int | None = None) -> Any:
     if depth is not None and depth != full:
         if depth > full:
             raise UserError(f"layer: {checkpoint.name} has layers 0 to {full - 1}; given {depth - 1}.")
-        per_layer = {
-            key: value for key, value in vars(text).items() if isinstance(value, list) and len(value) == full
-        }
+        per_layer = {key: value for key, value in vars(text).items() if isinstance(value, list) and len(value) == full}
         for key, value in per_layer.items():
             setattr(text, key, value[:depth])
         text.num_hidden_layers = depth

@@ -97,9 +97,7 @@ PLACES: dict[str, Callable[[Question, str, int], Question]] = {
 WHERE = tuple(PLACES)
 
 
-def match_controls(
-    tokenizer: Any, forget_tokens: Sequence[str], control_tokens: Sequence[str]
-) -> list[TokenPair]:
+def match_controls(tokenizer: Any, forget_tokens: Sequence[str], control_tokens: Sequence[str]) -> list[TokenPair]:
     """Pair each forget-token with a control of as many tokens, written after a space.
 
     Pairs of equal length are made first, then those that differ by one token, and so on; among equals the
@@ -190,13 +188,9 @@ class QuestionSet(BaseModel, extra="forbid", frozen=True):
     split: str = "test"
     styles: Annotated[tuple[Literal["cloze", "letters"], ...], Field(min_length=1)] = ("cloze",)
     perturb: tuple[Literal["parenthesis", "sentence", "option"], ...] = ()
-    limit: int | None = Field(
-        None, ge=1, description="use so many, drawn by id; a smaller draw is in a larger"
-    )
+    limit: int | None = Field(None, ge=1, description="use so many, drawn by id; a smaller draw is in a larger")
 
-    def forms(
-        self, pairs: Sequence[TokenPair], seed: int
-    ) -> dict[str, list[tuple[Question, TokenPair | None]]]:
+    def forms(self, pairs: Sequence[TokenPair], seed: int) -> dict[str, list[tuple[Question, TokenPair | None]]]:
         """The questions under `clean`, and for each `WHERE` of `perturb` under `WHERE` and `WHERE-control`.
 
         Raises:

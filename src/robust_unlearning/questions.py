@@ -34,9 +34,7 @@ class Question:
     subject: str = ""
 
 
-def read_questions(
-    path: str | os.PathLike[str], *, config: str | None = None, split: str = "test"
-) -> list[Question]:
+def read_questions(path: str | os.PathLike[str], *, config: str | None = None, split: str = "test") -> list[Question]:
     """Read every question of a file, or of one split of a folder in hub layout.
 
     A folder in hub layout is `FOLDER/CONFIG/SPLIT-00000-of-00001.parquet` (MMLU's form) or the same without
@@ -94,9 +92,7 @@ def letters_prompt(question: Question) -> tuple[str, tuple[str, ...]]:
         raise UserError(f"question {question.id!r} has more than 26 choices; ask it in the cloze style.")
     about = f" about {question.subject.replace('_', ' ')}" if question.subject else ""
     letters = tuple(LETTERS[: len(question.choices)])
-    options = "".join(
-        f"{letter}. {choice}\n" for letter, choice in zip(letters, question.choices, strict=True)
-    )
+    options = "".join(f"{letter}. {choice}\n" for letter, choice in zip(letters, question.choices, strict=True))
     head = f"The following are multiple choice questions (with answers){about}."
     return f"{head}\n\n{question.question.strip()}\n{options}Answer:", letters
 
@@ -140,9 +136,7 @@ def _splits(folder: Path) -> dict[str, list[Path]]:
 def _rows(file: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
     """(number from 1, 'FILE, line N' for messages, row) for each row of a file."""
     if file.suffix not in READERS:
-        raise UserError(
-            unknown("kind of question file", file.suffix or file.name, READERS, f"Given: {file}.")
-        )
+        raise UserError(unknown("kind of question file", file.suffix or file.name, READERS, f"Given: {file}."))
     unit, reader = READERS[file.suffix]
     try:
         for number, row in reader(file):
@@ -161,9 +155,7 @@ def _read_jsonl(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                raise UserError(
-                    f"{file}, line {number}: not JSON: {error}. Write one object a line."
-                ) from error
+                raise UserError(f"{file}, line {number}: not JSON: {error}. Write one object a line.") from error
             if not isinstance(row, dict):
                 raise UserError(f"{file}, line {number}: a {type(row).__name__}, but a row is a JSON object.")
             yield number, row
@@ -179,21 +171,17 @@ def _read_csv(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             raise UserError(f"{file}: no choices. Give them as columns A, B, C, D or choice_0, choice_1, ….")
         for number, row in enumerate(reader, start=1):
             if EXTRA in row:
-                raise UserError(
-                    f"{file}, row {number}: more cells than columns. Quote a cell that has a comma."
-                )
+                raise UserError(f"{file}, row {number}: more cells than columns. Quote a cell that has a comma.")
             cells = {name: row[column] for name, column in columns.items() if column in row}
             choices = [cells.pop(name) for name in names]
-            while (
-                choices and not choices[-1].strip()
-            ):  # a question with fewer choices than the table has columns
+            while choices and not choices[-1].strip():  # a question with fewer choices than the table has columns
                 choices.pop()
             yield number, {name: cell for name, cell in cells.items() if cell.strip()} | {"choices": choices}
 
 
 def _read_parquet(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    import pyarrow  # type: ignore[import-untyped]
-    import pyarrow.parquet  # type: ignore[import-untyped]
+    import pyarrow
+    import pyarrow.parquet
 
     try:
         table = pyarrow.parquet.read_table(file)
@@ -211,9 +199,7 @@ def _question(row: dict[str, Any], where: str, default_id: str, default_subject:
         if row.get(column) is None:
             close = nearest(column, [name for name in row if name not in {"question", "choices", "answer"}])
             hint = f" Rename {close!r} to {column!r}?" if close else ""
-            raise UserError(
-                f"{where}: no {column!r}; the row has {', '.join(map(str, row)) or 'nothing'}.{hint}"
-            )
+            raise UserError(f"{where}: no {column!r}; the row has {', '.join(map(str, row)) or 'nothing'}.{hint}")
     text, given = row["question"], row["choices"]
     if not isinstance(text, str) or not text.strip():
         raise UserError(f"{where}: the question is {text!r}; it must be text.")
@@ -236,9 +222,7 @@ def _question(row: dict[str, Any], where: str, default_id: str, default_subject:
 def _answer(value: Any, choices: tuple[str, ...], where: str) -> int:
     """The index of the right choice from its index, its letter or its text, when only one reading fits."""
     last = len(choices) - 1
-    allowed = (
-        f"Give 0 to {last}, A to {LETTERS[last] if last < len(LETTERS) else 'Z'}, or the text of a choice."
-    )
+    allowed = f"Give 0 to {last}, A to {LETTERS[last] if last < len(LETTERS) else 'Z'}, or the text of a choice."
     if isinstance(value, int) and not isinstance(value, bool):
         readings = {value}
     elif isinstance(value, str):

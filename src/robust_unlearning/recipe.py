@@ -312,9 +312,8 @@ def load_recipe(source: str | os.PathLike[str] | Mapping[str, Any], overrides: I
             raise UserError(f"{path}: a recipe is a YAML file: {error}") from error
         if not isinstance(data, dict):
             raise UserError(f"{path}: a recipe is a mapping of fields; see `unlearn show {recipe_names()[0]}`.")
-    errors = [error for text in overrides if (error := _override(data, text))]
+    errors = [line for text in overrides if (line := _override(data, text))]
     return _check(data, name, errors)
-
 
 
 def recipe_summary(name: str) -> str:

@@ -85,8 +85,9 @@ class RunFolder:
         return self.path / "snapshots" / f"step-{step}.safetensors"
 
     def write_record(self, status: Status, **entries: Any) -> None:
-        """Merge `entries` into `run.json`."""
-        files.write_json(self.path / RECORD, {**self.record, "status": status, **entries})
+        """Merge `entries` into `run.json`; an earlier error is forgotten."""
+        kept = {key: value for key, value in self.record.items() if key != "error"}
+        files.write_json(self.path / RECORD, {**kept, "status": status, **entries})
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of `metrics.jsonl`; a last line cut off by a kill is left out."""
@@ -218,7 +219,9 @@ def _score_lines(scores: dict[str, Any]) -> list[str]:
     lines = []
     for task, score in scores.items():
         if "acc" in score:
-            lines.append(f"| {task} | {100 * score['acc']:.1f} ± {100 * score['stderr']:.1f} % | {score['n']} questions |")
+            lines.append(
+                f"| {task} | {100 * score['acc']:.1f} ± {100 * score['stderr']:.1f} % | {score['n']} questions |"
+            )
         elif "perplexity" in score:
             interval = f"{score['nats_per_token']:.3f} ({score['low']:.3f} to {score['high']:.3f}) nats a token"
             lines.append(f"| {task} | {interval} | {score['n']} documents |")

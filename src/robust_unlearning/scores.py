@@ -218,9 +218,7 @@ def excess_harm(
     return Harm(excess, forget=a, control=b)
 
 
-def over_seeds(
-    per_seed_values: ArrayLike, seed: int = 0, resamples: int = 10_000, level: float = 0.95
-) -> Estimate:
+def over_seeds(per_seed_values: ArrayLike, seed: int = 0, resamples: int = 10_000, level: float = 0.95) -> Estimate:
     """Mean of values [S, n] over S training seeds and n questions, with a two-level bootstrap.
 
     Each resample draws S seeds, then n questions, the same questions for every drawn seed, because all seeds

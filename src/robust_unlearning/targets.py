@@ -85,8 +85,8 @@ class Evaluator:
     def _key(self, target: Target, suite: scoring.Suite) -> str:
         """What an evaluation's result depends on, hashed: target, suite and the files it names, type, version."""
         digest = hashlib.sha256(suite.model_dump_json().encode())
-        for each in [*suite.questions.values(), *suite.texts.values()]:
-            path = files.locate(each.path)
+        for source in [each.path for each in suite.questions.values()] + [each.path for each in suite.texts.values()]:
+            path = files.locate(source)
             for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
                 if file.is_file():
                     digest.update(files.sha256_file(file).encode())
@@ -131,4 +131,3 @@ class Evaluator:
             if (folder / RECIPE).exists():
                 open_run(folder).write_card()
         return result
-

@@ -150,7 +150,7 @@ class Candidate:
             raise UserError(
                 f"step {self.step + 1}, topic {topic}: the loss is not finite (forget {losses.forget.item():g}, retain "
                 f"{losses.retain.item():g}). Lower learning_rate ({self.recipe.learning_rate:g}) or "
-                f"{self.recipe.spec.scale_field}; the last good state is step {self.step}'s."
+                f"{self.recipe.spec.scale_field}."
             )
         self.optimiser.zero_grad(set_to_none=True)
         losses.total.backward()
@@ -187,6 +187,7 @@ class Candidate:
         from safetensors import safe_open
 
         if not self.run.checkpoint.exists():
+            self.run.drop_rows_after(0)  # of an earlier start that came to no checkpoint
             return False
         with safe_open(self.run.checkpoint, framework="pt") as file:
             metadata = file.metadata()
@@ -224,7 +225,10 @@ def _row(candidate: Candidate, topic: str, losses: Losses, forget: View, retain:
     """A line of `metrics.jsonl`: losses in squared units of the hidden state, norms in its units."""
     row: dict[str, Any] = {"step": candidate.step, "topic": topic, "loss": losses.total.item()}
     row |= {"forget_loss": losses.forget.item(), "retain_loss": losses.retain.item()}
-    for name, hidden, view in (("forget", losses.forget_hidden, forget), ("retain", losses.retain_hidden, retain)):
+    for name, hidden, view in (
+        ("forget", losses.forget_hidden, forget),
+        ("retain", losses.retain_hidden, retain),
+    ):
         cosine, norm, base = _compare(hidden, view.reference, view.mask)
         row |= {f"{name}_cosine": cosine, f"{name}_norm": norm, f"{name}_reference_norm": base}
     row["tokens_per_second"] = candidate.tokens / candidate.seconds if candidate.seconds else 0.0
@@ -257,7 +261,9 @@ class Trainer:
         )
         tokenizer = models.load_tokenizer(self.base)
         self.corpora = {
-            (topic, side): self._corpus(topic, side, tokenizer) for topic in recipe.topics for side in ("forget", "retain")
+            (topic, side): self._corpus(topic, side, tokenizer)
+            for topic in recipe.topics
+            for side in ("forget", "retain")
         }
         read = time.perf_counter()
         model = models.load_truncated(self.base, recipe.layer + 1, recipe.dtype, self.device)
@@ -276,6 +282,7 @@ class Trainer:
 
     def _corpus(self, topic: str, side: str, tokenizer: Any) -> Corpus:
         source = getattr(self.recipe.topics[topic], side) or self.recipe.retain
+        assert source is not None  # load_recipe has seen to it
         return Corpus(
             read_documents(source),
             tokenizer,
@@ -322,9 +329,10 @@ class Trainer:
         try:
             for step in range(min((each.step for each in waiting), default=0), max(self._lengths(waiting))):
                 self._step(step, [each for each in waiting if each.step == step < each.recipe.steps], report)
-        except KeyboardInterrupt:
+        except BaseException:
             for candidate in waiting:
-                candidate.run.write_record("stopped")
+                if candidate.run.status == "running":
+                    candidate.run.write_record("stopped")
             raise
         for candidate in self.candidates:
             self._finish(candidate)
@@ -341,8 +349,7 @@ class Trainer:
             try:
                 losses = candidate.update(topic, forget, retain)
             except UserError as error:
-                candidate.save_checkpoint()
-                candidate.run.write_record("failed", error=str(error))
+                candidate.run.write_record("failed", error=str(error))  # its last checkpoint stays as it is
                 raise
             now = time.perf_counter()
             candidate.seconds, candidate.tokens = candidate.seconds + now - began, candidate.tokens + tokens
@@ -380,7 +387,10 @@ class Trainer:
             "method": recipe.method,
             "noise_std": recipe.noise_scale,
             "noise_variance": recipe.noise_scale**2 if recipe.noise_variance is None else recipe.noise_variance,
-            "seeds": {"seed": recipe.seed, "noise_seed": recipe.seed if recipe.noise_seed is None else recipe.noise_seed},
+            "seeds": {
+                "seed": recipe.seed,
+                "noise_seed": recipe.seed if recipe.noise_seed is None else recipe.noise_seed,
+            },
             "model": recipe.model,
             "model_fingerprint": self.fingerprint,
             "dtype": str(next(iter(self.trained.values())).dtype).removeprefix("torch."),

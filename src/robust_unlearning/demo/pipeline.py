@@ -17,6 +17,7 @@ from pathlib import Path
 from robust_unlearning import files
 from robust_unlearning.demo.summary import Level, Measured, report
 from robust_unlearning.evaluate import Suite, load_suite
+from robust_unlearning.models import pick_device, quick_dtype
 from robust_unlearning.progress import EvaluationProgress, TrainingProgress
 from robust_unlearning.recipe import Recipe, load_recipe
 from robust_unlearning.runs import RunFolder
@@ -26,7 +27,7 @@ from robust_unlearning.train import Trainer
 RECIPE = "smollm2/rmu"
 NOISE_LEVELS = (1.0, 3.0)
 NOISE_SEEDS = (0, 1, 2)
-SNAPSHOTS = (30, 50)
+SNAPSHOTS = (30, 45, 60)
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,10 @@ class Plan:
 
 def plan(out: Path, overrides: Sequence[str]) -> Plan:
     """Open the run folders of the demo in `out`, continuing those that are there."""
+    dtype = quick_dtype(pick_device("auto"))
 
     def opened(name: str, *changes: str) -> RunFolder:
-        recipe: Recipe = load_recipe(RECIPE, [*changes, *overrides])
+        recipe: Recipe = load_recipe(RECIPE, [f"dtype={dtype}", *changes, *overrides])
         return RunFolder.open(out / "runs" / name, recipe, resume=True)
 
     rmu = opened("rmu", f"snapshots={list(SNAPSHOTS)}")
@@ -83,7 +85,7 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> None:
     suite = load_suite("demo")
     runs = plan(out, overrides)
     train(runs)
-    evaluator = Evaluator()
+    evaluator = Evaluator(runs.rmu.recipe.dtype, runs.rmu.recipe.device)
 
     def measured(name: str, target: Target, folder: Path) -> Measured:
         print(f"evaluating {name}", flush=True)
@@ -114,7 +116,7 @@ def _about(suite: Suite, recipe: Recipe) -> str:
     general, forget = suite.questions["general"], suite.questions["astronomy"]
     return (
         f"{recipe.model}, {recipe.spec.title} at layer {recipe.layer}, {recipe.steps} steps of {recipe.batch_size} × "
-        f"{recipe.max_tokens} tokens; general questions {general.path}, forget questions {forget.path} "
+        f"{recipe.max_tokens} tokens, {recipe.dtype}; general questions {general.path}, forget questions {forget.path} "
         f"(answer texts scored); {len(files.locate(suite.texts['forget'].path).read_text().splitlines())} held-out "
         "passages of forget text"
     )

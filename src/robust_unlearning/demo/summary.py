@@ -213,10 +213,14 @@ def _verdict(level: Level, line: Sequence[tuple[int, Measured]]) -> tuple[list[s
     if matched is None:
         reach = ", ".join(f"{each.forget_text.value:.2f}" for _, each in line)
         said = f"no like RMU: {level.forget_nats:.2f} nats lies outside RMU's {reach}"
-        return [name, f"{level.forget_nats:.2f}", "-", "-", "-", said], {"noise_std": level.std, "verdict": said}
+        return [name, f"{level.forget_nats:.2f}", "-", "-", "-", said], {
+            "noise_std": level.std,
+            "verdict": said,
+        }
     harm = over_seeds(level.table("excess") - matched.excess)
     right = over_seeds(level.table("perturbed") - matched.perturbed)
-    said = "RNA is more robust" if harm.low > 0 else "RNA is less robust" if harm.high < 0 else "cannot be told"
+    low, high = harm.low or 0.0, harm.high or 0.0
+    said = "RNA is more robust" if low > 0 else "RNA is less robust" if high < 0 else "cannot be told"
     step = f"{matched.before} to {matched.after}, {100 * matched.share:.0f} % of the way"
     row = [name, f"{level.forget_nats:.2f}", step, _nats(harm, sign=True), _percent(right), said]
     data = {"matched_steps": [matched.before, matched.after], "share": matched.share}
@@ -224,9 +228,7 @@ def _verdict(level: Level, line: Sequence[tuple[int, Measured]]) -> tuple[list[s
     return row, {"noise_std": level.std, "forget_text": level.forget_nats, **data, "verdict": said}
 
 
-def report(
-    base: Measured, line: Sequence[tuple[int, Measured]], levels: Sequence[Level], out: Path, about: str
-) -> str:
+def report(base: Measured, line: Sequence[tuple[int, Measured]], levels: Sequence[Level], out: Path, about: str) -> str:
     """Write `demo.md`, `demo.json` and `demo.png`; returns the text for the terminal.
 
     Args:
@@ -238,20 +240,25 @@ def report(
     """
     rmu = line[-1][1]
     rows = [_row(base, rmu, [base], "base"), *(_row(base, rmu, [each], each.name) for _, each in line)]
-    rows += [
-        _row(base, rmu, level.models, f"RMU + RNA {level.std:g} ({len(level.models)} seeds)") for level in levels
-    ]
+    rows += [_row(base, rmu, level.models, f"RMU + RNA {level.std:g} ({len(level.models)} seeds)") for level in levels]
     verdicts = [_verdict(level, line) for level in levels]
     notes = [
         f"What was run: {about}.",
-        f"Accuracies in % with 95 % intervals ({len(base.forget)} forget and {len(base.clean)} general questions; chance "
-        "is 25 %); text in nats a token on held-out passages; several seeds: interval over seeds and questions.",
+        f"Accuracies in % with 95 % intervals ({len(base.forget)} forget and {len(base.clean)} general questions; "
+        "chance is 25 %); text in nats a token on held-out passages; several seeds: interval over seeds and questions.",
         "Added harm: what the forget-token takes from the right answer's log-probability beyond what a harmless word "
         "takes, less the same for the base; nats a token, negative is harm.",
         "Reduction: share of the base's accuracy with a forget-token that was lost. Recovery: share of RMU's loss that "
         "RNA won back. Read both beside the forgetting.",
     ]
-    headers = ("model", "forget text", "like RMU, steps", "harm, RNA less RMU", "accuracy, RNA less RMU", "verdict")
+    headers = (
+        "model",
+        "forget text",
+        "like RMU, steps",
+        "harm, RNA less RMU",
+        "accuracy, RNA less RMU",
+        "verdict",
+    )
     fair = [row for row, _ in verdicts]
     files.write_text(
         out / "demo.md",
@@ -262,7 +269,11 @@ def report(
     )  # fmt: skip
     files.write_json(
         out / "demo.json",
-        {"about": about, "models": [data for _, data in rows], "like_forgetting": [data for _, data in verdicts]},
+        {
+            "about": about,
+            "models": [data for _, data in rows],
+            "like_forgetting": [data for _, data in verdicts],
+        },
     )
     try:
         _draw(base, line, levels, out / "demo.png")

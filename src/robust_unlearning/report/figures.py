@@ -25,9 +25,7 @@ class Series:
     notes: Sequence[str] = ()
 
 
-def trade_off(
-    panels: Sequence[tuple[str, Sequence[Series]]], x_label: str, title: str, path: Path
-) -> None:
+def trade_off(panels: Sequence[tuple[str, Sequence[Series]]], x_label: str, title: str, path: Path) -> None:
     """One panel beside the other: x forgetting, y robustness, 95 % intervals as bars; written as a PNG.
 
     Raises:

@@ -1,0 +1,94 @@
+"""The shape of the package: import order, sizes, light start, documents that match the code."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from robust_unlearning import cli, files
+from robust_unlearning.recipe import recipe_names, recipe_path
+
+PACKAGE = files.package_dir()
+ROOT = Path(__file__).parent.parent
+# fmt: off
+ORDER = [
+    "errors", "files", "layers", "losses", "noise", "methods", "recipe", "corpora", "questions", "scores", "perturb",
+    "likelihood", "evaluate", "models", "band", "delta", "runs", "train", "targets", "progress", "report", "demo", "cli",
+]
+# fmt: on
+
+
+def _imports(path: Path) -> set[str]:
+    """Modules of this package that a file imports at its top level."""
+    found: set[str] = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and node.module == "robust_unlearning":
+            found |= {each.name for each in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("robust_unlearning."):
+            found.add(str(node.module).split(".")[1])
+    return found
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_a_module_imports_only_those_above_it(name: str) -> None:
+    single = PACKAGE / f"{name}.py"
+    for path in [single] if single.exists() else sorted((PACKAGE / name).glob("*.py")):
+        below = {each for each in _imports(path) if each in ORDER and ORDER.index(each) > ORDER.index(name)}
+        assert not below, f"{path.name} imports {below}"
+
+
+def test_every_module_has_its_place_in_the_order() -> None:
+    modules = {path.stem for path in PACKAGE.glob("*.py") if not path.stem.startswith("__")}
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert modules | folders == set(ORDER)
+    assert ", ".join(ORDER) in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+def test_help_needs_no_heavy_library() -> None:
+    script = (
+        "import sys; from robust_unlearning.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'pydantic', 'datasets'} & sys.modules.keys()\n"
+        "sys.exit(1 if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "unlearn apply" in done.stdout
+
+
+def test_a_recipe_says_what_it_is_and_how_to_run_it() -> None:
+    for name in recipe_names():
+        text = recipe_path(name).read_text(encoding="utf-8")
+        assert f"unlearn run {name}" in text, name
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        line.split("#")[0].strip()
+        for path in ("README.md",)
+        for line in (ROOT / path).read_text(encoding="utf-8").splitlines()
+        if line.startswith("unlearn ")
+    ],
+)
+def test_commands_of_the_readme_are_commands(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = line.split()[1:]
+    arguments = cli._parse(cli._parser(), words)
+    if arguments.verb in ("list", "show"):
+        assert cli.main(words) == 0
+        assert capsys.readouterr().out
+
+
+def test_yaml_in_the_readme_is_a_recipe() -> None:
+    import yaml
+
+    from robust_unlearning.recipe import load_recipe
+
+    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+    assert set(load_recipe(yaml.safe_load(block)).topics) == {"chemistry", "malware"}
