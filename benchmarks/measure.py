@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     import torch
 
     from robust_unlearning.band import BandEngine
+    from robust_unlearning.candidate import Candidate
     from robust_unlearning.corpora import TokenBatch
     from robust_unlearning.recipe import Recipe
-    from robust_unlearning.train import Candidate
 
 RNA = "rna"
 """The implementation that alternates steps of ours with and without noise."""
@@ -171,9 +171,10 @@ def load_ours(spec: Spec, recipes: Sequence[Recipe], device: torch.device) -> tu
     from transformers import AutoModel
 
     from robust_unlearning.band import BandEngine
+    from robust_unlearning.candidate import Candidate
     from robust_unlearning.layers import match_tensors
     from robust_unlearning.runs import RunFolder
-    from robust_unlearning.train import Candidate, Trainer
+    from robust_unlearning.train import Trainer
 
     runs = [RunFolder(Path(f"unused-{number}"), recipe) for number, recipe in enumerate(recipes)]
     if spec.shape is None:
@@ -196,7 +197,7 @@ Step = Callable[["TokenBatch", "TokenBatch"], tuple[float, float]]
 
 def our_step(engine: BandEngine, candidate: Candidate) -> Step:
     """An update by the library."""
-    from robust_unlearning.train import View
+    from robust_unlearning.candidate import View
 
     def step(forget: TokenBatch, retain: TokenBatch) -> tuple[float, float]:
         losses = candidate.update(TOPIC, View(engine, forget), View(engine, retain))
@@ -211,7 +212,7 @@ def two_model_step(spec: Spec, recipe: Recipe, device: torch.device) -> Step:
     from two_model import TwoModelRMU
 
     from robust_unlearning import models
-    from robust_unlearning.corpora import _seed_of
+    from robust_unlearning.corpora import derived_seed
     from robust_unlearning.methods import draw_direction
 
     def load() -> Any:
@@ -222,7 +223,7 @@ def two_model_step(spec: Spec, recipe: Recipe, device: torch.device) -> Step:
         return AutoModelForCausalLM.from_pretrained(where, dtype="auto").to(device)
 
     trained, reference = load(), load()
-    direction = draw_direction("uniform", trained.config.hidden_size, _seed_of(recipe.seed, "steering", TOPIC))
+    direction = draw_direction("uniform", trained.config.hidden_size, derived_seed(recipe.seed, "steering", TOPIC))
     assert recipe.steering_scale is not None
     training = TwoModelRMU(
         trained,

@@ -75,8 +75,11 @@ def test_the_verdict_follows_the_interval(excess: float, nats: float, verdict: s
     for each in noisy:
         each.excess[:] += rng.normal(0, 0.05, len(each.excess))
     line = [(30, model("a", 4.0, -0.2)), (60, model("b", 8.0, -1.0, 0.3))]
-    text = report(model("base", 3.6, 0.0), line, [Level(1.0, noisy)], tmp_path, "made-up numbers")
+    text = report(
+        model("base", 3.6, 0.0), line, model("slower", nats, -0.3), [Level(1.0, noisy)], tmp_path, "made-up numbers"
+    )
     assert verdict in text
+    assert "slower" in text
     data = json.loads((tmp_path / "demo.json").read_text())
     assert verdict in data["like_forgetting"][0]["verdict"]
     assert data["models"][0]["clean"]["n"] == 200

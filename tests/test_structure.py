@@ -18,7 +18,8 @@ ROOT = Path(__file__).parent.parent
 # fmt: off
 ORDER = [
     "errors", "files", "layers", "losses", "noise", "methods", "recipe", "corpora", "questions", "scores", "perturb",
-    "likelihood", "evaluate", "models", "band", "delta", "runs", "train", "targets", "progress", "report", "demo", "cli",
+    "likelihood", "evaluate", "conversion", "models", "band", "delta", "runs", "candidate", "train", "targets",
+    "progress", "report", "demo", "cli",
 ]
 # fmt: on
 

@@ -17,10 +17,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from robust_unlearning import UserError, load_recipe, unlearn
+from robust_unlearning.candidate import Candidate
 from robust_unlearning.delta import load_delta
 from robust_unlearning.methods import METHODS
 from robust_unlearning.runs import RunFolder, open_run
-from robust_unlearning.train import Candidate, Trainer
+from robust_unlearning.train import Trainer
 
 SOURCE = Path(__file__).parents[1] / "src"
 STEPWISE = ["log_every=1", "checkpoint_every=3"]

@@ -22,8 +22,8 @@ EPILOG = """examples:
 
 
 def _list(arguments: argparse.Namespace) -> None:
+    from robust_unlearning.conversion import BUNDLED_MODELS
     from robust_unlearning.methods import METHODS
-    from robust_unlearning.models import BUNDLED_MODELS
     from robust_unlearning.recipe import recipe_names, recipe_summary
 
     sections: dict[str, Callable[[], dict[str, str]]] = {

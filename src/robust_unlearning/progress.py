@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 if TYPE_CHECKING:
-    from robust_unlearning.train import Candidate
+    from robust_unlearning.candidate import Candidate
 
 
 def _clock(seconds: float) -> str:

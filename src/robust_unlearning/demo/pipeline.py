@@ -2,7 +2,8 @@
 
 Noise that has merely stopped the forgetting looks like a cure and is not. So RMU is also stopped early, at
 `SNAPSHOTS`, which traces what robustness each degree of forgetting costs without noise; RNA's models are set
-against the point of that line where RMU has forgotten as much.
+against the point of that line where RMU has forgotten as much. And because noise also slows the forgetting, RMU
+with a heavier retain weight, `SLOWER`, is trained as a control: slow without noise.
 
 Every model is a run folder or a snapshot in the demo's folder, and every evaluation is kept, so a demo that was
 stopped continues where it was.
@@ -28,19 +29,22 @@ RECIPE = "smollm2/rmu"
 NOISE_LEVELS = (1.0, 3.0)
 NOISE_SEEDS = (0, 1, 2)
 SNAPSHOTS = (30, 45, 60)
+SLOWER = 300
+"""Retain weight of the control, against 100 of the others."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The demo's runs: RMU with its snapshots, then RNA at each noise level with each seed of the noise."""
+    """The demo's runs: RMU with its snapshots, the slower control, RNA at each noise level and seed of the noise."""
 
     rmu: RunFolder
+    slower: RunFolder
     rna: dict[float, list[RunFolder]]
 
     @property
     def runs(self) -> list[RunFolder]:
         """All runs, RMU first."""
-        return [self.rmu, *(run for runs in self.rna.values() for run in runs)]
+        return [self.rmu, self.slower, *(run for runs in self.rna.values() for run in runs)]
 
 
 def plan(out: Path, overrides: Sequence[str]) -> Plan:
@@ -56,7 +60,7 @@ def plan(out: Path, overrides: Sequence[str]) -> Plan:
         std: [opened(f"rna-{std:g}-seed{seed}", f"noise_std={std}", f"noise_seed={seed}") for seed in NOISE_SEEDS]
         for std in NOISE_LEVELS
     }
-    return Plan(rmu, rna)
+    return Plan(rmu, opened("rmu-slower", f"retain_weight={SLOWER}"), rna)
 
 
 def train(plan: Plan) -> None:
@@ -102,11 +106,12 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> None:
         path = runs.rmu.snapshot(step)
         stopped.append((step, measured(f"RMU, step {step}", open_target(str(path)), path.with_suffix(""))))
     rmu = of_run(f"RMU, step {last}", runs.rmu)
+    slower = of_run(f"RMU, retain weight {SLOWER:g}", runs.slower)
     levels = [
         Level(std, [of_run(f"RNA {std:g}, seed {run.recipe.noise_seed}", run) for run in group])
         for std, group in runs.rna.items()
     ]
-    text = report(base, [*stopped, (last, rmu)], levels, out, _about(suite, runs.rmu.recipe))
+    text = report(base, [*stopped, (last, rmu)], slower, levels, out, _about(suite, runs.rmu.recipe))
     print()
     print(text)
     print(f"\nwritten: {out / 'demo.md'}, {out / 'demo.json'}, {out / 'demo.png'}; runs in {out / 'runs'}")

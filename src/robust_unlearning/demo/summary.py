@@ -213,41 +213,62 @@ def _verdict(level: Level, line: Sequence[tuple[int, Measured]]) -> tuple[list[s
     if matched is None:
         reach = ", ".join(f"{each.forget_text.value:.2f}" for _, each in line)
         said = f"no like RMU: {level.forget_nats:.2f} nats lies outside RMU's {reach}"
-        return [name, f"{level.forget_nats:.2f}", "-", "-", "-", said], {
+        return [name, "-", f"{level.forget_nats:.2f}", "-", "-", said], {
             "noise_std": level.std,
             "verdict": said,
         }
-    harm = over_seeds(level.table("excess") - matched.excess)
-    right = over_seeds(level.table("perturbed") - matched.perturbed)
+    step = f"RMU, steps {matched.before} to {matched.after}, {100 * matched.share:.0f} % of the way"
+    row, data = _against(level, step, level.forget_nats, matched.excess, matched.perturbed)
+    return row, {**data, "matched_steps": [matched.before, matched.after], "share": matched.share}
+
+
+def _against(level: Level, name: str, nats: float, excess: Array, perturbed: Array) -> tuple[list[str], dict[str, Any]]:
+    """RNA's harm and accuracy less another model's, the same questions, with what the intervals say."""
+    harm = over_seeds(level.table("excess") - excess)
+    right = over_seeds(level.table("perturbed") - perturbed)
     low, high = harm.low or 0.0, harm.high or 0.0
     said = "RNA is more robust" if low > 0 else "RNA is less robust" if high < 0 else "cannot be told"
-    step = f"{matched.before} to {matched.after}, {100 * matched.share:.0f} % of the way"
-    row = [name, f"{level.forget_nats:.2f}", step, _nats(harm, sign=True), _percent(right), said]
-    data = {"matched_steps": [matched.before, matched.after], "share": matched.share}
-    data |= {"harm_difference": harm.as_dict(), "perturbed_difference": right.as_dict()}
-    return row, {"noise_std": level.std, "forget_text": level.forget_nats, **data, "verdict": said}
+    texts = f"{level.forget_nats:.2f} / {nats:.2f}"
+    row = [f"RNA {level.std:g}", name, texts, _nats(harm, sign=True), _percent(right), said]
+    data = {"harm_difference": harm.as_dict(), "perturbed_difference": right.as_dict(), "verdict": said}
+    return row, {"noise_std": level.std, "against": name, "forget_text": [level.forget_nats, nats], **data}
 
 
-def report(base: Measured, line: Sequence[tuple[int, Measured]], levels: Sequence[Level], out: Path, about: str) -> str:
+def report(
+    base: Measured,
+    line: Sequence[tuple[int, Measured]],
+    slower: Measured,
+    levels: Sequence[Level],
+    out: Path,
+    about: str,
+) -> str:
     """Write `demo.md`, `demo.json` and `demo.png`; returns the text for the terminal.
 
     Args:
         base: the base model.
         line: RMU at ascending steps, the finished run last.
+        slower: RMU with a heavier retain weight and no noise.
         levels: RNA by noise scale.
         out: folder to write into.
         about: one sentence on what was run.
     """
     rmu = line[-1][1]
     rows = [_row(base, rmu, [base], "base"), *(_row(base, rmu, [each], each.name) for _, each in line)]
+    rows.append(_row(base, rmu, [slower], slower.name))
     rows += [_row(base, rmu, level.models, f"RMU + RNA {level.std:g} ({len(level.models)} seeds)") for level in levels]
     verdicts = [_verdict(level, line) for level in levels]
+    slow = slower.forget_text.value or 0.0
+    nearest = min(levels, key=lambda each: abs(each.forget_nats - slow))
+    verdicts.append(_against(nearest, slower.name, slow, slower.excess, slower.perturbed))
     notes = [
         f"What was run: {about}.",
         f"Accuracies in % with 95 % intervals ({len(base.forget)} forget and {len(base.clean)} general questions; "
         "chance is 25 %); text in nats a token on held-out passages; several seeds: interval over seeds and questions.",
         "Added harm: what the forget-token takes from the right answer's log-probability beyond what a harmless word "
         "takes, less the same for the base; nats a token, negative is harm.",
+        "Like forgetting: RNA against RMU stopped where it had forgotten as much (between two steps), and against RMU "
+        "that was slowed by a heavier retain weight instead of noise. A positive difference speaks for RNA; where the "
+        "control forgets no less and harms no more, noise was not needed.",
         "Reduction: share of the base's accuracy with a forget-token that was lost. Recovery: share of RMU's loss that "
         "RNA won back. Read both beside the forgetting.",
     ]
@@ -276,14 +297,16 @@ def report(base: Measured, line: Sequence[tuple[int, Measured]], levels: Sequenc
         },
     )
     try:
-        _draw(base, line, levels, out / "demo.png")
+        _draw(base, line, slower, levels, out / "demo.png")
     except UserError as error:
         notes.append(f"No figure: {error}")
     table = text_table(HEADERS, [row for row, _ in rows])
     return "\n".join([table, "", "At like forgetting:", text_table(headers, fair), "", *notes])
 
 
-def _draw(base: Measured, line: Sequence[tuple[int, Measured]], levels: Sequence[Level], path: Path) -> None:
+def _draw(
+    base: Measured, line: Sequence[tuple[int, Measured]], slower: Measured, levels: Sequence[Level], path: Path
+) -> None:
     """Two panels over forget strength: added harm, and accuracy with a forget-token in the question."""
 
     def harm(model: Measured) -> Estimate:
@@ -302,6 +325,7 @@ def _draw(base: Measured, line: Sequence[tuple[int, Measured]], levels: Sequence
         series = [Series("base", [(base.forget_text, zero)], "s")]
         points = [(each.forget_text, measure(each)) for _, each in line]
         series.append(Series("RMU, by step", points, "o", True, [str(step) for step, _ in line]))
+        series.append(Series(f"{slower.name} (no noise)", [(slower.forget_text, measure(slower))], "^"))
         for level in levels:
             own = [(each.forget_text, measure(each)) for each in level.models]
             series.append(Series(f"RMU + RNA {level.std:g}, {len(own)} seeds", own, "D"))

