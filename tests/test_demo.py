@@ -60,6 +60,13 @@ def test_like_forgetting_is_interpolated_between_steps() -> None:
     assert match(Level(1.0, [model("r", 9.0, 0.0)]), line) is None
 
 
+def test_less_harm_of_a_model_that_forgot_less_is_no_win(tmp_path: Path) -> None:
+    noisy = [model("r", 5.0, 0.0), model("s", 5.0, 0.01)]
+    line = [(30, model("a", 4.0, 0.0)), (60, model("b", 8.0, -1.0))]
+    text = report(model("base", 3.6, 0.0), line, model("slower", 6.0, -0.5), [Level(1.0, noisy)], tmp_path, "made up")
+    assert "RNA harms less, but forgot less" in text
+
+
 @pytest.mark.parametrize(
     ("excess", "nats", "verdict"),
     [

@@ -109,3 +109,9 @@ def test_a_mask_without_tokens_is_an_error() -> None:
 def test_a_mask_of_another_shape_is_an_error(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="mask has shape"):
         hidden_mse(torch.zeros(3, 5, 8), torch.zeros(8), torch.ones(shape))
+
+
+def test_what_stands_at_padding_never_matters_not_even_nan() -> None:
+    hidden = torch.ones(1, 3, 2)
+    hidden[0, 2] = float("nan")
+    assert hidden_mse(hidden, torch.zeros(2), torch.tensor([[1, 1, 0]])).item() == 1.0

@@ -417,3 +417,8 @@ def test_every_shipped_recipe_is_valid(name: str) -> None:
 @pytest.mark.parametrize("name", recipe_names())
 def test_a_misspelt_shipped_recipe_gets_the_nearest(name: str) -> None:
     assert "Did you mean" in _error(name + "x")
+
+
+def test_snapshots_beyond_the_last_step_are_an_error(plain: dict[str, Any]) -> None:
+    (line,) = _lines(_error({**plain, "steps": 10, "snapshots": [5, 11]}))
+    assert "snapshots: [11] outside 1 to steps = 10" in line

@@ -156,8 +156,11 @@ class Candidate:
         return state
 
     def save_checkpoint(self) -> None:
-        """Write the resumable state, atomically, without pickles."""
+        """Write the resumable state, atomically, without pickles; weights that are not finite never replace it."""
         from safetensors.torch import save_file
+
+        if not all(master.isfinite().all() for master in self.masters.values()):
+            return
 
         metadata = {"step": str(self.step), "seconds": repr(self.seconds), "tokens": str(self.tokens)}
         with files.replacing(self.run.checkpoint) as temporary:

@@ -220,7 +220,7 @@ def _keep(model: Any, first: int, last: int, device: Any) -> dict[str, Tensor]:
     """The argument that limits logits to columns `first` to `last` - 1, for models that take it.
 
     As indices, not as a count: with a count the models take a slice, whose rows are not contiguous, and the LM
-    head then reads its whole weight once a row (on a CPU up to 30 times slower).
+    head then reads its whole weight once a row (see docs/log.md).
     """
     import torch
 

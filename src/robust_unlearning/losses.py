@@ -36,4 +36,4 @@ def hidden_mse(hidden: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     if tokens == 0:
         raise ValueError("the mask leaves no token to average over")
     squared = (hidden.float() - target.float()).square().mean(dim=-1)
-    return (squared * weight).sum() / tokens
+    return squared.masked_fill(weight == 0, 0).sum() / tokens

@@ -292,7 +292,7 @@ def load_truncated(checkpoint: Checkpoint, depth: int, dtype: str, device: torch
     """The base's embedding and layers 0 to `depth` - 1, in evaluation mode, nothing requiring gradients.
 
     Hidden states after these layers equal the whole model's to the bit. The tail and the LM head are never
-    read; the final norm is a placeholder.
+    read, and the final norm is not used.
 
     Raises:
         UserError: the model has fewer layers.

@@ -168,6 +168,9 @@ def _conflicts(recipe: Recipe) -> list[tuple[set[str], str]]:
             "at that layer, so noise above it would change nothing."
         )
         errors.append(({"noise_layers", "layer"}, text))
+    late = [each for each in recipe.snapshots if not 1 <= each <= recipe.steps]
+    if late:
+        errors.append(({"snapshots", "steps"}, f"snapshots: {late} outside 1 to steps = {recipe.steps}."))
     known = recipe.method in METHODS
     if not known:
         text = "method: " + unknown("method", recipe.method, METHODS, "Run `unlearn list methods`.")

@@ -15,6 +15,7 @@ from typing import Any
 from robust_unlearning import delta as deltas
 from robust_unlearning import evaluate as scoring
 from robust_unlearning import files, models
+from robust_unlearning.corpora import HUB
 from robust_unlearning.delta import Delta
 from robust_unlearning.runs import RECIPE, SCORES, environment, open_run
 
@@ -86,12 +87,18 @@ class Evaluator:
         """What an evaluation's result depends on, hashed: target, suite and the files it names, type, version."""
         digest = hashlib.sha256(suite.model_dump_json().encode())
         for source in [each.path for each in suite.questions.values()] + [each.path for each in suite.texts.values()]:
+            if source.startswith(HUB):
+                continue
             path = files.locate(source)
             for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
                 if file.is_file():
                     digest.update(files.sha256_file(file).encode())
         if target.delta is not None:
             digest.update(target.delta.digest().encode())
+        else:  # a model folder may change under its name
+            folder = models.resolve(target.base, **target.options).folder
+            stats = {file.name: file.stat() for file in sorted(folder.glob("*.safetensors"))}
+            digest.update(repr([(name, each.st_size, each.st_mtime_ns) for name, each in stats.items()]).encode())
         versions = environment(str(self.device))
         digest.update(json.dumps([target.base, self.dtype, versions["robust_unlearning"]]).encode())
         return digest.hexdigest()[:16]

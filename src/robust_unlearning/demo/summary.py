@@ -31,6 +31,8 @@ from robust_unlearning.scores import (
 
 WHERE = "parenthesis"
 GENERAL, FORGET = "general/cloze", "astronomy/cloze"
+LIKE = 0.05
+"""Forgetting within this many nats per token counts as equal."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ def _percent(estimate: Estimate | dict[str, Any]) -> str:
         return "undefined"
     if data["low"] is None:
         return f"{100 * data['value']:.1f} (no bound)"
-    return f"{100 * data['value']:.1f} [{100 * data['low']:.1f}, {100 * data['high']:.1f}]"
+    return f"{100 * data['value']:.1f} [{100 * data['low']:.0f}, {100 * data['high']:.0f}]"
 
 
 def _nats(estimate: Estimate, sign: bool = False) -> str:
@@ -227,7 +229,12 @@ def _against(level: Level, name: str, nats: float, excess: Array, perturbed: Arr
     harm = over_seeds(level.table("excess") - excess)
     right = over_seeds(level.table("perturbed") - perturbed)
     low, high = harm.low or 0.0, harm.high or 0.0
-    said = "RNA is more robust" if low > 0 else "RNA is less robust" if high < 0 else "cannot be told"
+    if low > 0:
+        said = "RNA is more robust" if nats <= level.forget_nats + LIKE else "RNA harms less, but forgot less"
+    elif high < 0:
+        said = "RNA is less robust" if nats >= level.forget_nats - LIKE else "RNA harms more, but forgot more"
+    else:
+        said = "cannot be told"
     texts = f"{level.forget_nats:.2f} / {nats:.2f}"
     row = [f"RNA {level.std:g}", name, texts, _nats(harm, sign=True), _percent(right), said]
     data = {"harm_difference": harm.as_dict(), "perturbed_difference": right.as_dict(), "verdict": said}
