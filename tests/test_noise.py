@@ -255,3 +255,18 @@ def test_gradients_pass_through_the_noise() -> None:
     hidden = torch.randn(2, 3, 4, requires_grad=True)
     RandomNoiseAugmentation([0], std=0.5).noisy(hidden).sum().backward()
     assert torch.equal(hidden.grad, torch.ones_like(hidden))
+
+
+@pytest.mark.parametrize("seen_before", [False, True])
+def test_the_hidden_states_that_transformers_returns_hold_the_noise(seen_before: bool, tiny_model: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    if seen_before:  # transformers sets its collecting hooks at the first such call
+        model(input_ids=ids, output_hidden_states=True)
+    with RandomNoiseAugmentation(layers=[2], std=1.0).attach(model), torch.no_grad():
+        noisy = model(input_ids=ids, output_hidden_states=True).hidden_states
+    clean = model(input_ids=ids, output_hidden_states=True).hidden_states
+    differs = [not torch.equal(a, b) for a, b in zip(clean, noisy, strict=True)]
+    assert differs == [False] * 3 + [True] * (len(clean) - 3)  # the embedding's output comes first

@@ -117,7 +117,7 @@ def test_noise_std_and_variance_together_are_an_error_that_says_how_they_relate(
 
 def test_noise_above_the_layer_is_an_error(plain: dict[str, Any]) -> None:
     (line,) = _lines(_error({**plain, "noise_layers": [6, 8]}))
-    assert "noise_layers: [8] outside 0 to layer = 7" in line
+    assert "noise_layers: [6, 8] must name layers from 0 to layer = 7" in line
 
 
 # --- errors
@@ -422,3 +422,8 @@ def test_a_misspelt_shipped_recipe_gets_the_nearest(name: str) -> None:
 def test_snapshots_beyond_the_last_step_are_an_error(plain: dict[str, Any]) -> None:
     (line,) = _lines(_error({**plain, "steps": 10, "snapshots": [5, 11]}))
     assert "snapshots: [11] outside 1 to steps = 10" in line
+
+
+def test_noise_at_no_layer_is_an_error(plain: dict[str, Any]) -> None:
+    (line,) = _lines(_error({**plain, "noise_layers": []}))
+    assert "noise_layers: []" in line

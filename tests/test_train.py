@@ -356,6 +356,18 @@ def test_a_run_interrupted_twice_still_comes_out_the_same(tiny_recipe: dict[str,
     assert _same(_tensors(resumed), _tensors(_run(tiny_recipe, tmp_path / "whole", "noise_std=0.3")))
 
 
+def test_a_run_does_not_resume_on_other_texts(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    forget = tmp_path / "forget.jsonl"
+    original = Path(tiny_recipe["topics"]["spells"]["forget"]).read_text(encoding="utf-8")
+    forget.write_text(original, encoding="utf-8")
+    recipe = {**tiny_recipe, "topics": {"spells": {"forget": str(forget)}}, "checkpoint_every": 3, "log_every": 1}
+    with pytest.raises(KeyboardInterrupt):
+        unlearn(load_recipe(recipe), tmp_path / "run", report=_stop_at(5))
+    forget.write_text("".join(original.splitlines(keepends=True)[1:]), encoding="utf-8")
+    with pytest.raises(UserError, match="cannot resume: data_fingerprints"):
+        unlearn(load_recipe(recipe), tmp_path / "run", resume=True)
+
+
 def test_a_checkpoint_at_the_very_last_step_needs_no_further_step(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     def fail(_candidate: Candidate, _row: dict[str, Any]) -> None:
         raise AssertionError("no step is left to take")

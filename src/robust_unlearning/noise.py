@@ -100,7 +100,8 @@ class RandomNoiseAugmentation:
         else:
             targets = [model[index] for index in self.layers]
         place: Callable[[nn.Module], nn.Module] = structure.mlp if self.site == "mlp" else (lambda layer: layer)
-        handles = [place(layer).register_forward_hook(self._hook) for layer in targets]
+        # before other hooks, so that transformers' own, which collect hidden states, see the noise
+        handles = [place(layer).register_forward_hook(self._hook, prepend=True) for layer in targets]
         try:
             yield self
         finally:

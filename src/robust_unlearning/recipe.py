@@ -129,7 +129,7 @@ class Recipe(Strict):
     @property
     def noised_layers(self) -> tuple[int, ...]:
         """Layers of the reference that RNA perturbs."""
-        return self.noise_layers or (self.layer,)
+        return (self.layer,) if self.noise_layers is None else self.noise_layers
 
     def of_topic(self, topic: str, field: str) -> Any:
         """A field's value for a topic: the topic's own, else the recipe's."""
@@ -162,10 +162,10 @@ def _conflicts(recipe: Recipe) -> list[tuple[set[str], str]]:
         )
         errors.append(({"train_layers", "layer"}, text))
     unseen = [each for each in recipe.noised_layers if not 0 <= each <= recipe.layer]
-    if unseen:
+    if unseen or not recipe.noised_layers:
         text = (
-            f"noise_layers: {unseen} outside 0 to layer = {recipe.layer}; {recipe.method} compares hidden states "
-            "at that layer, so noise above it would change nothing."
+            f"noise_layers: {list(recipe.noised_layers)} must name layers from 0 to layer = {recipe.layer}, at least "
+            f"one; {recipe.method} compares hidden states at that layer, so noise above it would change nothing."
         )
         errors.append(({"noise_layers", "layer"}, text))
     late = [each for each in recipe.snapshots if not 1 <= each <= recipe.steps]

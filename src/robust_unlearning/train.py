@@ -121,8 +121,10 @@ class Trainer:
         """
         self._set_scales()
         for candidate in self.candidates:
-            candidate.load_checkpoint()
-            candidate.run.write_record("running", **self._record(candidate))
+            record = self._record(candidate)
+            if candidate.load_checkpoint():
+                _check_unchanged(candidate.run.record, record)
+            candidate.run.write_record("running", **record)
         waiting = [each for each in self.candidates if each.step < each.recipe.steps]
         try:
             for step in range(min((each.step for each in waiting), default=0), max(self._lengths(waiting))):
@@ -223,6 +225,16 @@ class Trainer:
         )
         run.write_card()
         run.checkpoint.unlink(missing_ok=True)
+
+
+def _check_unchanged(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise a `UserError` when a resumed run would go on with another model or other texts than it began with."""
+    for field in ("model_fingerprint", "data_fingerprints", "dtype"):
+        if field in before and before[field] != now[field]:
+            raise UserError(
+                f"cannot resume: {field} was {before[field]} when the run began and is {now[field]} now; bring back "
+                "what it began with, or start again in a new --out."
+            )
 
 
 def _shared(recipe: Recipe) -> dict[str, str]:
