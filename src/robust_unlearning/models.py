@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_unlearning import files
-from robust_unlearning.conversion import BUNDLED_MODELS, PICKLES, convert_gguf, convert_pickle, fetch_bundled
+from robust_unlearning.conversion import BUNDLED_MODELS, PICKLES, convert_gguf, convert_pickle, fetch_bundled, quiet
 from robust_unlearning.errors import UserError, nearest
 from robust_unlearning.layers import decoder_layers
 
