@@ -274,19 +274,13 @@ def report(
         "Added harm: what the forget-token takes from the right answer's log-probability beyond what a harmless word "
         "takes, less the same for the base; nats a token, negative is harm.",
         "Like forgetting: RNA against RMU stopped where it had forgotten as much (between two steps), and against RMU "
-        "that was slowed by a heavier retain weight instead of noise. A positive difference speaks for RNA; where the "
+        "that was slowed by a heavier retain weight instead of noise. Differences are RNA less the "
+        "other; a positive one speaks for RNA; where the "
         "control forgets no less and harms no more, noise was not needed.",
         "Reduction: share of the base's accuracy with a forget-token that was lost. Recovery: share of RMU's loss that "
         "RNA won back. Read both beside the forgetting.",
     ]
-    headers = (
-        "model",
-        "forget text",
-        "like RMU, steps",
-        "harm, RNA less RMU",
-        "accuracy, RNA less RMU",
-        "verdict",
-    )
+    headers = ("model", "against", "forget text of both", "harm difference", "accuracy difference", "verdict")
     fair = [row for row, _ in verdicts]
     files.write_text(
         out / "demo.md",
