@@ -71,10 +71,12 @@ def test_run_eval_apply(
     assert main(["eval", str(out), "--tasks", str(suite_file)]) == 0
     assert (out / "evaluation.json").read_bytes() == first
     assert main(["eval", str(out / "snapshots" / "step-4.safetensors"), "--tasks", str(suite_file)]) == 0
+    assert "q/cloze/option" not in scores  # a cloze prompt shows no options
     assert (out / "snapshots" / "step-4" / "scores.json").exists()
 
     target = tmp_path / "model"
     assert main(["apply", str(out), "--to", str(target)]) == 0
+    assert (target / "model.safetensors").stat().st_mode & 0o777 == 0o644
     assert "from_pretrained" in capsys.readouterr().out
     from transformers import AutoModelForCausalLM
 
@@ -125,6 +127,29 @@ def test_an_unfinished_run_asks_for_resume(
     assert "--resume" in capsys.readouterr().err
     assert main(["run", str(recipe_file), "--out", str(out)]) == 2
     assert "another recipe: " in capsys.readouterr().err
+
+
+def test_a_start_that_failed_does_not_claim_the_folder(
+    recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert main(["run", str(recipe_file), "--out", str(out), "layer=40"]) == 2
+    assert "layers 0 to 5" in capsys.readouterr().err
+    assert main(["run", str(recipe_file), "--out", str(out)]) == 0
+
+
+def test_a_damaged_checkpoint_and_a_file_in_the_way_are_messages(
+    recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    words = ["run", str(recipe_file), "--out", str(out)]
+    assert main(words) == 0
+    (out / "run.json").unlink()
+    (out / "checkpoint.safetensors").write_bytes(b"cut off")
+    assert main([*words, "--resume"]) == 2
+    assert "is damaged" in capsys.readouterr().err
+    assert main(["apply", str(out), "--to", str(recipe_file / "model")]) == 2
+    assert "traceback" not in capsys.readouterr().err.lower()
 
 
 def test_words_that_are_no_options_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

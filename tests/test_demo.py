@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from robust_unlearning import files
+from robust_unlearning.demo.pipeline import plan
 from robust_unlearning.demo.summary import Level, Measured, match, report
+from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate import load_suite
 from robust_unlearning.questions import read_questions
 from robust_unlearning.scores import Estimate
@@ -49,6 +51,20 @@ def test_no_held_out_passage_is_trained_on() -> None:
             for each in (name, f"{name}_heldout")
         )
         assert not train & held
+
+
+@pytest.mark.parametrize("field", ["noise_std=0.5", "retain_weight=50", "topics.astronomy.retain_weight=1"])
+def test_what_makes_the_demos_models_differ_cannot_be_overridden(field: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the demo sets"):
+        plan(tmp_path, [field])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_shorter_demo_keeps_the_snapshots_that_fit(tmp_path: Path) -> None:
+    runs = plan(tmp_path, ["steps=40"])
+    assert runs.rmu.recipe.snapshots == (30,)
+    assert [run.recipe.noise_scale for run in runs.runs] == [0, 0, 1, 1, 1, 3, 3, 3]
+    assert runs.slower.recipe.retain_weight != runs.rmu.recipe.retain_weight
 
 
 def test_like_forgetting_is_interpolated_between_steps() -> None:

@@ -168,14 +168,17 @@ class Candidate:
 
     def load_checkpoint(self) -> bool:
         """Continue from the run's checkpoint; False when there is none."""
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
         if not self.run.checkpoint.exists():
             self.run.drop_rows_after(0)  # of an earlier start that came to no checkpoint
             return False
-        with safe_open(self.run.checkpoint, framework="pt") as file:
-            metadata = file.metadata()
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        try:
+            with safe_open(self.run.checkpoint, framework="pt") as file:
+                metadata = file.metadata()
+                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise UserError(f"{self.run.checkpoint} is damaged ({error}); remove it to begin the run again.") from error
         for (layer, name), master in self.masters.items():
             master.data.copy_(state[f"master/{layer}/{name}"])
             prefix = f"optimiser/{layer}/{name}/"

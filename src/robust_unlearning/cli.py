@@ -81,7 +81,8 @@ def _eval(arguments: argparse.Namespace) -> None:
     out = arguments.out or target.folder
     if out is None:
         raise UserError(
-            f"{arguments.target!r} is a bare model, which has no run folder; say where the scores go: --out DIR"
+            f"{arguments.target!r} is no run folder and no delta file; if it is a model, say where its scores go: "
+            "--out DIR"
         )
     evaluator = Evaluator(arguments.dtype, arguments.device)
     folder = Path(out)
@@ -194,6 +195,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # a full disk, no permission, a file where a folder should be
+        print(f"unlearn: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

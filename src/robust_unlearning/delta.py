@@ -157,6 +157,7 @@ def apply(delta: Delta, checkpoint: Checkpoint, target: Path, card: str = "") ->
                 if key in tensors:
                     tensors[key] = value.to(tensors[key].dtype)
             save_file(tensors, folder / name, metadata)
+            (folder / name).chmod(0o644)  # it comes readable by its owner only
         if card:
             files.write_text(folder / "README.md", card)
     return sorted(changed)

@@ -137,6 +137,7 @@ def evaluate(
             (f"{name}/{style}/{form}", question, pair, *STYLES[style](question))
             for style in dict.fromkeys(source.styles)
             for form, questions in forms.items()
+            if not (style == "cloze" and form.startswith("option"))  # its prompt shows no options: nothing would change
             for question, pair in questions
         ]
         items = [(prompt, [" " + option for option in options]) for *_, prompt, options in asked]

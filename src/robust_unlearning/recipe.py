@@ -175,6 +175,9 @@ def _conflicts(recipe: Recipe) -> list[tuple[set[str], str]]:
     if not known:
         text = "method: " + unknown("method", recipe.method, METHODS, "Run `unlearn list methods`.")
         errors.append(({"method"}, text))
+    if known and recipe.steering_unit == "hidden_norm" and recipe.spec.scale_field != "steering_scale":
+        text = f"steering_unit: {recipe.method} scales by the hidden norm itself; leave it out."
+        errors.append(({"steering_unit", "method"}, text))
     for name, topic in recipe.topics.items():
         if known and recipe.of_topic(name, recipe.spec.scale_field) is None:
             scale = recipe.spec.scale_field

@@ -50,7 +50,7 @@ class RunFolder:
         run = cls(path, recipe)
         if path.exists() and not path.is_dir():
             raise UserError(f"{str(path)!r} is a file; name a folder for the run.")
-        if not path.exists() or not any(path.iterdir()):
+        if not path.exists() or {each.name for each in path.iterdir()} <= {RECIPE}:  # new, or a start that failed
             path.mkdir(parents=True, exist_ok=True)
             files.write_text(path / RECIPE, recipe.as_yaml())
             return run

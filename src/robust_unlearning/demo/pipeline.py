@@ -17,6 +17,7 @@ from pathlib import Path
 
 from robust_unlearning import files
 from robust_unlearning.demo.summary import Level, Measured, report
+from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate import Suite, load_suite
 from robust_unlearning.models import pick_device, quick_dtype
 from robust_unlearning.progress import EvaluationProgress, TrainingProgress
@@ -31,6 +32,15 @@ NOISE_SEEDS = (0, 1, 2)
 SNAPSHOTS = (30, 45, 60)
 SLOWER = 300
 """Retain weight of the control, against 100 of the others."""
+OWN_FIELDS = {
+    "noise_std",
+    "noise_variance",
+    "noise_seed",
+    "retain_weight",
+    "snapshots",
+    "topics.astronomy.retain_weight",
+}
+"""What makes the demo's models differ, so no override may set it."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +58,23 @@ class Plan:
 
 
 def plan(out: Path, overrides: Sequence[str]) -> Plan:
-    """Open the run folders of the demo in `out`, continuing those that are there."""
+    """Open the run folders of the demo in `out`, continuing those that are there.
+
+    Raises:
+        UserError: an override of what makes the demo's models differ.
+    """
+    taken = {text.partition("=")[0].strip() for text in overrides} & OWN_FIELDS
+    if taken:
+        raise UserError(f"the demo sets {', '.join(sorted(taken))} itself; use `unlearn run {RECIPE}` to choose.")
     dtype = quick_dtype(pick_device("auto"))
+    steps = load_recipe(RECIPE, overrides).steps
+    snapshots = [step for step in SNAPSHOTS if step < steps]
 
     def opened(name: str, *changes: str) -> RunFolder:
-        recipe: Recipe = load_recipe(RECIPE, [f"dtype={dtype}", *changes, *overrides])
+        recipe = load_recipe(RECIPE, [f"dtype={dtype}", *overrides, *changes])
         return RunFolder.open(out / "runs" / name, recipe, resume=True)
 
-    rmu = opened("rmu", f"snapshots={list(SNAPSHOTS)}")
+    rmu = opened("rmu", f"snapshots={snapshots}")
     rna = {
         std: [opened(f"rna-{std:g}-seed{seed}", f"noise_std={std}", f"noise_seed={seed}") for seed in NOISE_SEEDS]
         for std in NOISE_LEVELS
@@ -102,7 +121,7 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> None:
     last = runs.rmu.recipe.steps
     base = measured("base", open_target(runs.rmu.recipe.model), out / "base")
     stopped = []
-    for step in (step for step in runs.rmu.recipe.snapshots if step < last):
+    for step in runs.rmu.recipe.snapshots:
         path = runs.rmu.snapshot(step)
         stopped.append((step, measured(f"RMU, step {step}", open_target(str(path)), path.with_suffix(""))))
     rmu = of_run(f"RMU, step {last}", runs.rmu)
@@ -119,9 +138,9 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> None:
 
 def _about(suite: Suite, recipe: Recipe) -> str:
     general, forget = suite.questions["general"], suite.questions["astronomy"]
+    held_out = files.locate(suite.texts["forget"].path).read_text(encoding="utf-8").splitlines()
     return (
         f"{recipe.model}, {recipe.spec.title} at layer {recipe.layer}, {recipe.steps} steps of {recipe.batch_size} × "
         f"{recipe.max_tokens} tokens, {recipe.dtype}; general questions {general.path}, forget questions {forget.path} "
-        f"(answer texts scored); {len(files.locate(suite.texts['forget'].path).read_text().splitlines())} held-out "
-        "passages of forget text"
+        f"(answer texts scored); {len(held_out)} held-out passages of forget text"
     )
