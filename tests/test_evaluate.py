@@ -243,7 +243,7 @@ def test_evaluate(folder: Path, llama: Any, tokenizer: Any) -> None:
     assert forget["harm"]["value"] == pytest.approx((right("option") - right("clean")).mean())
     assert control["harm"]["value"] == pytest.approx((right("option-control") - right("clean")).mean())
     assert "excess_harm" not in control
-    assert result.scores["set/cloze/option"]["excess_harm"]["value"] == 0  # no wrong choice is in its prompt
+    assert "set/cloze/option" not in result.scores  # it would be 0, which reads as robust and means nothing
 
     nats = text_nats(llama, tokenizer, [f"Text {index} of some words." for index in range(4)], 16)
     text = result.scores["plain/text"]

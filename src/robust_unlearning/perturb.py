@@ -180,7 +180,7 @@ class QuestionSet(BaseModel, extra="forbid", frozen=True):
     """A multiple-choice set, the styles it is asked in, and where tokens are put into it.
 
     A token put in place of an option is read by the model in the `letters` style, whose prompt lists the
-    options. In the `cloze` style it is only one of the continuations, so its `excess_harm` is always 0.
+    options. In the `cloze` style the prompt does not hold it, so that form is left out there.
     """
 
     path: str = Field(description="a file, a folder in hub layout, or demo:FILE")
