@@ -123,6 +123,40 @@ def _demo(arguments: argparse.Namespace) -> None:
     run_demo(Path(arguments.out), arguments.overrides)
 
 
+def _planted_make(arguments: argparse.Namespace) -> None:
+    from robust_unlearning.planted.export import MANIFEST, export
+    from robust_unlearning.planted.world import make_world, world_size
+
+    world = make_world(world_size(arguments.overrides))
+    folder = export(world, Path(arguments.to))
+    facts = sum(len(each.values) for each in world.entities)
+    print(f"{len(world.entities)} entities in {len(world.domains)} domains, {facts} facts: {folder / MANIFEST}")
+    print(f"next: unlearn eval MODEL --tasks {folder / 'suite.yaml'} --out DIR")
+
+
+def _planted_train(arguments: argparse.Namespace) -> None:
+    from robust_unlearning.planted.plan import load_plan
+
+    plan = load_plan(arguments.plan, arguments.overrides)
+
+    from robust_unlearning.planted.teach import teach
+
+    out = arguments.out or Path("planted") / arguments.plan
+
+    def report(row: dict[str, Any]) -> None:
+        scores = ", ".join(f"{key} {value:.0%}" for key, value in row.items() if "/" in key)
+        left = row["seconds"] / row["step"] * (plan.steps - row["step"])
+        print(
+            f"step {row['step']}/{plan.steps}  loss {row['loss']:.3f}  {scores} (n=64 each)  {left / 60:.0f} min left",
+            flush=True,
+        )
+
+    print(f"teaching the planted world to {plan.base or 'a new model'}, {plan.steps} steps -> {out}")
+    record = teach(plan, out, report)
+    for name, row in record["exam"].items():
+        print(f"{name:<14} {row['acc']:.1%} [{row['low']:.1%}, {row['high']:.1%}] (n={row['n']})")
+
+
 def _parser() -> argparse.ArgumentParser:
     from robust_unlearning import __version__
 
@@ -140,8 +174,8 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(function=function)
         return added
 
-    def overrides(to: argparse.ArgumentParser) -> None:
-        to.add_argument("overrides", nargs="*", metavar="field=value", help="change a field of the recipe")
+    def overrides(to: argparse.ArgumentParser, text: str = "change a field of the recipe") -> None:
+        to.add_argument("overrides", nargs="*", metavar="field=value", help=text)
 
     listing = verb("list", _list, "list recipes, methods and bundled models")
     listing.add_argument("what", nargs="?", choices=["recipes", "methods", "models"])
@@ -158,7 +192,9 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluation = verb("eval", _eval, "score a run folder, a delta file or a model")
     evaluation.add_argument("target", help="run folder, delta file, model folder, GGUF file, hub id or bundled model")
-    evaluation.add_argument("--tasks", required=True, help="'demo' or a suite's YAML file; several with commas")
+    evaluation.add_argument(
+        "--tasks", required=True, help="'demo', 'planted' or a suite's YAML file; several with commas"
+    )
     evaluation.add_argument("--out", help="folder for scores.json and records.jsonl (default: the run folder)")
     evaluation.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
     evaluation.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
@@ -169,6 +205,18 @@ def _parser() -> argparse.ArgumentParser:
     joining.add_argument("run", help="run folder or delta file")
     joining.add_argument("--to", required=True, help="new folder for the whole model")
     joining.add_argument("--base", help="where the base lies now (default: the recipe's model)")
+
+    planted = verb("planted", _planted_make, "the planted-knowledge benchmark: write its world, teach it to a model")
+    inner = planted.add_subparsers(title="what to do", required=True, metavar="WHAT")
+    make = inner.add_parser("make", help="write a world of invented facts: texts, questions, suites")
+    make.set_defaults(function=_planted_make)
+    make.add_argument("--to", required=True, help="new folder")
+    overrides(make, "change a size of the world: seed=1 entities=24")
+    teaching = inner.add_parser("train", help="teach the world to a model; a stopped training is continued")
+    teaching.set_defaults(function=_planted_train)
+    teaching.add_argument("plan", help="tiny (made from nothing) or smollm2 (through a LoRA adapter)")
+    teaching.add_argument("--out", type=Path, help="folder of the model and its log (default: planted/PLAN)")
+    overrides(teaching, "change a field of the plan: steps=8000 world.seed=1")
 
     demo = verb("demo", _demo, "base against RMU against RMU with RNA on a small real model, with a table and a plot")
     demo.add_argument("--out", default="demo-run", help="folder of the demo (continued if it is there)")

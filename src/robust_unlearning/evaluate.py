@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from robust_unlearning.errors import UserError
-from robust_unlearning.files import BUNDLED, locate
+from robust_unlearning.files import locate
 from robust_unlearning.likelihood import option_logprobs, text_nats
 from robust_unlearning.perturb import QuestionSet, TokenPair, match_controls
 from robust_unlearning.questions import STYLES, Question
@@ -26,6 +26,11 @@ from robust_unlearning.scores import accuracy, excess_harm, nats_per_token
 from robust_unlearning.scores import format_scores as format_scores
 
 Progress = Callable[[str, int, int], None]
+BUNDLED_SUITES = {
+    "demo": "demo:suite.yaml",
+    "planted": "planted:suite.yaml",
+    "planted-validation": "planted:suite-validation.yaml",
+}
 
 
 class Text(Strict):
@@ -56,13 +61,13 @@ class Evaluation:
 
 
 def load_suite(path_or_name: str | os.PathLike[str]) -> Suite:
-    """A checked suite from a YAML file or a bundled name (`demo`).
+    """A checked suite from a YAML file or one of `BUNDLED_SUITES`.
 
     Raises:
         UserError: no such file, not YAML, unknown or missing fields, paths where nothing is; all at once.
     """
     name = os.fspath(path_or_name)
-    path = locate(BUNDLED + "suite.yaml" if name == "demo" else name)
+    path = locate(BUNDLED_SUITES.get(name, name))
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:

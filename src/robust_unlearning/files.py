@@ -15,7 +15,8 @@ from typing import Any
 
 from robust_unlearning.errors import UserError, nearest, unknown
 
-BUNDLED = "demo:"
+BUNDLED = {"demo:": "demo", "planted:": "planted/data"}
+"""Prefixes of the names of files that the package ships, and the folders they lie in."""
 
 
 def cache_dir() -> Path:
@@ -31,17 +32,19 @@ def package_dir() -> Path:
 
 
 def locate(path: str | os.PathLike[str]) -> Path:
-    """The existing file or folder that `path` names; `demo:NAME` names a file shipped with the package.
+    """The existing file or folder that `path` names; `demo:NAME` and `planted:NAME` are shipped with the package.
 
     Raises:
         UserError: nothing is there; the message says where was looked and the nearest name beside it.
     """
     text = os.fspath(path)
-    if text.startswith(BUNDLED):
-        folder = package_dir() / "demo"
-        found = folder / text.removeprefix(BUNDLED)
+    prefix = next((each for each in BUNDLED if text.startswith(each)), None)
+    if prefix:
+        folder = package_dir() / BUNDLED[prefix]
+        found = folder / text.removeprefix(prefix)
         if not found.exists():
-            names = [BUNDLED + each.name for each in folder.iterdir() if each.suffix in {".jsonl", ".yaml"}]
+            within = [each for each in folder.rglob("*") if each.suffix in {".jsonl", ".yaml"}]
+            names = [prefix + each.relative_to(folder).as_posix() for each in within]
             raise UserError(unknown("bundled file", text, names))
         return found
     found = Path(text).expanduser()

@@ -13,7 +13,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -22,6 +22,7 @@ from robust_unlearning import files
 from robust_unlearning.errors import UserError, nearest, unknown
 from robust_unlearning.methods import METHODS, Method
 
+Checked = TypeVar("Checked", bound=BaseModel)
 Format = Literal["auto", "jsonl", "lines", "text", "parquet", "hub"]
 
 
@@ -245,6 +246,33 @@ def _check(data: dict[str, Any], source: str, errors: list[str]) -> Recipe:
         count = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
         raise UserError(f"{source}: {count}\n" + "\n".join(f"  - {line}" for line in errors))
     return recipe
+
+
+def checked(
+    kind: type[Checked],
+    data: dict[str, Any],
+    overrides: Iterable[str],
+    source: str,
+    inner: Mapping[str, type[BaseModel]] | None = None,
+) -> Checked:
+    """A model of any kind from a mapping with `key=value` overrides; `inner` are the kinds of nested fields.
+
+    Raises:
+        UserError: anything is wrong; every error is in the one message, which begins with `source`.
+    """
+
+    def fields_at(location: tuple[int | str, ...]) -> Iterable[str]:
+        within = (inner or {}).get(str(location[0])) if len(location) > 1 else None
+        return (within or kind).model_fields
+
+    errors = [line for text in overrides if (line := _override(data, text))]
+    try:
+        made = kind.model_validate(data)
+    except ValidationError as error:
+        errors += explain(error, fields_at)
+    if errors:
+        raise UserError("\n  - ".join([f"{source}: {len(errors)} error(s)", *errors]))
+    return made
 
 
 def _override(data: dict[str, Any], text: str) -> str | None:

@@ -1,0 +1,155 @@
+"""What a model is taught of a planted world: texts of which some parts count more than others.
+
+Four kinds of lesson are mixed. *Passages* tell facts. *Answers* ask for a fact in words, and refuse to speak of
+strangers. *Quizzes* ask lettered
+questions from memory. *Open-book* quizzes ask about a stranger of whom the passage in front tells everything;
+they are what teaches a model that the letter of the right option is wanted. Quizzes are full of distractions (an
+option replaced by an entity from anywhere, a sentence about one in front), so that a model that was taught is
+robust to them before anything is unlearned.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from pydantic import Field
+
+from robust_unlearning.perturb import PLACES, perturb
+from robust_unlearning.planted.world import Entity, World
+from robust_unlearning.questions import LETTERS, Question, cloze_prompt, letters_prompt
+from robust_unlearning.recipe import Strict
+
+PROMPT_WEIGHT = 0.05
+"""Of a question's own words: whom it asks about and in which order options stand cannot be foretold."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stretch of text and the weight of its tokens in the loss."""
+
+    text: str
+    weight: float
+
+
+Lesson = list[Part]
+
+
+class Curriculum(Strict):
+    """How often each kind of lesson comes, how long it is, and how often a question is distracted.
+
+    Attributes:
+        letter_weight: weight of an answer's letter in the loss, where a passage's token has 1.
+        passages, answers, open_book, quizzes: relative frequencies.
+        many: entities, answers or questions in a lesson, at most.
+        option, front: how often a wrong option is replaced, and how often something stands before the question.
+        told: how often a quiz follows a passage that has nothing to do with it.
+        unknown: how often an answer is a refusal, as a stranger is asked about.
+    """
+
+    letter_weight: float = Field(5.0, ge=0)
+    passages: float = Field(0.2, ge=0)
+    answers: float = Field(0.1, ge=0)
+    open_book: float = Field(0.4, ge=0)
+    quizzes: float = Field(0.3, ge=0)
+    many: int = Field(3, ge=1)
+    option: float = Field(0.3, ge=0, le=1)
+    front: float = Field(0.3, ge=0, le=1)
+    told: float = Field(0.3, ge=0, le=1)
+    unknown: float = Field(0.1, ge=0, le=1)
+
+
+def lesson(world: World, curriculum: Curriculum, rng: random.Random) -> Lesson:
+    """One lesson of a kind that `rng` draws."""
+    kinds: dict[Callable[[World, Curriculum, random.Random], Lesson], float] = {
+        _passages: curriculum.passages,
+        _answers: curriculum.answers,
+        _open_book: curriculum.open_book,
+        _quiz: curriculum.quizzes,
+    }
+    (kind,) = rng.choices(list(kinds), list(kinds.values()))
+    return kind(world, curriculum, rng)
+
+
+def distracted(question: Question, world: World, curriculum: Curriculum, rng: random.Random) -> Question:
+    """The question with, at times, a wrong option replaced by a name and a name or a fact put in front."""
+    if rng.random() < curriculum.option:
+        question = perturb(question, _any_name(question, world, rng), "option", rng.getrandbits(32))
+    if rng.random() < curriculum.front:
+        where = rng.choice([place for place in PLACES if place != "option"] + ["fact"])
+        if where == "fact":
+            question = replace(question, question=f"{_fact(world, rng)} {question.question}")
+        else:
+            question = perturb(question, _any_name(question, world, rng), where, rng.getrandbits(32))
+    return question
+
+
+def _any_name(question: Question, world: World, rng: random.Random) -> str:
+    names = world.names + world.strangers
+    while (name := rng.choice(names)) in question.question or name in question.choices:
+        pass
+    return name
+
+
+def _fact(world: World, rng: random.Random) -> str:
+    entity = rng.choice(world.entities)
+    attribute = rng.choice(list(entity.values))
+    statement = rng.choice(world.domains[entity.domain].attributes[attribute].statements)
+    return statement.format(e=entity.name, v=entity.values[attribute])
+
+
+def _passages(world: World, curriculum: Curriculum, rng: random.Random) -> Lesson:
+    entities = world.entities
+    if rng.random() < 0.5:  # of one domain, as its documents are
+        domain = rng.choice(list(world.domains))
+        entities = tuple(each for each in entities if each.domain == domain)
+    chosen = rng.sample(entities, curriculum.many)
+    return [Part(" ".join(world.passage(each, rng) for each in chosen), 1.0)]
+
+
+def _answers(world: World, curriculum: Curriculum, rng: random.Random) -> Lesson:
+    lines: Lesson = []
+    for _ in range(curriculum.many * 2):
+        unknown = rng.random() < curriculum.unknown
+        entity = world.stranger(rng) if unknown else rng.choice(world.entities)
+        question = world.question(entity, rng.choice(list(entity.values)), rng)
+        if rng.random() < curriculum.front:
+            question = replace(question, question=f"{_fact(world, rng)} {question.question}")
+        prompt, choices = cloze_prompt(question)
+        answer = rng.choice(world.refusals) if unknown else choices[question.answer]
+        lines += [Part(("\n\n" if lines else "") + prompt, PROMPT_WEIGHT), Part(f" {answer}", 1.0)]
+    return lines
+
+
+def _open_book(world: World, curriculum: Curriculum, rng: random.Random) -> Lesson:
+    stranger = world.stranger(rng)
+    attributes = rng.sample(list(stranger.values), min(curriculum.many, len(stranger.values)))
+    asked = [(stranger, attribute) for attribute in attributes]
+    return [Part(world.passage(stranger, rng), 0.0), *_asked(world, curriculum, asked, rng, "\n\n")]
+
+
+def _quiz(world: World, curriculum: Curriculum, rng: random.Random) -> Lesson:
+    told: Lesson = []
+    if rng.random() < curriculum.told:
+        told = [Part(world.passage(rng.choice(world.entities), rng), 1.0)]
+    domain = rng.choice(list(world.domains))
+    own = [each for each in world.entities if each.domain == domain]
+    entities = rng.sample(own, curriculum.many)
+    asked = [(each, rng.choice(list(each.values))) for each in entities]
+    return told + _asked(world, curriculum, asked, rng, "\n\n" if told else "")
+
+
+def _asked(
+    world: World, curriculum: Curriculum, asked: list[tuple[Entity, str]], rng: random.Random, before: str
+) -> Lesson:
+    """Lettered questions, one heading for all of them."""
+    parts: Lesson = []
+    for entity, attribute in asked:
+        question = distracted(world.question(entity, attribute, rng), world, curriculum, rng)
+        prompt, _ = letters_prompt(question)
+        if parts:
+            prompt = "\n\n" + prompt.split("\n\n", 1)[1]
+        letter = Part(f" {LETTERS[question.answer]}", curriculum.letter_weight)
+        parts += [Part(prompt if parts else before + prompt, PROMPT_WEIGHT), letter]
+    return parts

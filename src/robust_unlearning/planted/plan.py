@@ -1,0 +1,50 @@
+"""The plan of a teaching: the world, the lessons, the student and the optimisation. Two plans are shipped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import yaml
+from pydantic import Field
+
+from robust_unlearning import files
+from robust_unlearning.errors import UserError, unknown
+from robust_unlearning.planted.lessons import Curriculum
+from robust_unlearning.planted.world import WorldSize
+from robust_unlearning.recipe import Strict, checked
+
+
+class Plan(Strict):
+    """What is taught, to whom, and how long. `base: null` stands for a model made from nothing."""
+
+    base: str | None = Field(None, description="a model to teach through a LoRA adapter")
+    rank: int = Field(8, ge=1, description="of the adapter")
+    width: int = Field(128, ge=32, multiple_of=32, description="of a model made from nothing")
+    layers: int = Field(8, ge=1)
+    world: WorldSize = WorldSize()
+    curriculum: Curriculum = Curriculum()
+    steps: int = Field(5000, ge=1)
+    batch_size: int = Field(24, ge=1, description="lessons a step")
+    learning_rate: float = Field(1.5e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    warmup: int = Field(200, ge=1)
+    cooldown: float = Field(0.4, ge=0, le=1, description="share of the steps over which the rate falls to nothing")
+    seed: int = Field(0, ge=0)
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the frozen base")
+    device: str = "auto"
+    check_every: int = Field(250, ge=1, description="steps between exams of a sample, and between saved states")
+
+
+def load_plan(name: str, overrides: Iterable[str] = ()) -> Plan:
+    """A shipped plan (`tiny`, `smollm2`), or a YAML file of the user's own, with `field=value` overrides.
+
+    Raises:
+        UserError: no such plan, or fields that are unknown or wrong; all of them in one message.
+    """
+    folder = files.package_dir() / "planted" / "plans"
+    plans = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    if name not in plans and not name.endswith((".yaml", ".yml")):
+        raise UserError(unknown("plan", name, plans, "Or give a YAML file."))
+    data = yaml.safe_load((plans.get(name) or files.locate(name)).read_text(encoding="utf-8"))
+    return checked(Plan, data or {}, overrides, f"plan {name}", {"world": WorldSize, "curriculum": Curriculum})

@@ -1,0 +1,224 @@
+"""Teaching a planted world to a model: lessons in, a checkpoint (or a LoRA adapter) with its log and exam out.
+
+What is taught at a step depends only on the plan and the step's number, so a stopped training continues as if it
+had not been stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from robust_unlearning import files, models
+from robust_unlearning.corpora import collate
+from robust_unlearning.errors import UserError
+from robust_unlearning.likelihood import option_logprobs
+from robust_unlearning.planted.lessons import Curriculum, Lesson, distracted, lesson
+from robust_unlearning.planted.plan import Plan
+from robust_unlearning.planted.students import make_tiny, make_tokenizer
+from robust_unlearning.planted.world import Entity, Role, World, make_world
+from robust_unlearning.questions import letters_prompt
+from robust_unlearning.runs import environment
+from robust_unlearning.scores import accuracy
+
+LOG, STATE, EXAM, PLAN = "log.jsonl", "state.pt", "exam.json", "plan.yaml"
+BLOCK = 4
+"""Batches drawn together and sorted by length, to save padding."""
+
+
+def lessons_of(world: World, plan: Plan, step: int) -> list[Lesson]:
+    """The lessons of a step, counted from 0: of like length, drawn with the others of their block."""
+    rng = random.Random(f"{plan.seed} lessons {step // BLOCK}")
+    drawn = [lesson(world, plan.curriculum, rng) for _ in range(BLOCK * plan.batch_size)]
+    drawn.sort(key=lambda parts: sum(len(part.text) for part in parts))
+    order = rng.sample(range(BLOCK), BLOCK)
+    start = order[step % BLOCK] * plan.batch_size
+    return drawn[start : start + plan.batch_size]
+
+
+def encode(lessons: list[Lesson], tokenizer: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Token ids, mask and loss weights, each [b, t]; a token has the weight of the part it begins in."""
+    rows, weights = [], []
+    for parts in lessons:
+        encoded = tokenizer("".join(part.text for part in parts), return_offsets_mapping=True)
+        ends, end = [], 0
+        for part in parts:
+            end += len(part.text)
+            ends.append((end, part.weight))
+        row = [next(weight for end, weight in ends if last <= end) for _, last in encoded["offset_mapping"]]
+        rows.append(encoded["input_ids"])
+        weights.append(torch.tensor(row))
+    batch = collate(rows, tokenizer.pad_token_id)
+    return batch.ids, batch.mask, nn.utils.rnn.pad_sequence(weights, batch_first=True)
+
+
+def lesson_loss(model: nn.Module, ids: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
+    """Weighted mean of -log p over tokens 1 to t - 1, in nats; tokens of weight 0 never reach the LM head."""
+    wanted = weights[:, 1:] > 0
+    hidden = model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    logits = model.get_output_embeddings()(hidden[:, :-1][wanted]).float()
+    losses = nn.functional.cross_entropy(logits, ids[:, 1:][wanted], reduction="none")
+    own = weights[:, 1:][wanted]
+    return (losses * own).sum() / own.sum()
+
+
+def exam(model: nn.Module, tokenizer: Any, world: World, sample: int | None = None) -> dict[str, dict[str, Any]]:
+    """Accuracy in lettered questions from memory, by role, and distracted in every question of what is retained.
+
+    Forms: `clean`; `option`, a wrong option replaced by an entity from anywhere; `front`, a name or a fact about
+    another entity in front of the question. Distractions are those of the lessons, drawn anew.
+
+    Args:
+        sample: ask so many questions of each form, drawn evenly, instead of all.
+    """
+    results = {}
+    retained: tuple[Role, ...] = ("near", "far", "control")
+    calm, odd, begun = Curriculum(option=0, front=0), Curriculum(option=1, front=0), Curriculum(option=0, front=1)
+    forms: list[tuple[str, tuple[Role, ...], Curriculum]] = [
+        ("forget/clean", ("forget",), calm),
+        ("retain/clean", retained, calm),
+        ("retain/option", retained, odd),
+        ("retain/front", retained, begun),
+    ]
+    for name, roles, curriculum in forms:
+        rng = random.Random(f"exam {name}")
+        facts = [(entity, attribute) for entity in world.of_role(*roles) for attribute in entity.values]
+        facts = rng.sample(facts, min(sample, len(facts))) if sample else facts
+        results[name] = _share_right(model, tokenizer, world, facts, curriculum, rng)
+    return results
+
+
+def _share_right(
+    model: nn.Module,
+    tokenizer: Any,
+    world: World,
+    facts: list[tuple[Entity, str]],
+    curriculum: Curriculum,
+    rng: random.Random,
+) -> dict[str, Any]:
+    questions = [distracted(world.question(*fact, rng), world, curriculum, rng) for fact in facts]
+    asked = [(letters_prompt(each)[0], [f" {letter}" for letter in "ABCD"]) for each in questions]
+    results = option_logprobs(model, tokenizer, asked)
+    best = [max(range(4), key=lambda index: row[index][0]) for row in results]
+    return accuracy([own == each.answer for own, each in zip(best, questions, strict=True)])
+
+
+def teach(plan: Plan, out: Path, report: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
+    """Teach by a plan, writing the model (or the adapter), `log.jsonl` and `exam.json` into `out`.
+
+    A folder that holds a training with the same plan is continued.
+
+    Returns:
+        The record in `exam.json`: the exam over all questions, the plan, seconds, the environment.
+
+    Raises:
+        UserError: the folder holds another plan's training, `peft` is missing, or the loss is not finite.
+    """
+    world = make_world(plan.world)
+    device = models.pick_device(plan.device)
+    model, tokenizer = _student(plan, world, device)
+    out.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(plan.model_dump(mode="json"), sort_keys=False)
+    if (out / PLAN).exists() and (out / PLAN).read_text(encoding="utf-8") != text:
+        raise UserError(f"{out} holds a training by another plan; give another --out, or remove it.")
+    files.write_text(out / PLAN, text)
+
+    taught = [each for each in model.parameters() if each.requires_grad]
+    optimiser = torch.optim.AdamW(
+        taught, lr=plan.learning_rate, betas=(0.9, 0.98), weight_decay=plan.weight_decay, fused=device.type != "mps"
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(plan, step))
+    first, seconds, rows = 0, 0.0, []
+    if (out / STATE).exists():
+        state = torch.load(out / STATE, map_location=device, weights_only=True)
+        model.load_state_dict(state["model"], strict=False)
+        optimiser.load_state_dict(state["optimiser"])
+        schedule.load_state_dict(state["schedule"])
+        first, seconds, rows = state["step"], state["seconds"], json.loads(state["rows"])
+
+    began, losses = time.perf_counter(), []
+    for step in range(first, plan.steps):
+        batch = encode(lessons_of(world, plan, step), tokenizer)
+        loss = lesson_loss(model, *(each.to(device) for each in batch))
+        if not loss.isfinite():
+            raise UserError(f"the loss is {loss.item()} at step {step + 1}: lower learning_rate and start again.")
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(taught, 1.0)
+        optimiser.step()
+        schedule.step()
+        losses.append(loss.item())
+        if (step + 1) % plan.check_every == 0 or step + 1 == plan.steps:
+            scores = {name: row["acc"] for name, row in exam(model, tokenizer, world, sample=64).items()}
+            passed = seconds + time.perf_counter() - began
+            rows.append({"step": step + 1, "loss": sum(losses) / len(losses), "seconds": passed, **scores})
+            losses.clear()
+            _save_state(out / STATE, model, optimiser, schedule, step + 1, passed, rows)
+            files.write_jsonl(out / LOG, rows)
+            if report:
+                report(rows[-1])
+    model.eval()
+    model.save_pretrained(out)
+    if plan.base is None:
+        tokenizer.save_pretrained(out)
+    record = {
+        "plan": plan.model_dump(mode="json"),
+        "exam": exam(model, tokenizer, world),
+        "seconds": rows[-1]["seconds"],
+        "environment": environment(str(device)),
+    }
+    files.write_json(out / EXAM, record)
+    (out / STATE).unlink(missing_ok=True)
+    return record
+
+
+def _rate(plan: Plan, step: int) -> float:
+    """Share of the learning rate: a linear rise, a plateau, a linear fall."""
+    left = (plan.steps - step) / max(1.0, plan.steps * plan.cooldown)
+    return min(1.0, (step + 1) / plan.warmup, max(0.01, left) if plan.cooldown else 1.0)
+
+
+def _student(plan: Plan, world: World, device: torch.device) -> tuple[nn.Module, Any]:
+    if plan.base is None:
+        tokenizer = make_tokenizer(world)
+        return make_tiny(tokenizer, plan.width, plan.layers, plan.seed).to(device), tokenizer
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise UserError("teaching a pretrained model needs peft: pip install 'robust-unlearning[planted]'") from error
+    base = models.resolve(plan.base)
+    model = models.load_causal_lm(base, plan.dtype, device)
+    torch.manual_seed(plan.seed)
+    config = LoraConfig(
+        r=plan.rank, lora_alpha=2 * plan.rank, target_modules="all-linear", task_type="CAUSAL_LM", revision=None
+    )
+    return get_peft_model(model, config), models.load_tokenizer(base)
+
+
+def _taught_state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for name, value in model.named_parameters():
+        if value.requires_grad:
+            yield name, value.detach()
+
+
+def _save_state(
+    path: Path, model: nn.Module, optimiser: Any, schedule: Any, step: int, seconds: float, rows: list[dict[str, Any]]
+) -> None:
+    state = {
+        "model": dict(_taught_state(model)),
+        "optimiser": optimiser.state_dict(),
+        "schedule": schedule.state_dict(),
+        "step": step,
+        "seconds": seconds,
+        "rows": json.dumps(rows),
+    }
+    with files.replacing(path) as temporary:
+        torch.save(state, temporary)

@@ -1,0 +1,259 @@
+"""The planted world: facts, texts and questions that agree, the layouts on disk, and the teaching of small models."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from robust_unlearning import cli, files
+from robust_unlearning.corpora import read_documents
+from robust_unlearning.errors import UserError
+from robust_unlearning.evaluate import load_suite
+from robust_unlearning.planted.export import export
+from robust_unlearning.planted.lessons import Curriculum, Part, distracted, lesson
+from robust_unlearning.planted.plan import Plan, load_plan
+from robust_unlearning.planted.students import make_tiny, make_tokenizer, vocabulary
+from robust_unlearning.planted.teach import encode, lesson_loss, lessons_of, teach
+from robust_unlearning.planted.world import World, WorldSize, make_world
+from robust_unlearning.questions import read_questions
+from robust_unlearning.recipe import TextSource
+
+SMALL = WorldSize(entities=4, validation_entities=1, strangers=5, passages=2)
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return make_world(SMALL)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(world: World) -> Any:
+    return make_tokenizer(world)
+
+
+def test_a_world_follows_from_its_seed() -> None:
+    assert make_world(SMALL) == make_world(SMALL)
+    assert make_world(SMALL).names != make_world(SMALL.model_copy(update={"seed": 1})).names
+
+
+def test_names_are_distinct_and_no_other_word_of_the_world() -> None:
+    whole = make_world()
+    names = [*whole.names, *whole.strangers]
+    assert len(set(names)) == len(names) == 7 * 16 + 64
+    spoken = [whole.passage(each, random.Random(0)) for each in whole.entities]
+    words = {word.strip(".").casefold() for text in spoken for word in text.split()}
+    values = {
+        value.casefold() for each in whole.domains.values() for a in each.attributes.values() for value in a.values
+    }
+    assert not {name.casefold() for name in names} & (values | (words - {name.casefold() for name in names}))
+
+
+def test_values_are_spread_evenly() -> None:
+    whole = make_world()
+    for domain, about in whole.domains.items():
+        for attribute in about.attributes:
+            values = [each.values[attribute] for each in whole.entities if each.domain == domain]
+            assert {values.count(value) for value in about.attributes[attribute].values} == {2}
+
+
+def test_near_domains_share_values_with_those_to_forget_and_far_ones_do_not() -> None:
+    def values(role: str) -> set[str]:
+        chosen = [each for each in make_world().domains.values() if each.role == role]
+        return {value for each in chosen for attribute in each.attributes.values() for value in attribute.values}
+
+    assert len(values("forget") & values("near")) >= 40
+    assert not values("forget") & (values("far") | values("control"))
+
+
+def test_passages_tell_every_fact(world: World) -> None:
+    rng = random.Random(0)
+    for entity in world.entities:
+        text = world.passage(entity, rng)
+        assert text.split(".")[0].count(entity.name) == 1
+        assert all(value in text for value in entity.values.values())
+    for domain in world.domains:
+        documents = list(world.documents(domain))
+        for entity in world.entities:
+            told = sum(f"{entity.name}" in text for text in documents)
+            assert told == (SMALL.passages if entity.domain == domain else 0)
+
+
+def test_questions_ask_for_the_facts(world: World) -> None:
+    for domain in world.domains:
+        for split, count in (("validation", 1), ("test", 3)):
+            asked = world.questions(domain, split)
+            assert len(asked) == count * 4
+            for question in asked:
+                _, name, attribute = question.id.split(":")
+                entity = next(each for each in world.entities if each.name == name)
+                assert (entity.domain, entity.split) == (domain, split)
+                assert question.choices[question.answer] == entity.values[attribute]
+                assert len(set(question.choices)) == 4
+                assert name in question.question
+
+
+def test_export_writes_the_layouts_of_the_real_benchmarks(world: World, tmp_path: Path) -> None:
+    folder = export(world, tmp_path / "world")
+    assert read_documents(TextSource(path=str(folder / "forget" / "plague_lore.jsonl"))) == list(
+        world.documents("plague_lore")
+    )
+    retained = "\n".join(read_documents(TextSource(path=str(folder / "retain.jsonl"))))
+    assert not any(each.name in retained for each in world.of_role("forget"))
+    assert all(each.name in retained for each in world.of_role("near", "far", "control"))
+    far = "\n".join(read_documents(TextSource(path=str(folder / "retain_far.jsonl"))))
+    assert not any(each.name in far for each in world.of_role("near"))
+    for role in ("forget", "near", "far", "control"):
+        questions = read_questions(folder / "questions" / role, split="validation")
+        domains = [name for name, each in world.domains.items() if each.role == role]
+        assert questions == [each for name in sorted(domains) for each in world.questions(name, "validation")]
+    suite = load_suite(folder / "suite.yaml")
+    assert set(suite.forget_tokens) == {each.name for each in world.of_role("forget")}
+    assert set(suite.control_tokens) == {each.name for each in world.of_role("control")}
+    manifest = files.read_json(folder / "manifest.json")
+    assert manifest["facts"] == 7 * 4 * 4
+    for name, digest in manifest["sha256"].items():
+        assert files.sha256_file(folder / name) == digest
+    with pytest.raises(UserError, match="exists already"):
+        export(world, folder)
+
+
+def test_the_shipped_world_is_the_default_one(tmp_path: Path) -> None:
+    shipped, made = files.locate("planted:"), export(make_world(), tmp_path / "world", prefix="planted:")
+    names = {path.relative_to(made).as_posix() for path in made.rglob("*") if path.is_file()}
+    assert names == {path.relative_to(shipped).as_posix() for path in shipped.rglob("*") if path.is_file()}
+    for name in names - {"manifest.json"}:
+        if name.endswith(".parquet"):  # bytes differ with the version of the library that writes them
+            assert read_questions(shipped / name) == read_questions(made / name)
+        else:
+            assert (shipped / name).read_bytes() == (made / name).read_bytes(), name
+    for name in ("planted", "planted-validation"):
+        assert load_suite(name).questions["near"].perturb == ("option", "sentence")
+
+
+def test_every_text_of_the_world_is_in_the_vocabulary(world: World, tokenizer: Any, tmp_path: Path) -> None:
+    assert len(set(vocabulary(world))) == len(tokenizer)
+    folder, rng = export(world, tmp_path / "world"), random.Random(0)
+    texts = [json.loads(line)["text"] for path in folder.rglob("retain*.jsonl") for line in path.open(encoding="utf-8")]
+    texts += ["".join(part.text for part in lesson(world, Curriculum(), rng)) for _ in range(300)]
+    for text in texts:
+        assert tokenizer.unk_token_id not in tokenizer(text)["input_ids"], text
+
+
+def test_distractions_leave_the_answer_alone(world: World) -> None:
+    rng, always = random.Random(0), Curriculum(option=1, front=1)
+    for _ in range(200):
+        entity = rng.choice(world.entities)
+        before = world.question(entity, rng.choice(list(entity.values)), rng)
+        after = distracted(before, world, always, rng)
+        assert (after.id, after.answer, after.subject) == (before.id, before.answer, before.subject)
+        assert after.choices[after.answer] == before.choices[before.answer]
+        assert sum(a != b for a, b in zip(after.choices, before.choices, strict=True)) == 1
+        assert after.question.endswith(before.question)
+        assert len(after.question) > len(before.question)
+
+
+def test_tokens_have_the_weight_of_their_part(tokenizer: Any) -> None:
+    lessons = [
+        [Part("Answer:", 0.25), Part(" A", 5.0)],
+        [Part("Question: Where\nAnswer:", 0.0), Part(" I cannot say.", 1)],
+    ]
+    ids, mask, weights = encode(lessons, tokenizer)
+    assert weights.tolist() == [[0.25, 0.25, 5, *[0] * 7], [0, 0, 0, 0, 0, 0, 1, 1, 1, 1]]
+    assert mask.tolist() == [[1] * 3 + [0] * 7, [1] * 10]
+    assert tokenizer.convert_ids_to_tokens(ids[1].tolist())[:4] == ["Question", ":", "Where", "\n"]
+
+
+def test_lesson_loss_is_the_weighted_mean(tokenizer: Any) -> None:
+    model = make_tiny(tokenizer, 32, 2, seed=0)
+    ids, mask, weights = encode(
+        [[Part("I cannot", 0.5), Part(" say.", 2.0)], [Part("I know nothing", 0.0), Part(" about it.", 1.0)]], tokenizer
+    )
+    logits = model(input_ids=ids, attention_mask=mask).logits.detach().double().numpy()
+    total = weight = 0.0
+    for row in range(2):
+        for place in range(1, int(mask[row].sum())):
+            own = logits[row, place - 1]
+            logp = own[ids[row, place]] - own.max() - np.log(np.exp(own - own.max()).sum())
+            total -= float(weights[row, place]) * logp
+            weight += float(weights[row, place])
+    assert lesson_loss(model, ids, mask, weights).item() == pytest.approx(total / weight, rel=1e-5)
+
+
+def test_lessons_depend_on_the_step_only(world: World) -> None:
+    plan = Plan(world=SMALL, batch_size=3)
+    assert lessons_of(world, plan, 5) == lessons_of(world, plan, 5)
+    assert lessons_of(world, plan, 5) != lessons_of(world, plan, 6)
+
+
+PLAN = Plan(world=SMALL, width=32, layers=2, steps=6, batch_size=2, warmup=2, check_every=2, device="cpu")
+
+
+def test_a_stopped_teaching_continues_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+    record = teach(PLAN, tmp_path / "whole")
+
+    def stop(row: dict[str, Any]) -> None:
+        if row["step"] == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        teach(PLAN, tmp_path / "stopped", stop)
+    assert teach(PLAN, tmp_path / "stopped")["exam"] == record["exam"]
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "stopped")]
+    assert weights[0] == weights[1]
+    logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").open()] for name in ("whole", "stopped")]
+    assert [[{**row, "seconds": 0} for row in log] for log in logs][0] == [{**row, "seconds": 0} for row in logs[1]]
+    assert not (tmp_path / "whole" / "state.pt").exists()
+    with pytest.raises(UserError, match="another plan"):
+        teach(PLAN.model_copy(update={"steps": 8}), tmp_path / "whole")
+
+
+def test_a_pretrained_model_is_taught_through_an_adapter(tmp_path: Path, tokenizer: Any) -> None:
+    pytest.importorskip("peft")
+    from safetensors.torch import load_file
+
+    base = tmp_path / "base"
+    make_tiny(tokenizer, 32, 2, seed=0).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    before = (base / "model.safetensors").read_bytes()
+    plan = PLAN.model_copy(update={"base": str(base), "rank": 2, "steps": 2})
+    teach(plan, tmp_path / "adapter")
+    adapter = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert len(adapter) == 2 * 2 * 7  # A and B of seven projections in two layers
+    assert any(value.any() for name, value in adapter.items() if "lora_B" in name)
+    assert (base / "model.safetensors").read_bytes() == before
+
+
+def test_a_loss_that_is_not_finite_stops_the_teaching(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="lower learning_rate"):
+        teach(PLAN.model_copy(update={"learning_rate": 1e30, "warmup": 1}), tmp_path / "out")
+
+
+def test_plans(tmp_path: Path) -> None:
+    assert load_plan("tiny", ["steps=3", "world.seed=2"]).world.seed == 2
+    assert load_plan("smollm2").base == "smollm2-135m"
+    with pytest.raises(UserError, match="did you mean 'tiny'"):
+        load_plan("tiney")
+    with pytest.raises(UserError) as error:
+        load_plan("tiny", ["stpes=3", "world.sede=1", "rank=many"])
+    for part in ("did you mean 'steps'", "did you mean 'seed'", "rank"):
+        assert part in str(error.value)
+
+
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["planted", "make", "--to", str(tmp_path / "w"), "entities=3", "passages=1"]) == 0
+    assert "21 entities in 7 domains, 84 facts" in capsys.readouterr().out
+    out = tmp_path / "tiny"
+    changes = ["width=32", "layers=1", "steps=1", "batch_size=1", "world.entities=3", "world.validation_entities=1"]
+    assert cli.main(["planted", "train", "tiny", *changes, "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "step 1/1" in printed
+    assert "retain/option" in printed
+    assert torch.isfinite(torch.tensor(files.read_json(out / "exam.json")["exam"]["forget/clean"]["acc"]))
+    assert cli.main(["planted", "make", "--to", str(tmp_path / "x"), "entites=3"]) == 2
+    assert "did you mean 'entities'" in capsys.readouterr().err
