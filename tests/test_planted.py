@@ -207,7 +207,8 @@ def test_a_stopped_teaching_continues_as_if_it_had_not_stopped(tmp_path: Path) -
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "stopped")]
     assert weights[0] == weights[1]
     logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").open()] for name in ("whole", "stopped")]
-    assert [[{**row, "seconds": 0} for row in log] for log in logs][0] == [{**row, "seconds": 0} for row in logs[1]]
+    for first, second in zip(*logs, strict=True):
+        assert {**first, "seconds": 0} == {**second, "seconds": 0}
     assert not (tmp_path / "whole" / "state.pt").exists()
     with pytest.raises(UserError, match="another plan"):
         teach(PLAN.model_copy(update={"steps": 8}), tmp_path / "whole")
