@@ -157,6 +157,18 @@ def _planted_train(arguments: argparse.Namespace) -> None:
         print(f"{name:<14} {row['acc']:.1%} [{row['low']:.1%}, {row['high']:.1%}] (n={row['n']})")
 
 
+def _planted_study(arguments: argparse.Namespace) -> None:
+    from robust_unlearning.planted.study import load_study, run_study
+
+    study = load_study(arguments.study, arguments.overrides)
+    out = arguments.out or Path("studies") / Path(arguments.study).stem
+
+    from robust_unlearning.planted.summary import summarise
+
+    print(summarise(run_study(study, out), out))
+    print(f"\nwritten: {out / 'study.md'}, {out / 'study.json'}, {out / 'study.png'}; runs in {out / 'runs'}")
+
+
 def _parser() -> argparse.ArgumentParser:
     from robust_unlearning import __version__
 
@@ -217,6 +229,12 @@ def _parser() -> argparse.ArgumentParser:
     teaching.add_argument("plan", help="tiny (made from nothing) or smollm2 (through a LoRA adapter)")
     teaching.add_argument("--out", type=Path, help="folder of the model and its log (default: planted/PLAN)")
     overrides(teaching, "change a field of the plan: steps=8000 world.seed=1")
+
+    study = inner.add_parser("study", help="methods × noise × retain weight × seeds, compared at like forgetting")
+    study.set_defaults(function=_planted_study)
+    study.add_argument("study", help="tiny, or a YAML file")
+    study.add_argument("--out", type=Path, help="folder of the study (default: studies/STUDY; continued if there)")
+    overrides(study, "change a field of the study: seeds=[0] noise_std=[1]")
 
     demo = verb("demo", _demo, "base against RMU against RMU with RNA on a small real model, with a table and a plot")
     demo.add_argument("--out", default="demo-run", help="folder of the demo (continued if it is there)")

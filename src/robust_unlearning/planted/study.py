@@ -1,0 +1,171 @@
+"""The paper's question, asked where the answer is known: what a forget-token costs, and whether RNA mends it.
+
+Every method is trained at every noise scale, retain weight and seed, and evaluated at several steps, which traces
+robustness over forgetting with and without noise. RNA is then compared with the same method, seed and retain
+weight without noise *where that has forgotten as much*: noise that merely slows the forgetting looks like a cure
+at equal steps and is none at equal forgetting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from pydantic import Field
+
+from robust_unlearning import files
+from robust_unlearning.errors import UserError, unknown
+from robust_unlearning.evaluate import load_suite
+from robust_unlearning.planted.measure import Measured
+from robust_unlearning.progress import EvaluationProgress, TrainingProgress
+from robust_unlearning.recipe import Strict, checked, load_recipe
+from robust_unlearning.runs import RunFolder
+from robust_unlearning.scores import Array
+from robust_unlearning.targets import Evaluator, open_target
+from robust_unlearning.train import Trainer
+
+
+class Study(Strict):
+    """What a study trains and evaluates: recipes × noise scales × retain weights × seeds, at several steps."""
+
+    recipes: tuple[str, ...] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    noise_std: tuple[float, ...] = Field(min_length=1, description="scales of RNA; no noise is always run as well")
+    weights: tuple[float, ...] = Field((1.0,), min_length=1, description="factors on the recipes' retain weight")
+    steps: tuple[int, ...] = Field(min_length=1, description="evaluated after so many; the last ends the run")
+    suite: str = "planted"
+    dtype: str = "auto"
+    overrides: dict[str, Any] = Field(default_factory=dict, description="changes to every recipe")
+
+
+def load_study(name: str, overrides: Iterable[str] = ()) -> Study:
+    """A shipped study (`tiny`), or a YAML file of the user's own, with `field=value` overrides.
+
+    Raises:
+        UserError: no such study, or fields that are unknown or wrong; all of them in one message.
+    """
+    folder = files.package_dir() / "planted" / "studies"
+    studies = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    if name not in studies and not name.endswith((".yaml", ".yml")):
+        raise UserError(unknown("study", name, studies, "Or give a YAML file."))
+    data = yaml.safe_load((studies.get(name) or files.locate(name)).read_text(encoding="utf-8"))
+    return checked(Study, data or {}, overrides, f"study {name}")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One trained candidate at one step; `noise` 0 is the method without RNA."""
+
+    recipe: str
+    seed: int
+    noise: float
+    weight: float
+    step: int
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """What a study found: the base, and the model at every point."""
+
+    study: Study
+    base: Measured
+    models: dict[Point, Measured]
+
+    def line(self, recipe: str, seed: int, noise: float, weight: float) -> list[Measured]:
+        """One candidate over its steps, the base first."""
+        return [self.base, *(self.models[Point(recipe, seed, noise, weight, step)] for step in self.study.steps)]
+
+
+def run_study(study: Study, out: Path) -> Measurements:
+    """Train and evaluate what is not there yet in `out`, and read all of it.
+
+    Raises:
+        UserError: the folder holds runs of other recipes, the recipes differ in their model, or a run failed.
+    """
+    suite = load_suite(study.suite)
+    runs = dict(_runs(study, out))
+    bases = {run.recipe.model for run in runs.values()}
+    if len(bases) > 1:
+        raise UserError(f"a study has one base model; its recipes name {', '.join(sorted(bases))}.")
+    for seed in study.seeds:
+        waiting = [run for (_, own, _, _), run in runs.items() if own == seed and run.status != "finished"]
+        if waiting:
+            print(f"seed {seed}: training {len(waiting)} candidates side by side", flush=True)
+            trainer = Trainer(waiting)
+            names = {id(each): each.run.path.name for each in trainer.candidates}
+            with TrainingProgress(sum(run.recipe.steps for run in waiting), names):
+                trainer.train()
+    recipe = next(iter(runs.values())).recipe
+    evaluator = Evaluator(recipe.dtype, recipe.device)
+
+    def measured(target: str, folder: Path) -> Measured:
+        with EvaluationProgress(folder.name) as progress:
+            return Measured.of(evaluator.evaluate(open_target(target), suite, folder, progress.tick))
+
+    base = measured(recipe.model, out / "base")
+    models = {}
+    for (name, seed, noise, weight), run in runs.items():
+        for step in study.steps:
+            last = step == study.steps[-1]
+            path = run.path if last else run.snapshot(step)
+            models[Point(name, seed, noise, weight, step)] = measured(str(path), path if last else path.with_suffix(""))
+    return Measurements(study, base, models)
+
+
+def _runs(study: Study, out: Path) -> Iterator[tuple[tuple[str, int, float, float], RunFolder]]:
+    """The run folder of each (recipe, seed, noise, weight)."""
+    common = {"steps": study.steps[-1], "snapshots": list(study.steps[:-1]), "dtype": study.dtype, **study.overrides}
+    for name in study.recipes:
+        weight_of = load_recipe(name).retain_weight
+        for seed in study.seeds:
+            for noise in (0.0, *study.noise_std):
+                for weight in study.weights:
+                    own = {"seed": seed, "noise_std": noise, "retain_weight": weight_of * weight}
+                    recipe = load_recipe(name, [f"{key}={_as_yaml(value)}" for key, value in {**common, **own}.items()])
+                    folder = out / "runs" / _folder_name(name) / f"seed{seed}-noise{noise:g}-weight{weight:g}"
+                    yield (name, seed, noise, weight), RunFolder.open(folder, recipe, resume=True)
+
+
+def _folder_name(recipe: str) -> str:
+    return Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe.replace("/", "-")
+
+
+def _as_yaml(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True).strip().removesuffix("...").strip()
+
+
+def forgetting(model: Measured) -> float:
+    """How much is forgotten: mean -log p of the right letter on forget questions, in nats (chance: log 4)."""
+    return float(-model.forget_logp.mean())
+
+
+def matched_difference(
+    rna: list[Measured], plain: list[Measured], where: str, least: float
+) -> tuple[Array, Array, list[float]] | None:
+    """RNA less no noise at like forgetting, question by question, averaged over the steps where both are comparable.
+
+    For each model of `rna` that has forgotten at least `least`, `plain` is interpolated between its two first
+    neighbours in step that enclose as much forgetting. None where no step is comparable.
+
+    Returns:
+        Differences [n] of excess and of right answers under a forget-token, and the forgetting compared at.
+    """
+    excess, right, at = [], [], []
+    strengths = [forgetting(each) for each in plain]
+    for model in rna:
+        wanted = forgetting(model)
+        index = next((i for i in range(len(plain) - 1) if strengths[i] <= wanted <= strengths[i + 1]), None)
+        if wanted < least or index is None or strengths[index] == strengths[index + 1]:
+            continue
+        share = (wanted - strengths[index]) / (strengths[index + 1] - strengths[index])
+        own, low, high = (each.places[where] for each in (model, plain[index], plain[index + 1]))
+        excess.append(own.excess - ((1 - share) * low.excess + share * high.excess))
+        right.append(own.right - ((1 - share) * low.right + share * high.right))
+        at.append(wanted)
+    if not at:
+        return None
+    return np.mean(excess, axis=0), np.mean(right, axis=0), at
