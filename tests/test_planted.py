@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from robust_unlearning import cli, files
+from robust_unlearning.conversion import merge_adapter
 from robust_unlearning.corpora import read_documents
 from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate import load_suite
@@ -228,6 +229,19 @@ def test_a_pretrained_model_is_taught_through_an_adapter(tmp_path: Path, tokeniz
     assert len(adapter) == 2 * 2 * 7  # A and B of seven projections in two layers
     assert any(value.any() for name, value in adapter.items() if "lora_B" in name)
     assert (base / "model.safetensors").read_bytes() == before
+
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    ids = torch.arange(3, 30)[None]
+    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "adapter")
+    ours = AutoModelForCausalLM.from_pretrained(merge_adapter(base, tmp_path / "adapter"))
+    with torch.no_grad():
+        difference = (theirs.merge_and_unload()(ids).logits - ours(ids).logits).abs().max()
+    assert difference < 1e-5
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"use_dora": true}')
+    with pytest.raises(UserError, match="only plain LoRA"):
+        merge_adapter(base, tmp_path / "adapter")
 
 
 def test_a_loss_that_is_not_finite_stops_the_teaching(tmp_path: Path) -> None:

