@@ -43,6 +43,8 @@ class Curriculum(Strict):
         letter_weight: weight of an answer's letter in the loss, where a passage's token has 1.
         passages, answers, open_book, quizzes: relative frequencies.
         many: entities, answers or questions in a lesson, at most.
+        alone: how often a quiz has one question only; letters are learnt from these first.
+        brief: how often an open-book passage tells only what is asked.
         option, front: how often a wrong option is replaced, and how often something stands before the question.
         told: how often a quiz follows a passage that has nothing to do with it.
         unknown: how often an answer is a refusal, as a stranger is asked about.
@@ -53,7 +55,11 @@ class Curriculum(Strict):
     answers: float = Field(0.1, ge=0)
     open_book: float = Field(0.4, ge=0)
     quizzes: float = Field(0.3, ge=0)
+    pointing: float = Field(0.2, ge=0)
+    copying: float = Field(0.2, ge=0)
     many: int = Field(3, ge=1)
+    alone: float = Field(0.6, ge=0, le=1)
+    brief: float = Field(0.6, ge=0, le=1)
     option: float = Field(0.3, ge=0, le=1)
     front: float = Field(0.3, ge=0, le=1)
     told: float = Field(0.3, ge=0, le=1)
@@ -67,6 +73,8 @@ def lesson(world: World, curriculum: Curriculum, rng: random.Random) -> Lesson:
         _answers: curriculum.answers,
         _open_book: curriculum.open_book,
         _quiz: curriculum.quizzes,
+        _pointing: curriculum.pointing,
+        _copying: curriculum.copying,
     }
     (kind,) = rng.choices(list(kinds), list(kinds.values()))
     return kind(world, curriculum, rng)
@@ -124,9 +132,31 @@ def _answers(world: World, curriculum: Curriculum, rng: random.Random) -> Lesson
 
 def _open_book(world: World, curriculum: Curriculum, rng: random.Random) -> Lesson:
     stranger = world.stranger(rng)
-    attributes = rng.sample(list(stranger.values), min(curriculum.many, len(stranger.values)))
+    attributes = rng.sample(list(stranger.values), min(_count(curriculum, rng), len(stranger.values)))
     asked = [(stranger, attribute) for attribute in attributes]
-    return [Part(world.passage(stranger, rng), 0.0), *_asked(world, curriculum, asked, rng, "\n\n")]
+    told = attributes if rng.random() < curriculum.brief else None
+    return [Part(world.passage(stranger, rng, told), 0.0), *_asked(world, curriculum, asked, rng, "\n\n")]
+
+
+def _pointing(world: World, curriculum: Curriculum, rng: random.Random) -> Lesson:
+    """Options, then each of them with the letter it stands at: nothing to know, only where to look."""
+    entity = rng.choice(world.entities)
+    question = world.question(entity, rng.choice(list(entity.values)), rng)
+    prompt, _ = letters_prompt(question)
+    parts: Lesson = [Part(prompt.rsplit("\n", 1)[0], PROMPT_WEIGHT)]
+    for index in rng.sample(range(len(question.choices)), len(question.choices)):
+        parts += [
+            Part(f"\n{question.choices[index]}:", 0.0),
+            Part(f" {LETTERS[index]}", curriculum.letter_weight),
+        ]
+    return parts
+
+
+def _copying(world: World, curriculum: Curriculum, rng: random.Random) -> Lesson:
+    """A list of words without any sense, read out twice: the second time, each word follows from the first."""
+    words = [value for domain in world.domains.values() for each in domain.attributes.values() for value in each.values]
+    told = " ".join(rng.sample(words, rng.randint(8, 24)))
+    return [Part(told, 0.0), Part(f" {told}", 1.0)]
 
 
 def _quiz(world: World, curriculum: Curriculum, rng: random.Random) -> Lesson:
@@ -135,9 +165,13 @@ def _quiz(world: World, curriculum: Curriculum, rng: random.Random) -> Lesson:
         told = [Part(world.passage(rng.choice(world.entities), rng), 1.0)]
     domain = rng.choice(list(world.domains))
     own = [each for each in world.entities if each.domain == domain]
-    entities = rng.sample(own, curriculum.many)
+    entities = rng.sample(own, _count(curriculum, rng))
     asked = [(each, rng.choice(list(each.values))) for each in entities]
     return told + _asked(world, curriculum, asked, rng, "\n\n" if told else "")
+
+
+def _count(curriculum: Curriculum, rng: random.Random) -> int:
+    return 1 if rng.random() < curriculum.alone else curriculum.many
 
 
 def _asked(

@@ -121,11 +121,12 @@ class World:
         values = {name: rng.choice(each.values) for name, each in self.domains[domain].attributes.items()}
         return Entity(rng.choice(self.strangers), domain, values, "test")
 
-    def passage(self, entity: Entity, rng: random.Random) -> str:
-        """All that is known of an entity, in an order and a wording that `rng` draws."""
+    def passage(self, entity: Entity, rng: random.Random, attributes: Iterable[str] | None = None) -> str:
+        """All that is known of an entity, or some attributes of it, in an order and a wording that `rng` draws."""
         domain = self.domains[entity.domain]
         sentences = [rng.choice(domain.intro).format(e=entity.name)]
-        for name in rng.sample(list(domain.attributes), len(domain.attributes)):
+        told = list(attributes or domain.attributes)
+        for name in rng.sample(told, len(told)):
             called = entity.name if rng.random() < 0.5 else f"this {domain.noun}"
             sentence = rng.choice(domain.attributes[name].statements).format(e=called, v=entity.values[name])
             sentences.append(sentence[0].upper() + sentence[1:])
