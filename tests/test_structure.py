@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     "errors", "files", "layers", "losses", "noise", "methods", "recipe", "corpora", "questions", "scores", "perturb",
     "likelihood", "evaluate", "conversion", "models", "band", "delta", "runs", "candidate", "train", "targets",
-    "progress", "planted", "report", "demo", "cli",
+    "progress", "report", "planted", "demo", "cli",
 ]
 # fmt: on
 
