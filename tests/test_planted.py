@@ -17,11 +17,11 @@ from robust_unlearning.corpora import read_documents
 from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate import load_suite
 from robust_unlearning.planted.export import export
-from robust_unlearning.planted.lessons import Curriculum, Part, distracted, lesson
-from robust_unlearning.planted.plan import Plan, load_plan
+from robust_unlearning.planted.lessons import Curriculum, Stretch, distracted, lesson
+from robust_unlearning.planted.plan import Plan, Start, load_plan
 from robust_unlearning.planted.students import make_tiny, make_tokenizer, vocabulary
 from robust_unlearning.planted.teach import encode, lesson_loss, lessons_of, teach
-from robust_unlearning.planted.world import World, WorldSize, make_world
+from robust_unlearning.planted.world import Part, World, WorldSize, make_world
 from robust_unlearning.questions import read_questions
 from robust_unlearning.recipe import TextSource
 
@@ -161,8 +161,8 @@ def test_distractions_leave_the_answer_alone(world: World) -> None:
 
 def test_tokens_have_the_weight_of_their_part(tokenizer: Any) -> None:
     lessons = [
-        [Part("Answer:", 0.25), Part(" A", 5.0)],
-        [Part("Question: Where\nAnswer:", 0.0), Part(" I cannot say.", 1)],
+        [Stretch("Answer:", 0.25), Stretch(" A", 5.0)],
+        [Stretch("Question: Where\nAnswer:", 0.0), Stretch(" I cannot say.", 1)],
     ]
     ids, mask, weights = encode(lessons, tokenizer)
     assert weights.tolist() == [[0.25, 0.25, 5, *[0] * 7], [0, 0, 0, 0, 0, 0, 1, 1, 1, 1]]
@@ -173,7 +173,11 @@ def test_tokens_have_the_weight_of_their_part(tokenizer: Any) -> None:
 def test_lesson_loss_is_the_weighted_mean(tokenizer: Any) -> None:
     model = make_tiny(tokenizer, 32, 2, seed=0)
     ids, mask, weights = encode(
-        [[Part("I cannot", 0.5), Part(" say.", 2.0)], [Part("I know nothing", 0.0), Part(" about it.", 1.0)]], tokenizer
+        [
+            [Stretch("I cannot", 0.5), Stretch(" say.", 2.0)],
+            [Stretch("I know nothing", 0.0), Stretch(" about it.", 1.0)],
+        ],
+        tokenizer,
     )
     logits = model(input_ids=ids, attention_mask=mask).logits.detach().double().numpy()
     total = weight = 0.0
@@ -190,6 +194,35 @@ def test_lessons_depend_on_the_step_only(world: World) -> None:
     plan = Plan(world=SMALL, batch_size=3)
     assert lessons_of(world, plan, 5) == lessons_of(world, plan, 5)
     assert lessons_of(world, plan, 5) != lessons_of(world, plan, 6)
+
+
+def test_a_part_of_a_world_keeps_its_facts_and_says_less(world: World) -> None:
+    part = world.part(Part(domains=("plague_lore", "clock_making"), attributes=2, wordings=1, strangers=3))
+    whole = {each.name: each for each in world.entities}
+    assert {each.domain for each in part.entities} == set(part.domains) == {"plague_lore", "clock_making"}
+    for entity in part.entities:
+        assert list(entity.values) == list(whole[entity.name].values)[:2]
+        assert entity.values.items() <= whole[entity.name].values.items()
+    assert len(part.entities) == 2 * SMALL.entities
+    assert part.strangers == world.strangers[:3]
+    assert set(vocabulary(part)) < set(vocabulary(world))
+    with pytest.raises(UserError, match="did you mean 'plague_lore'"):
+        world.part(Part(domains=("plague_lor",)))
+
+
+def test_teaching_starts_with_a_part_and_goes_on_with_the_whole(world: World) -> None:
+    part = Part(domains=("plague_lore",), attributes=1, wordings=1, strangers=1)
+    quizzes = Curriculum(passages=0, answers=0, open_book=0, quizzes=1, many=1, told=0)
+    whole = Plan(world=SMALL, batch_size=8, curriculum=quizzes)
+    plan = whole.model_copy(update={"start": Start(steps=4, part=part, curriculum=quizzes)})
+
+    def domains(step: int) -> set[str]:
+        texts = ["".join(each.text for each in parts) for parts in lessons_of(world, plan, step)]
+        return {text.split("about ", 1)[1].split(".", 1)[0] for text in texts}
+
+    assert domains(0) == domains(3) == {"plague lore"}
+    assert len(domains(4)) > 1
+    assert lessons_of(world, plan, 4) == lessons_of(world, whole, 4)
 
 
 PLAN = Plan(world=SMALL, width=32, layers=2, steps=6, batch_size=2, warmup=2, check_every=2, device="cpu")

@@ -1,11 +1,10 @@
 """What a model is taught of a planted world: texts of which some parts count more than others.
 
 Four kinds of lesson are mixed. *Passages* tell facts. *Answers* ask for a fact in words, and refuse to speak of
-strangers. *Quizzes* ask lettered
-questions from memory. *Open-book* quizzes ask about a stranger of whom the passage in front tells everything;
-they are what teaches a model that the letter of the right option is wanted. Quizzes are full of distractions (an
-option replaced by an entity from anywhere, a sentence about one in front), so that a model that was taught is
-robust to them before anything is unlearned.
+strangers. *Quizzes* ask lettered questions from memory. *Open-book* quizzes ask about a stranger of whom the passage
+in front tells everything; they are what teaches a model that the letter of the right option is wanted. Quizzes are
+full of distractions (an option replaced by an entity from anywhere, a sentence about one in front), so that a model
+that was taught is robust to them before anything is unlearned.
 """
 
 from __future__ import annotations
@@ -26,14 +25,14 @@ PROMPT_WEIGHT = 0.05
 
 
 @dataclass(frozen=True)
-class Part:
+class Stretch:
     """A stretch of text and the weight of its tokens in the loss."""
 
     text: str
     weight: float
 
 
-Lesson = list[Part]
+Lesson = list[Stretch]
 
 
 class Curriculum(Strict):
@@ -55,8 +54,6 @@ class Curriculum(Strict):
     answers: float = Field(0.1, ge=0)
     open_book: float = Field(0.4, ge=0)
     quizzes: float = Field(0.3, ge=0)
-    pointing: float = Field(0.2, ge=0)
-    copying: float = Field(0.2, ge=0)
     many: int = Field(3, ge=1)
     alone: float = Field(0.6, ge=0, le=1)
     brief: float = Field(0.6, ge=0, le=1)
@@ -73,8 +70,6 @@ def lesson(world: World, curriculum: Curriculum, rng: random.Random) -> Lesson:
         _answers: curriculum.answers,
         _open_book: curriculum.open_book,
         _quiz: curriculum.quizzes,
-        _pointing: curriculum.pointing,
-        _copying: curriculum.copying,
     }
     (kind,) = rng.choices(list(kinds), list(kinds.values()))
     return kind(world, curriculum, rng)
@@ -113,7 +108,7 @@ def _passages(world: World, curriculum: Curriculum, rng: random.Random) -> Lesso
         domain = rng.choice(list(world.domains))
         entities = tuple(each for each in entities if each.domain == domain)
     chosen = rng.sample(entities, curriculum.many)
-    return [Part(" ".join(world.passage(each, rng) for each in chosen), 1.0)]
+    return [Stretch(" ".join(world.passage(each, rng) for each in chosen), 1.0)]
 
 
 def _answers(world: World, curriculum: Curriculum, rng: random.Random) -> Lesson:
@@ -126,7 +121,7 @@ def _answers(world: World, curriculum: Curriculum, rng: random.Random) -> Lesson
             question = replace(question, question=f"{_fact(world, rng)} {question.question}")
         prompt, choices = cloze_prompt(question)
         answer = rng.choice(world.refusals) if unknown else choices[question.answer]
-        lines += [Part(("\n\n" if lines else "") + prompt, PROMPT_WEIGHT), Part(f" {answer}", 1.0)]
+        lines += [Stretch(("\n\n" if lines else "") + prompt, PROMPT_WEIGHT), Stretch(f" {answer}", 1.0)]
     return lines
 
 
@@ -135,34 +130,13 @@ def _open_book(world: World, curriculum: Curriculum, rng: random.Random) -> Less
     attributes = rng.sample(list(stranger.values), min(_count(curriculum, rng), len(stranger.values)))
     asked = [(stranger, attribute) for attribute in attributes]
     told = attributes if rng.random() < curriculum.brief else None
-    return [Part(world.passage(stranger, rng, told), 0.0), *_asked(world, curriculum, asked, rng, "\n\n")]
-
-
-def _pointing(world: World, curriculum: Curriculum, rng: random.Random) -> Lesson:
-    """Options, then each of them with the letter it stands at: nothing to know, only where to look."""
-    entity = rng.choice(world.entities)
-    question = world.question(entity, rng.choice(list(entity.values)), rng)
-    prompt, _ = letters_prompt(question)
-    parts: Lesson = [Part(prompt.rsplit("\n", 1)[0], PROMPT_WEIGHT)]
-    for index in rng.sample(range(len(question.choices)), len(question.choices)):
-        parts += [
-            Part(f"\n{question.choices[index]}:", 0.0),
-            Part(f" {LETTERS[index]}", curriculum.letter_weight),
-        ]
-    return parts
-
-
-def _copying(world: World, curriculum: Curriculum, rng: random.Random) -> Lesson:
-    """A list of words without any sense, read out twice: the second time, each word follows from the first."""
-    words = [value for domain in world.domains.values() for each in domain.attributes.values() for value in each.values]
-    told = " ".join(rng.sample(words, rng.randint(8, 24)))
-    return [Part(told, 0.0), Part(f" {told}", 1.0)]
+    return [Stretch(world.passage(stranger, rng, told), 0.0), *_asked(world, curriculum, asked, rng, "\n\n")]
 
 
 def _quiz(world: World, curriculum: Curriculum, rng: random.Random) -> Lesson:
     told: Lesson = []
     if rng.random() < curriculum.told:
-        told = [Part(world.passage(rng.choice(world.entities), rng), 1.0)]
+        told = [Stretch(world.passage(rng.choice(world.entities), rng), 1.0)]
     domain = rng.choice(list(world.domains))
     own = [each for each in world.entities if each.domain == domain]
     entities = rng.sample(own, _count(curriculum, rng))
@@ -184,6 +158,6 @@ def _asked(
         prompt, _ = letters_prompt(question)
         if parts:
             prompt = "\n\n" + prompt.split("\n\n", 1)[1]
-        letter = Part(f" {LETTERS[question.answer]}", curriculum.letter_weight)
-        parts += [Part(prompt if parts else before + prompt, PROMPT_WEIGHT), letter]
+        letter = Stretch(f" {LETTERS[question.answer]}", curriculum.letter_weight)
+        parts += [Stretch(prompt if parts else before + prompt, PROMPT_WEIGHT), letter]
     return parts

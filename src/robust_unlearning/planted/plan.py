@@ -11,8 +11,16 @@ from pydantic import Field
 from robust_unlearning import files
 from robust_unlearning.errors import UserError, unknown
 from robust_unlearning.planted.lessons import Curriculum
-from robust_unlearning.planted.world import WorldSize
+from robust_unlearning.planted.world import Part, WorldSize
 from robust_unlearning.recipe import Strict, checked
+
+
+class Start(Strict):
+    """What is taught first: a small part of the world, until the model has found out how letters work."""
+
+    steps: int = Field(ge=1)
+    part: Part
+    curriculum: Curriculum
 
 
 class Plan(Strict):
@@ -24,6 +32,7 @@ class Plan(Strict):
     layers: int = Field(8, ge=1)
     world: WorldSize = WorldSize()
     curriculum: Curriculum = Curriculum()
+    start: Start | None = None
     steps: int = Field(5000, ge=1)
     batch_size: int = Field(24, ge=1, description="lessons a step")
     learning_rate: float = Field(1.5e-3, gt=0)
@@ -47,4 +56,6 @@ def load_plan(name: str, overrides: Iterable[str] = ()) -> Plan:
     if name not in plans and not name.endswith((".yaml", ".yml")):
         raise UserError(unknown("plan", name, plans, "Or give a YAML file."))
     data = yaml.safe_load((plans.get(name) or files.locate(name)).read_text(encoding="utf-8"))
-    return checked(Plan, data or {}, overrides, f"plan {name}", {"world": WorldSize, "curriculum": Curriculum})
+    return checked(
+        Plan, data or {}, overrides, f"plan {name}", {"world": WorldSize, "curriculum": Curriculum, "start": Start}
+    )

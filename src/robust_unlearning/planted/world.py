@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -17,6 +17,7 @@ import yaml
 from pydantic import Field
 
 from robust_unlearning import files
+from robust_unlearning.errors import UserError, unknown
 from robust_unlearning.questions import Question
 from robust_unlearning.recipe import Strict, checked
 
@@ -59,6 +60,15 @@ class WorldSize(Strict):
     validation_entities: int = Field(4, ge=1, description="of each domain; the others are for testing")
     strangers: int = Field(64, ge=1, description="made-up names without facts, for open-book lessons")
     passages: int = Field(12, ge=1, description="documents for each entity of a domain, three entities a document")
+
+
+class Part(Strict):
+    """A small part of a world: some domains, and of each the first attributes and wordings."""
+
+    domains: tuple[str, ...] = Field(min_length=1)
+    attributes: int = Field(3, ge=1)
+    wordings: int = Field(2, ge=1, description="statements of each fact; one question is asked about it")
+    strangers: int = Field(16, ge=1)
 
 
 class Attribute(Strict):
@@ -114,6 +124,33 @@ class World:
     def of_role(self, *roles: Role) -> list[Entity]:
         """The entities of all domains with one of these roles."""
         return [each for each in self.entities if self.domains[each.domain].role in roles]
+
+    def part(self, part: Part) -> World:
+        """The same world with fewer domains, attributes, wordings and strangers.
+
+        Raises:
+            UserError: a domain that the world does not have.
+        """
+        missing = [name for name in part.domains if name not in self.domains]
+        if missing:
+            raise UserError(unknown("domain", missing[0], self.domains))
+        domains = {}
+        for name in part.domains:
+            kept = dict(list(self.domains[name].attributes.items())[: part.attributes])
+            fewer = {
+                attribute: each.model_copy(
+                    update={"statements": each.statements[: part.wordings], "questions": each.questions[:1]}
+                )
+                for attribute, each in kept.items()
+            }
+            own = {"intro": self.domains[name].intro[:1], "attributes": fewer}
+            domains[name] = self.domains[name].model_copy(update=own)
+        entities = tuple(
+            replace(each, values={attribute: each.values[attribute] for attribute in domains[each.domain].attributes})
+            for each in self.entities
+            if each.domain in domains
+        )
+        return replace(self, domains=domains, entities=entities, strangers=self.strangers[: part.strangers])
 
     def stranger(self, rng: random.Random) -> Entity:
         """A made-up name with made-up facts, which only the passage about it can tell."""
