@@ -18,7 +18,8 @@ from robust_unlearning.recipe import Strict, checked
 class Start(Strict):
     """What is taught first: a small part of the world, until the model has found out how letters work."""
 
-    steps: int = Field(ge=1)
+    steps: int = Field(ge=1, description="with lessons of the part only")
+    fade: int = Field(1, ge=1, description="steps in which they give way to lessons of the whole world")
     part: Part
     curriculum: Curriculum
 

@@ -37,10 +37,12 @@ BLOCK = 4
 def lessons_of(world: World, plan: Plan, step: int) -> list[Lesson]:
     """The lessons of a step, counted from 0: of like length, drawn with the others of their block."""
     rng = random.Random(f"{plan.seed} lessons {step // BLOCK}")
-    curriculum = plan.curriculum
-    if plan.start and step < plan.start.steps:
-        world, curriculum = world.part(plan.start.part), plan.start.curriculum
-    drawn = [lesson(world, curriculum, rng) for _ in range(BLOCK * plan.batch_size)]
+    taught = [(world, plan.curriculum)]
+    left = 0.0
+    if plan.start:
+        taught.append((world.part(plan.start.part), plan.start.curriculum))
+        left = 1 - (step // BLOCK * BLOCK - plan.start.steps) / plan.start.fade
+    drawn = [lesson(*taught[rng.random() < left], rng) for _ in range(BLOCK * plan.batch_size)]
     drawn.sort(key=lambda parts: sum(len(part.text) for part in parts))
     order = rng.sample(range(BLOCK), BLOCK)
     start = order[step % BLOCK] * plan.batch_size
