@@ -166,7 +166,7 @@ def test_layers_that_give_something_else_when_called_on_their_own_are_refused(ti
         return output + calls["count"]
 
     layer.register_forward_hook(drift)
-    with pytest.raises(UserError, match="other hidden states than the whole model"):
+    with pytest.raises(UserError, match="another result than the whole model"):
         BandEngine(model, FIRST, LAST)
 
 

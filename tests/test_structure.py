@@ -17,9 +17,9 @@ PACKAGE = files.package_dir()
 ROOT = Path(__file__).parent.parent
 # fmt: off
 ORDER = [
-    "errors", "files", "layers", "losses", "noise", "methods", "recipe", "corpora", "questions", "scores", "perturb",
-    "likelihood", "evaluate", "conversion", "models", "band", "delta", "runs", "candidate", "train", "targets",
-    "progress", "report", "planted", "demo", "cli",
+    "errors", "files", "layers", "losses", "lm_head", "noise", "methods", "recipe", "corpora", "questions", "scores",
+    "perturb", "likelihood", "evaluate", "conversion", "models", "band", "delta", "runs", "objective", "references",
+    "candidate", "train", "targets", "progress", "report", "planted", "demo", "cli",
 ]
 # fmt: on
 

@@ -137,7 +137,7 @@ def test_an_untouched_model_has_no_retain_loss_and_no_gradient_from_it(
     trainer = _trainer(tiny_recipe, tmp_path / "run", "forget_weight=0")
     (candidate,) = trainer.candidates
     losses = candidate.losses(*trainer.batches(0))
-    assert losses.retain.item() == 0
+    assert losses.retain.loss.item() == 0
     assert losses.total.item() == 0
     losses.total.backward()
     assert all(torch.count_nonzero(master.grad) == 0 for master in candidate.masters.values())
@@ -148,7 +148,7 @@ def test_noise_gives_an_untouched_model_a_retain_loss_of_its_variance(
 ) -> None:
     trainer = _trainer(tiny_recipe, tmp_path / "run", "noise_std=0.5")
     (candidate,) = trainer.candidates
-    losses = [candidate.losses(*trainer.batches(step)).retain.item() for step in range(20)]
+    losses = [candidate.losses(*trainer.batches(step)).retain.loss.item() for step in range(20)]
     assert np.mean(losses) == pytest.approx(0.25, rel=0.03)
     assert len(set(losses)) == 20
 
@@ -158,26 +158,26 @@ def test_the_forget_batch_is_never_noised(tiny_recipe: dict[str, Any], tmp_path:
         recipe = {**tiny_recipe, "method": method, "adaptive_scale": 2}
         plain, noised = (_trainer(recipe, tmp_path / f"{method}{std}", f"noise_std={std}") for std in (0, 0.5))
         first, second = (each.candidates[0].losses(*each.batches(0)) for each in (plain, noised))
-        assert torch.equal(first.forget, second.forget)
+        assert torch.equal(first.forget.loss, second.forget.loss)
 
 
 def test_losses_and_their_weights_are_those_of_the_formula(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     trainer = _trainer(tiny_recipe, tmp_path / "run", "forget_weight=0.5", "retain_weight=7", "noise_std=0.2")
     (candidate,) = trainer.candidates
-    topic, forget, retain = trainer.batches(0)
+    topic, forget, retain, _ = trainer.batches(0)
     losses = candidate.losses(topic, forget, retain)
     hidden = trainer.engine.reference(trainer.engine.trunk(forget.batch)).numpy()
     mask = forget.batch.mask.numpy()
-    distance = ((hidden - 5 * candidate.steering[topic].direction.numpy()) ** 2).mean(axis=-1)
-    assert losses.forget.item() == pytest.approx((distance * mask).sum() / mask.sum(), rel=1e-5)
-    assert losses.total.item() == pytest.approx(0.5 * losses.forget.item() + 7 * losses.retain.item(), rel=1e-6)
+    distance = ((hidden - 5 * candidate.forget.steering[topic].direction.numpy()) ** 2).mean(axis=-1)
+    assert losses.forget.loss.item() == pytest.approx((distance * mask).sum() / mask.sum(), rel=1e-5)
+    assert losses.total.item() == pytest.approx(0.5 * losses.forget.loss.item() + 7 * losses.retain.loss.item(), rel=1e-6)
 
 
 def test_a_scale_in_hidden_norms_is_turned_into_an_absolute_one(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     recipe = {**tiny_recipe, "steering_scale": 1.5, "steering_unit": "hidden_norm"}
     run = _run(recipe, tmp_path / "relative", "steps=3")
     trainer = _trainer(tiny_recipe, tmp_path / "probe")
-    _, forget, _ = trainer.batches(0)
+    _, forget, _, _ = trainer.batches(0)
     norms = np.linalg.norm(trainer.engine.reference(trainer.engine.trunk(forget.batch)).numpy(), axis=-1)
     expected = 1.5 * norms[forget.batch.mask.numpy() == 1].mean()
     assert run.record["steering_scales"]["spells"] == pytest.approx(expected, rel=1e-5)
@@ -488,7 +488,7 @@ def test_the_checkpoint_before_a_loss_that_is_not_finite_is_kept(tiny_recipe: di
 def test_a_failure_leaves_the_weights_of_the_last_step(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     trainer = _trainer(tiny_recipe, tmp_path / "run")
     (candidate,) = trainer.candidates
-    candidate.steering["spells"].scale = float("inf")
+    candidate.forget.steering["spells"].scale = float("inf")
     before = [master.detach().clone() for master in candidate.masters.values()]
     with pytest.raises(UserError, match="steering_scale"):
         candidate.update(*trainer.batches(0))
@@ -597,7 +597,7 @@ def test_a_topics_own_norm_is_kept_from_its_own_first_batch(
         rows = [
             np.linalg.norm(row[keep == 1], axis=-1).mean() for row, keep in zip(hidden, batch.mask.numpy(), strict=True)
         ]
-        assert candidate.steering[topic].frozen_norm.item() == pytest.approx(np.mean(rows), rel=1e-5)
+        assert candidate.forget.steering[topic].frozen_norm.item() == pytest.approx(np.mean(rows), rel=1e-5)
 
 
 def test_a_topics_own_weights_and_lengths_are_used(
@@ -662,8 +662,8 @@ def test_the_forward_pass_sees_the_masters_in_the_models_type(tiny_recipe: dict[
     weights = candidate.weights()
     assert {value.dtype for named in weights.values() for value in named.values()} == {torch.bfloat16}
     losses = candidate.losses(*trainer.batches(0))
-    assert losses.retain_hidden.dtype == torch.bfloat16
-    assert losses.retain.item() == 0
+    assert losses.retain.hidden.dtype == torch.bfloat16
+    assert losses.retain.loss.item() == 0
 
 
 def test_snapshots_are_the_deltas_of_shorter_runs(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:

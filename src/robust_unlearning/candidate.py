@@ -1,72 +1,36 @@
-"""A candidate: one set of band weights with its losses, steering, noise and optimiser, and its resumable state."""
+"""A candidate: one set of band weights with its objective, noise and optimiser, and its resumable state."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from robust_unlearning import files
-from robust_unlearning.band import BandEngine, Trunk
-from robust_unlearning.corpora import TokenBatch, derived_seed
+from robust_unlearning.corpora import derived_seed
 from robust_unlearning.errors import UserError
-from robust_unlearning.losses import hidden_mse
-from robust_unlearning.methods import Steering, draw_direction
 from robust_unlearning.noise import RandomNoiseAugmentation
+from robust_unlearning.objective import Term, View, forget_objective, retain_term
 from robust_unlearning.runs import RunFolder
 
 Key = tuple[int, str]
 """A trained tensor: layer index, name inside the layer."""
 
 
-class View:
-    """A batch as seen through the engine; each part is computed when first asked for, once for all candidates."""
-
-    def __init__(self, engine: BandEngine, batch: TokenBatch) -> None:
-        self.engine = engine
-        self.batch = batch
-
-    @cached_property
-    def trunk(self) -> Trunk:
-        """What enters the band."""
-        return self.engine.trunk(self.batch)
-
-    @cached_property
-    def reference(self) -> Tensor:
-        """The base's hidden states [b, t, d] after the band."""
-        return self.engine.reference(self.trunk)
-
-    @property
-    def mask(self) -> Tensor:
-        """[b, t], 1 for a token and 0 for padding."""
-        return self.trunk.mask
-
-    def noised(self, rna: RandomNoiseAugmentation | None) -> Tensor:
-        """The reference under RNA. Noise on the band's own output needs no second pass."""
-        if rna is None:
-            return self.reference
-        if rna.site == "block" and rna.layers == (self.engine.last,):
-            return rna.noisy(self.reference)
-        return self.engine.reference(self.trunk, rna)
-
-
 @dataclass
 class Losses:
-    """A step's loss terms (scalars) and the hidden states [b, t, d] they came from."""
+    """A step's total loss, a scalar with gradients, and the terms it is made of."""
 
     total: Tensor
-    forget: Tensor
-    retain: Tensor
-    forget_hidden: Tensor
-    retain_hidden: Tensor
+    forget: Term
+    retain: Term
 
 
 class Candidate:
-    """One set of band weights: float32 masters of the trained tensors, their optimiser, steering and noise."""
+    """One set of band weights: float32 masters of the trained tensors, their objective, optimiser and noise."""
 
     def __init__(self, run: RunFolder, base: dict[Key, Tensor], width: int, device: torch.device) -> None:
         self.run = run
@@ -85,14 +49,7 @@ class Candidate:
             self.rna = RandomNoiseAugmentation(
                 recipe.noised_layers, recipe.noise_scale, derived_seed(seed, "noise"), site=recipe.noise_site
             )
-        self.steering = {
-            topic: Steering(
-                draw_direction(recipe.spec.direction, width, derived_seed(recipe.seed, "steering", topic)).to(device),
-                recipe.of_topic(topic, recipe.spec.scale_field),
-                keep_first=recipe.coefficient == "first_batch",
-            )
-            for topic in recipe.topics
-        }
+        self.forget = forget_objective(recipe, width, device)
         self.step = 0
         self.seconds = 0.0
         self.tokens = 0
@@ -104,34 +61,29 @@ class Candidate:
             weights.setdefault(layer, {})[name] = master.to(self.types[layer, name])
         return weights
 
-    def losses(self, topic: str, forget: View, retain: View) -> Losses:
-        """Forget and retain loss of a step (Eq. 1 and 2), no gradient taken yet."""
-        recipe, engine = self.recipe, forget.engine
+    def losses(self, topic: str, forget: View, retain: View, refusals: View | None = None) -> Losses:
+        """Forget and retain loss of a step (Eq. 1), no gradient taken yet."""
         weights = self.weights()
-        hidden = engine.band(forget.trunk, weights)
-        known = forget.reference if recipe.spec.needs_reference else None
-        target = recipe.spec.target(self.steering[topic], known, forget.mask)
-        forget_loss = hidden_mse(hidden, target, forget.mask)
-        kept = engine.band(retain.trunk, weights)
-        retain_loss = hidden_mse(kept, retain.noised(self.rna), retain.mask)
+        pushed = self.forget.term(weights, topic, forget, refusals)
+        kept = retain_term(self.recipe, weights, retain, self.rna)
         total = (
-            recipe.of_topic(topic, "forget_weight") * forget_loss
-            + recipe.of_topic(topic, "retain_weight") * retain_loss
+            self.recipe.of_topic(topic, "forget_weight") * pushed.loss
+            + self.recipe.of_topic(topic, "retain_weight") * kept.loss
         )
-        return Losses(total, forget_loss.detach(), retain_loss.detach(), hidden.detach(), kept.detach())
+        return Losses(total, pushed, kept)
 
-    def update(self, topic: str, forget: View, retain: View) -> Losses:
+    def update(self, topic: str, forget: View, retain: View, refusals: View | None = None) -> Losses:
         """One optimiser step.
 
         Raises:
             UserError: the loss is not finite; the weights are left as they were.
         """
-        losses = self.losses(topic, forget, retain)
+        losses = self.losses(topic, forget, retain, refusals)
         if not math.isfinite(losses.total.item()):
             raise UserError(
-                f"step {self.step + 1}, topic {topic}: the loss is not finite (forget {losses.forget.item():g}, retain "
-                f"{losses.retain.item():g}). Lower learning_rate ({self.recipe.learning_rate:g}) or "
-                f"{self.recipe.spec.scale_field}."
+                f"step {self.step + 1}, topic {topic}: the loss is not finite (forget "
+                f"{losses.forget.loss.item():g}, retain {losses.retain.loss.item():g}). Lower learning_rate "
+                f"({self.recipe.learning_rate:g}) or {getattr(self.recipe.spec, 'scale_field', 'forget_weight')}."
             )
         self.optimiser.zero_grad(set_to_none=True)
         losses.total.backward()
@@ -146,11 +98,7 @@ class Candidate:
             state[f"master/{layer}/{name}"] = master.detach()
             for entry, value in self.optimiser.state[master].items():
                 state[f"optimiser/{layer}/{name}/{entry}"] = value
-        for topic, steering in self.steering.items():
-            state[f"steering/{topic}/direction"] = steering.direction
-            state[f"steering/{topic}/scale"] = torch.tensor(steering.scale, dtype=torch.float64)
-            if steering.frozen_norm is not None:
-                state[f"steering/{topic}/frozen_norm"] = steering.frozen_norm
+        state |= {f"forget/{name}": value for name, value in self.forget.state().items()}
         for device, value in (self.rna.state_dict() if self.rna else {}).items():
             state[f"noise/{device}"] = value
         return state
@@ -181,23 +129,21 @@ class Candidate:
             raise UserError(f"{self.run.checkpoint} is damaged ({error}); remove it to begin the run again.") from error
         for (layer, name), master in self.masters.items():
             master.data.copy_(state[f"master/{layer}/{name}"])
-            prefix = f"optimiser/{layer}/{name}/"
-            entries = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
             self.optimiser.state[master] = {
                 entry: value if entry == "step" and master.device.type == "cpu" else value.to(master.device)
-                for entry, value in entries.items()
+                for entry, value in _below(f"optimiser/{layer}/{name}/", state).items()
             }
-        for topic, steering in self.steering.items():
-            steering.scale = state[f"steering/{topic}/scale"].item()
-            frozen = state.get(f"steering/{topic}/frozen_norm")
-            steering.frozen_norm = None if frozen is None else frozen.to(steering.direction.device)
-        noise = {key.removeprefix("noise/"): value for key, value in state.items() if key.startswith("noise/")}
+        self.forget.load_state(_below("forget/", state))
         if self.rna:
-            self.rna.load_state_dict(noise)
+            self.rna.load_state_dict(_below("noise/", state))
         self.step = int(metadata["step"])
         self.seconds, self.tokens = float(metadata["seconds"]), int(metadata["tokens"])
         self.run.drop_rows_after(self.step)
         return True
+
+
+def _below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 @torch.no_grad()
@@ -209,15 +155,13 @@ def _compare(hidden: Tensor, reference: Tensor, mask: Tensor) -> tuple[float, fl
 
 
 def metrics_row(candidate: Candidate, topic: str, losses: Losses, forget: View, retain: View) -> dict[str, Any]:
-    """A line of `metrics.jsonl`: losses in squared units of the hidden state, norms in its units."""
+    """A line of `metrics.jsonl`: losses in their own units, norms in those of the hidden state."""
     row: dict[str, Any] = {"step": candidate.step, "topic": topic, "loss": losses.total.item()}
-    row |= {"forget_loss": losses.forget.item(), "retain_loss": losses.retain.item()}
-    for name, hidden, view in (
-        ("forget", losses.forget_hidden, forget),
-        ("retain", losses.retain_hidden, retain),
-    ):
-        cosine, norm, base = _compare(hidden, view.reference, view.mask)
+    row |= {"forget_loss": losses.forget.loss.item(), "retain_loss": losses.retain.loss.item()}
+    for name, term, view in (("forget", losses.forget, forget), ("retain", losses.retain, retain)):
+        cosine, norm, base = _compare(term.hidden, view.reference, view.mask)
         row |= {f"{name}_cosine": cosine, f"{name}_norm": norm, f"{name}_reference_norm": base}
+        row |= {key: value.item() for key, value in term.measures.items()}
     row["tokens_per_second"] = candidate.tokens / candidate.seconds if candidate.seconds else 0.0
     row["seconds"] = candidate.seconds
     return row

@@ -229,8 +229,16 @@ class Corpus:
             self._pass = (number, indices)
         return self._pass[1]
 
-    def batch(self, number: int) -> TokenBatch:
-        """Batch `number`, counted from 0 over all passes; always `batch_size` sequences."""
+    def places(self, number: int) -> list[int]:
+        """Which documents batch `number` holds, as indices into `rows`; always `batch_size` of them."""
         first = number * self.batch_size
-        places = (divmod(first + offset, len(self.rows)) for offset in range(self.batch_size))
-        return collate([self.rows[self._ordered(turn)[index]] for turn, index in places], self.pad)
+        turns = (divmod(first + offset, len(self.rows)) for offset in range(self.batch_size))
+        return [self._ordered(turn)[index] for turn, index in turns]
+
+    def collated(self, places: list[int]) -> TokenBatch:
+        """These documents, padded on the right."""
+        return collate([self.rows[each] for each in places], self.pad)
+
+    def batch(self, number: int) -> TokenBatch:
+        """Batch `number`, counted from 0 over all passes."""
+        return self.collated(self.places(number))

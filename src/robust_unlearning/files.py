@@ -15,7 +15,7 @@ from typing import Any
 
 from robust_unlearning.errors import UserError, nearest, unknown
 
-BUNDLED = {"demo:": "demo", "planted:": "planted/data"}
+BUNDLED = {"demo:": "demo", "planted:": "planted/data", "shipped:": "texts"}
 """Prefixes of the names of files that the package ships, and the folders they lie in."""
 
 
@@ -32,7 +32,7 @@ def package_dir() -> Path:
 
 
 def locate(path: str | os.PathLike[str]) -> Path:
-    """The existing file or folder that `path` names; `demo:NAME` and `planted:NAME` are shipped with the package.
+    """The existing file or folder that `path` names; `demo:`, `planted:` and `shipped:NAME` come with the package.
 
     Raises:
         UserError: nothing is there; the message says where was looked and the nearest name beside it.
@@ -43,7 +43,7 @@ def locate(path: str | os.PathLike[str]) -> Path:
         folder = package_dir() / BUNDLED[prefix]
         found = folder / text.removeprefix(prefix)
         if not found.exists():
-            within = [each for each in folder.rglob("*") if each.suffix in {".jsonl", ".yaml"}]
+            within = [each for each in folder.rglob("*") if each.suffix in {".jsonl", ".yaml", ".txt"}]
             names = [prefix + each.relative_to(folder).as_posix() for each in within]
             raise UserError(unknown("bundled file", text, names))
         return found

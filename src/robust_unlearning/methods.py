@@ -1,8 +1,9 @@
 """The unlearning methods: one table, a row each. RNA appears nowhere here, since it is the same for all.
 
 A representation method says where a forget-token's hidden state is pushed at layer l: it is a function that
-gives the target y of the forget loss `hidden_mse(z, y, mask)` (Eq. 2). A new method is a function, a row in
-`METHODS` and a row in the tests.
+gives the target y of the forget loss `hidden_mse(z, y, mask)` (Eq. 2). A preference method says how the
+log-probabilities of forget sequences (and refusals) make a loss (Eq. 3 and 4). A new method is a function, a row
+in `METHODS` and a row in the tests.
 
 Shapes: b sequences, t tokens, d width. `direction` is a unit vector [d], fixed for a topic and a run.
 """
@@ -17,7 +18,9 @@ import torch
 from torch import Tensor
 
 from robust_unlearning.errors import UserError, unknown
+from robust_unlearning.losses import dpo, npo, simnpo
 
+RetainLoss = Literal["hidden_mse", "kl", "mse"]
 Target = Callable[["Steering", Tensor | None, Tensor], Tensor]
 
 
@@ -39,30 +42,90 @@ class Steering:
 
 
 @dataclass(frozen=True)
+class LogProbs:
+    """Log-probabilities of a batch of sequences.
+
+    Attributes:
+        logp: [b] of whole sequences, in nats.
+        length: [b] tokens predicted in each.
+        reference: [b] under the reference; None where the method does not ask for it.
+    """
+
+    logp: Tensor
+    length: Tensor
+    reference: Tensor | None = None
+
+    def pair(self, log_ratio: Literal["sequence", "token_mean"]) -> tuple[Tensor, Tensor]:
+        """(model's, reference's) log-probability [b] of each sequence, or its mean over the sequence's tokens."""
+        assert self.reference is not None
+        each = self.length if log_ratio == "token_mean" else torch.ones_like(self.length)
+        return self.logp / each, self.reference / each
+
+
+@dataclass(frozen=True)
+class Temper:
+    """What tempers a preference loss: β, γ, and whether log-ratios are of sequences or means over their tokens."""
+
+    temperature: float
+    margin: float
+    log_ratio: Literal["sequence", "token_mean"]
+
+
+PreferenceLoss = Callable[[LogProbs, LogProbs | None, Temper], Tensor]
+"""Forget sequences, refusals (where the method needs them) and tempering -> a scalar."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Method:
     """A row of the table.
 
     Attributes:
         name: as written in a recipe.
         title: as written in a table or a figure.
-        target: gives the forget target from the steering, the reference's hidden states and the mask.
-        direction: how the topic's unit vector is drawn.
-        scale_field: the recipe field that scales it.
         needs_reference: whether the reference must read the forget batch too.
-        summary: the forget target in one line.
+        retain_loss: the retain loss where the recipe names none.
+        summary: the forget loss in one line.
         paper: where the method comes from.
         bibtex: its citation, for model cards.
     """
 
     name: str
     title: str
-    target: Target
-    direction: Literal["uniform", "gaussian"]
-    scale_field: Literal["steering_scale", "adaptive_scale"]
     needs_reference: bool
+    retain_loss: RetainLoss
     summary: str
     paper: str
     bibtex: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Representation(Method):
+    """A method that pushes hidden states at layer l to a target.
+
+    Attributes:
+        target: gives the forget target from the steering, the reference's hidden states and the mask.
+        direction: how the topic's unit vector is drawn.
+        scale_field: the recipe field that scales it.
+    """
+
+    retain_loss: RetainLoss = "hidden_mse"
+    target: Target
+    direction: Literal["uniform", "gaussian"]
+    scale_field: Literal["steering_scale", "adaptive_scale"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preference(Method):
+    """A method that makes forget sequences less likely.
+
+    Attributes:
+        loss: the forget loss.
+        needs_refusals: whether refusals are preferred to the forget sequences.
+    """
+
+    retain_loss: RetainLoss = "kl"
+    loss: PreferenceLoss
+    needs_refusals: bool = False
 
 
 def rmu_target(steering: Steering, reference: Tensor | None, mask: Tensor) -> Tensor:
@@ -94,6 +157,22 @@ def rsv_target(steering: Steering, reference: Tensor | None, mask: Tensor) -> Te
     return reference.float() + steering.scale * steering.direction
 
 
+def npo_loss(forget: LogProbs, refusals: LogProbs | None, temper: Temper) -> Tensor:
+    """NPO of the forget sequences (Eq. 3)."""
+    return npo(*forget.pair(temper.log_ratio), temper.temperature)
+
+
+def simnpo_loss(forget: LogProbs, refusals: LogProbs | None, temper: Temper) -> Tensor:
+    """SimNPO of the forget sequences (Eq. 4); it divides by their lengths itself."""
+    return simnpo(forget.logp, forget.length, temper.temperature, temper.margin)
+
+
+def dpo_loss(forget: LogProbs, refusals: LogProbs | None, temper: Temper) -> Tensor:
+    """DPO with a refusal preferred to each forget sequence (section 2.2.2)."""
+    assert refusals is not None
+    return dpo(*refusals.pair(temper.log_ratio), *forget.pair(temper.log_ratio), temper.temperature)
+
+
 RNA_BIBTEX = """@article{huutien2025robustness,
   title = {Improving {LLM} Unlearning Robustness via Random Perturbations},
   author = {Dang Huu-Tien and Hoang Thanh-Tung and Anh Bui and Le-Minh Nguyen and Naoya Inoue},
@@ -115,10 +194,31 @@ _ADAPTIVE_BIBTEX = """@inproceedings{dang2025effects,
   year = {2025}
 }"""
 
+_NPO_BIBTEX = """@inproceedings{zhang2024negative,
+  title = {Negative Preference Optimization: From Catastrophic Collapse to Effective Unlearning},
+  author = {Ruiqi Zhang and Licong Lin and Yu Bai and Song Mei},
+  booktitle = {Conference on Language Modeling},
+  year = {2024}
+}"""
+
+_SIMNPO_BIBTEX = """@article{fan2024simplicity,
+  title = {Simplicity Prevails: Rethinking Negative Preference Optimization for {LLM} Unlearning},
+  author = {Chongyu Fan and Jiancheng Liu and Licong Lin and others},
+  journal = {arXiv preprint arXiv:2410.07163},
+  year = {2024}
+}"""
+
+_DPO_BIBTEX = """@inproceedings{rafailov2023direct,
+  title = {Direct Preference Optimization: Your Language Model is Secretly a Reward Model},
+  author = {Rafael Rafailov and Archit Sharma and Eric Mitchell and others},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year = {2023}
+}"""
+
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method(
+        Representation(
             name="rmu",
             title="RMU",
             target=rmu_target,
@@ -129,7 +229,7 @@ METHODS: dict[str, Method] = {
             paper="Li et al. 2024 (WMDP), Eq. 2 of Huu-Tien et al. 2025",
             bibtex=_RMU_BIBTEX,
         ),
-        Method(
+        Representation(
             name="adaptive_rmu",
             title="Adaptive RMU",
             target=adaptive_rmu_target,
@@ -140,7 +240,7 @@ METHODS: dict[str, Method] = {
             paper="Dang et al. 2025",
             bibtex=_ADAPTIVE_BIBTEX,
         ),
-        Method(
+        Representation(
             name="rsv",
             title="RSV",
             target=rsv_target,
@@ -150,6 +250,34 @@ METHODS: dict[str, Method] = {
             summary="push forget-tokens to z_ref + c·ε, ε a random unit vector",
             paper="Huu-Tien et al. 2025, section 2.2.1",
             bibtex=RNA_BIBTEX,
+        ),
+        Preference(
+            name="npo",
+            title="NPO",
+            loss=npo_loss,
+            needs_reference=True,
+            summary="make forget text less likely than under the reference, ever more gently",
+            paper="Zhang et al. 2024, Eq. 3 of Huu-Tien et al. 2025",
+            bibtex=_NPO_BIBTEX,
+        ),
+        Preference(
+            name="simnpo",
+            title="SimNPO",
+            loss=simnpo_loss,
+            needs_reference=False,
+            summary="make forget text unlikely for its length, without a reference",
+            paper="Fan et al. 2024, Eq. 4 of Huu-Tien et al. 2025",
+            bibtex=_SIMNPO_BIBTEX,
+        ),
+        Preference(
+            name="dpo",
+            title="DPO",
+            loss=dpo_loss,
+            needs_reference=True,
+            needs_refusals=True,
+            summary="prefer refusals to forget text",
+            paper="Rafailov et al. 2023, section 2.2.2 of Huu-Tien et al. 2025",
+            bibtex=_DPO_BIBTEX,
         ),
     )
 }

@@ -89,7 +89,12 @@ class RandomNoiseAugmentation:
 
     @contextmanager
     def attach(self, model: nn.Module | Mapping[int, nn.Module]) -> Iterator[RandomNoiseAugmentation]:
-        """Noise the chosen layers of `model` (a model, or its decoder layers by index) inside the block."""
+        """Noise the chosen layers of `model` inside the block.
+
+        Args:
+            model: a model, or some of its decoder layers by index; chosen layers that are not among them are not
+                noised here.
+        """
         if self.std == 0:
             yield self
             return
@@ -98,7 +103,7 @@ class RandomNoiseAugmentation:
             structure.check_layers(self.layers, len(found), "layers")
             targets = [found[index] for index in self.layers]
         else:
-            targets = [model[index] for index in self.layers]
+            targets = [model[index] for index in self.layers if index in model]
         place: Callable[[nn.Module], nn.Module] = structure.mlp if self.site == "mlp" else (lambda layer: layer)
         # before other hooks, so that transformers' own, which collect hidden states, see the noise
         handles = [place(layer).register_forward_hook(self._hook, prepend=True) for layer in targets]

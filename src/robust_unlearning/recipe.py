@@ -20,7 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from robust_unlearning import files
 from robust_unlearning.errors import UserError, nearest, unknown
-from robust_unlearning.methods import METHODS, Method
+from robust_unlearning.losses import Direction
+from robust_unlearning.methods import METHODS, Method, Preference, Representation, RetainLoss
 
 Checked = TypeVar("Checked", bound=BaseModel)
 Format = Literal["auto", "jsonl", "lines", "text", "parquet", "hub"]
@@ -48,6 +49,13 @@ class TextSource(Strict):
     @classmethod
     def _from_path(cls, value: Any) -> Any:
         return {"path": os.fspath(value)} if isinstance(value, str | os.PathLike) else value
+
+
+class Refusals(TextSource):
+    """Where refusals lie: one a line, or JSON lines as TOFU's `idontknow.jsonl`. They may be short."""
+
+    path: str = "shipped:refusals.jsonl"
+    min_chars: int = Field(1, ge=0)
 
 
 class Topic(Strict):
@@ -84,6 +92,18 @@ class Recipe(Strict):
     )
     forget_weight: float = Field(1.0, ge=0, description="weight of the forget loss")
     retain_weight: float = Field(1200.0, ge=0, description="α: weight of the retain loss")
+    retain_loss: RetainLoss | None = Field(
+        None, description="on hidden states at l, or on log-probabilities; default: as the method is published"
+    )
+    kl: Direction = Field("reference_to_model", description="direction of retain_loss=kl")
+
+    temperature: float = Field(0.1, gt=0, description="β of NPO, SimNPO and DPO")
+    margin: float = Field(0.0, ge=0, description="γ of SimNPO")
+    log_ratio: Literal["sequence", "token_mean"] = Field(
+        "sequence", description="what NPO and DPO compare with the reference: sums or means over tokens"
+    )
+    refusals: Refusals = Field(Refusals(), description="what DPO prefers; drawn with the seed")
+    recompute_tail: bool = Field(False, description="less memory for the layers above l, more time")
 
     noise_std: float | None = Field(None, ge=0, description="√ν of RNA; 0 or nothing means no RNA")
     noise_variance: float | None = Field(None, ge=0, description="ν itself; give this or noise_std")
@@ -112,6 +132,16 @@ class Recipe(Strict):
     def spec(self) -> Method:
         """The method's row of the table."""
         return METHODS[self.method]
+
+    @property
+    def kept_by(self) -> RetainLoss:
+        """The retain loss: the recipe's own, or the method's."""
+        return self.retain_loss or self.spec.retain_loss
+
+    @property
+    def needs_tail(self) -> bool:
+        """Whether a loss asks for log-probabilities, and so for the layers above l."""
+        return isinstance(self.spec, Preference) or self.kept_by != "hidden_mse"
 
     @property
     def band_layers(self) -> tuple[int, ...]:
@@ -162,26 +192,29 @@ def _conflicts(recipe: Recipe) -> list[tuple[set[str], str]]:
             "at least one; the losses see nothing above that."
         )
         errors.append(({"train_layers", "layer"}, text))
-    unseen = [each for each in recipe.noised_layers if not 0 <= each <= recipe.layer]
+    known = recipe.method in METHODS
+    unseen = [each for each in recipe.noised_layers if each < 0 or (each > recipe.layer and known)]
+    if known and recipe.kept_by != "hidden_mse":
+        unseen = [each for each in unseen if each < 0]
     if unseen or not recipe.noised_layers:
         text = (
             f"noise_layers: {list(recipe.noised_layers)} must name layers from 0 to layer = {recipe.layer}, at least "
-            f"one; {recipe.method} compares hidden states at that layer, so noise above it would change nothing."
+            "one; the retain loss hidden_mse compares hidden states at that layer, so noise above it would change "
+            "nothing (retain_loss=kl sees every layer)."
         )
         errors.append(({"noise_layers", "layer"}, text))
     late = [each for each in recipe.snapshots if not 1 <= each <= recipe.steps]
     if late:
         errors.append(({"snapshots", "steps"}, f"snapshots: {late} outside 1 to steps = {recipe.steps}."))
-    known = recipe.method in METHODS
     if not known:
         text = "method: " + unknown("method", recipe.method, METHODS, "Run `unlearn list methods`.")
         errors.append(({"method"}, text))
-    if known and recipe.steering_unit == "hidden_norm" and recipe.spec.scale_field != "steering_scale":
-        text = f"steering_unit: {recipe.method} scales by the hidden norm itself; leave it out."
+    scale = recipe.spec.scale_field if known and isinstance(recipe.spec, Representation) else None
+    if known and recipe.steering_unit == "hidden_norm" and scale != "steering_scale":
+        text = f"steering_unit: {recipe.method} has no steering_scale; leave it out."
         errors.append(({"steering_unit", "method"}, text))
     for name, topic in recipe.topics.items():
-        if known and recipe.of_topic(name, recipe.spec.scale_field) is None:
-            scale = recipe.spec.scale_field
+        if scale and recipe.of_topic(name, scale) is None:
             text = f"{scale}: {recipe.method} needs it; set {scale}=… or topics.{name}.{scale}=…."
             errors.append(({scale, "method"}, text))
         if topic.retain is None and recipe.retain is None:
@@ -193,7 +226,7 @@ def _conflicts(recipe: Recipe) -> list[tuple[set[str], str]]:
 def _fields_at(location: tuple[int | str, ...]) -> Iterable[str]:
     """Names of the fields allowed where a pydantic error points."""
     parts = [part for part in location[:-1] if isinstance(part, str)]
-    if parts and parts[-1] in {"forget", "retain"}:
+    if parts and parts[-1] in {"forget", "retain", "refusals"}:
         return TextSource.model_fields
     return Topic.model_fields if parts and parts[0] == "topics" else Recipe.model_fields
 
@@ -289,7 +322,7 @@ def _override(data: dict[str, Any], text: str) -> str | None:
     here = data
     for depth, part in enumerate(parents):
         inner = here.get(part)
-        if isinstance(inner, str) and part in {"forget", "retain"}:
+        if isinstance(inner, str) and part in {"forget", "retain", "refusals"}:
             inner = {"path": inner}
         if inner is None:
             if depth == 1 and parents[0] == "topics" and here:

@@ -18,18 +18,22 @@ from torch import Tensor
 
 from robust_unlearning import files, models
 from robust_unlearning.band import BandEngine
-from robust_unlearning.candidate import Candidate, Key, View, metrics_row
+from robust_unlearning.candidate import Candidate, Key, metrics_row
 from robust_unlearning.corpora import Corpus, read_documents
 from robust_unlearning.delta import Delta
 from robust_unlearning.errors import UserError
-from robust_unlearning.layers import match_tensors
+from robust_unlearning.layers import check_layers, match_tensors
+from robust_unlearning.methods import Preference
+from robust_unlearning.objective import View
 from robust_unlearning.recipe import Recipe
+from robust_unlearning.references import References
 from robust_unlearning.runs import DELTA, RunFolder, environment, peak_memory
 
 OWN_FIELDS = {
     "method", "steering_scale", "steering_unit", "adaptive_scale", "coefficient", "forget_weight", "retain_weight",
-    "noise_std", "noise_variance", "noise_layers", "noise_site", "noise_seed", "steps", "learning_rate",
-    "weight_decay", "log_every", "checkpoint_every", "snapshots",
+    "retain_loss", "kl", "temperature", "margin", "log_ratio", "recompute_tail", "noise_std", "noise_variance",
+    "noise_layers", "noise_site", "noise_seed", "steps", "learning_rate", "weight_decay", "log_every",
+    "checkpoint_every", "snapshots",
 }  # fmt: skip
 """Recipe fields in which candidates trained in lockstep may differ."""
 
@@ -63,10 +67,19 @@ class Trainer:
             for topic in recipe.topics
             for side in ("forget", "retain")
         }
+        asking = [run.recipe.spec for run in runs if isinstance(run.recipe.spec, Preference)]
+        if any(spec.needs_refusals for spec in asking):
+            self.corpora |= {(topic, "refusals"): self._corpus(topic, "refusals", tokenizer) for topic in recipe.topics}
         read = time.perf_counter()
-        model = models.load_truncated(self.base, recipe.layer + 1, recipe.dtype, self.device)
+        tail = any(run.recipe.needs_tail for run in runs)
+        if tail:
+            model = models.load_causal_lm(self.base, recipe.dtype, self.device)
+            noised = {layer for run in runs for layer in run.recipe.noised_layers}
+            check_layers(noised, len(models.decoder_layers(model)[1]), "noise_layers")
+        else:
+            model = models.load_truncated(self.base, recipe.layer + 1, recipe.dtype, self.device)
         lowest = [min([*run.recipe.band_layers, *run.recipe.noised_layers]) for run in runs]
-        self.engine = BandEngine(model, min(lowest), recipe.layer)
+        self.engine = BandEngine(model, min(*lowest, recipe.layer), recipe.layer, tail=tail)
         self.trained: dict[Key, Tensor] = {
             (layer, name): self.engine.layers[layer].get_parameter(name)
             for layer in recipe.band_layers
@@ -76,10 +89,15 @@ class Trainer:
         self.keys = {(layer, name): self.base.key_of(f"{path}.{layer}.{name}") for layer, name in self.trained}
         self.fingerprint = self.base.fingerprint(self.keys.values())
         self.load_seconds = {"data": read - began, "model": time.perf_counter() - read}
+        self.references: dict[tuple[str, str], References] = {}
+        if any(spec.needs_reference for spec in asking):
+            whole, kind = self.base.fingerprint(self.base.weight_map), str(next(iter(self.trained.values())).dtype)
+            sides = {(topic, side): corpus for (topic, side), corpus in self.corpora.items() if side != "retain"}
+            self.references = {key: References(self.engine, each, whole, kind) for key, each in sides.items()}
         self.candidates = [Candidate(run, self.trained, self.engine.width, self.device) for run in self.runs]
 
     def _corpus(self, topic: str, side: str, tokenizer: Any) -> Corpus:
-        source = getattr(self.recipe.topics[topic], side) or self.recipe.retain
+        source = getattr(self.recipe.topics[topic], side, None) or getattr(self.recipe, side)
         assert source is not None  # load_recipe has seen to it
         return Corpus(
             read_documents(source),
@@ -91,12 +109,28 @@ class Trainer:
             name=f"{topic}/{side}",
         )
 
-    def batches(self, step: int) -> tuple[str, View, View]:
-        """Topic, forget batch and retain batch of step `step`, from 0; topics take turns."""
+    def batches(self, step: int) -> tuple[str, View, View, View | None]:
+        """Topic, forget batch, retain batch and refusals (where needed) of step `step`; topics take turns."""
         topics = list(self.recipe.topics)
         topic, number = topics[step % len(topics)], step // len(topics)
-        forget, retain = (self.corpora[topic, side].batch(number) for side in ("forget", "retain"))
-        return topic, View(self.engine, forget), View(self.engine, retain)
+        refusals = self._view(topic, "refusals", number) if (topic, "refusals") in self.corpora else None
+        return topic, self._view(topic, "forget", number), self._view(topic, "retain", number), refusals
+
+    def _view(self, topic: str, side: str, number: int) -> View:
+        corpus = self.corpora[topic, side]
+        places = corpus.places(number)
+        known = self.references.get((topic, side))
+        return View(self.engine, corpus.collated(places), known.of(places) if known else None)
+
+    def _prepare_references(self, steps: int) -> None:
+        """Score the forget sequences (and refusals) of all steps under the base, those that no run has scored yet."""
+        began = time.perf_counter()
+        numbers = range(math.ceil(steps / len(self.recipe.topics)))
+        for (topic, side), references in self.references.items():
+            corpus = self.corpora[topic, side]
+            references.prepare(place for number in numbers for place in corpus.places(number))
+        if self.references:
+            self.load_seconds["reference"] = time.perf_counter() - began
 
     def _set_scales(self) -> None:
         """Turn scales in units of the hidden norm into absolute ones, from each topic's first forget batch."""
@@ -107,8 +141,7 @@ class Trainer:
             view = View(self.engine, self.corpora[topic, "forget"].batch(0))
             norm = view.reference.float()[view.mask.bool()].norm(dim=-1).mean().item()
             for candidate in relative:
-                if candidate.recipe.spec.scale_field == "steering_scale":
-                    candidate.steering[topic].scale *= norm
+                candidate.forget.steering[topic].scale *= norm
 
     def train(self, report: Callable[[Candidate, dict[str, Any]], None] | None = None) -> None:
         """Train every candidate to its last step, resuming from checkpoints that are there, and write the folders.
@@ -126,6 +159,7 @@ class Trainer:
                 _check_unchanged(candidate.run.record, record)
             candidate.run.write_record("running", **record)
         waiting = [each for each in self.candidates if each.step < each.recipe.steps]
+        self._prepare_references(max(self._lengths(waiting)))
         try:
             for step in range(min((each.step for each in waiting), default=0), max(self._lengths(waiting))):
                 self._step(step, [each for each in waiting if each.step == step < each.recipe.steps], report)
@@ -143,11 +177,11 @@ class Trainer:
 
     def _step(self, step: int, due: Sequence[Candidate], report: Callable[..., None] | None) -> None:
         began = time.perf_counter()
-        topic, forget, retain = self.batches(step)
+        topic, forget, retain, refusals = self.batches(step)
         tokens = forget.batch.tokens + retain.batch.tokens
         for candidate in due:
             try:
-                losses = candidate.update(topic, forget, retain)
+                losses = candidate.update(topic, forget, retain, refusals)
             except UserError as error:
                 candidate.run.write_record("failed", error=str(error))  # its last checkpoint stays as it is
                 raise
@@ -194,27 +228,29 @@ class Trainer:
             "model": recipe.model,
             "model_fingerprint": self.fingerprint,
             "dtype": str(next(iter(self.trained.values())).dtype).removeprefix("torch."),
-            "data_fingerprints": {
-                topic: {side: self.corpora[topic, side].fingerprint for side in ("forget", "retain")}
-                for topic in recipe.topics
-            },
-            "documents": {
-                topic: {side: self.corpora[topic, side].documents for side in ("forget", "retain")}
-                for topic in recipe.topics
-            },
-            "steering_scales": {topic: each.scale for topic, each in candidate.steering.items()},
+            "data_fingerprints": self._by_topic(lambda corpus: corpus.fingerprint),
+            "documents": self._by_topic(lambda corpus: corpus.documents),
+            "steering_scales": {topic: each.scale for topic, each in candidate.forget.steering.items()},
             "trained_tensors": trained,
             "trained_parameters": sum(math.prod(shape) for shape in trained.values()),
             "environment": environment(str(self.device)),
         }
 
+    def _by_topic(self, value: Callable[[Corpus], Any]) -> dict[str, dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = {}
+        for (topic, side), corpus in self.corpora.items():
+            found.setdefault(topic, {})[side] = value(corpus)
+        return found
+
     def _finish(self, candidate: Candidate) -> None:
         run = candidate.run
         self.delta(candidate).save(run.path / DELTA)
-        from safetensors.torch import save_file
+        if candidate.forget.steering:
+            from safetensors.torch import save_file
 
-        with files.replacing(run.path / "steering.safetensors") as temporary:
-            save_file({topic: each.direction.contiguous() for topic, each in candidate.steering.items()}, temporary)
+            directions = {topic: each.direction.contiguous() for topic, each in candidate.forget.steering.items()}
+            with files.replacing(run.path / "steering.safetensors") as temporary:
+                save_file(directions, temporary)
         run.write_record(
             "finished",
             steps=candidate.step,
