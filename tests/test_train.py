@@ -170,7 +170,8 @@ def test_losses_and_their_weights_are_those_of_the_formula(tiny_recipe: dict[str
     mask = forget.batch.mask.numpy()
     distance = ((hidden - 5 * candidate.forget.steering[topic].direction.numpy()) ** 2).mean(axis=-1)
     assert losses.forget.loss.item() == pytest.approx((distance * mask).sum() / mask.sum(), rel=1e-5)
-    assert losses.total.item() == pytest.approx(0.5 * losses.forget.loss.item() + 7 * losses.retain.loss.item(), rel=1e-6)
+    expected = 0.5 * losses.forget.loss.item() + 7 * losses.retain.loss.item()
+    assert losses.total.item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_scale_in_hidden_norms_is_turned_into_an_absolute_one(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
