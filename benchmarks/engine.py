@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure import RNA, SHAPES, Spec, work
+from measure import FIRST, METHODS, RNA, SHAPES, Spec, work
 
 from robust_unlearning import files
 
 HERE = Path(__file__).resolve().parent
-IMPLEMENTATIONS = ("ours", "release", "frozen")
+IMPLEMENTATIONS = {"rmu": ("ours", "release", "frozen"), "npo-kl": ("ours", FIRST, "release", "frozen")}
 ROUNDS = 3
 RESAMPLES = 4000
 
@@ -43,11 +43,12 @@ def median_interval(values: Sequence[float] | np.ndarray) -> dict[str, float | i
 def summarise(rounds: Sequence[dict[str, dict[str, Any]]]) -> dict[str, Any]:
     """The table's numbers from every child's measurements; ratios of time pair steps on equal batches."""
     kind = "gpu_peak" if "gpu_peak" in rounds[0]["ours"]["memory"] else "peak"
-    pooled = {name: np.concatenate([each[name]["seconds"][0] for each in rounds]) for name in IMPLEMENTATIONS}
+    names = [name for name in rounds[0] if name != RNA]
+    pooled = {name: np.concatenate([each[name]["seconds"][0] for each in rounds]) for name in names}
     tokens = np.concatenate([each["ours"]["tokens"] for each in rounds])
-    peaks = {name: [each[name]["memory"][kind] for each in rounds] for name in IMPLEMENTATIONS}
+    peaks = {name: [each[name]["memory"][kind] for each in rounds] for name in names}
     summary: dict[str, Any] = {"memory_kind": kind, "implementations": {}}
-    for name in IMPLEMENTATIONS:
+    for name in names:
         summary["implementations"][name] = {
             "seconds_per_step": median_interval(pooled[name]),
             "round_medians": [float(np.median(each[name]["seconds"][0])) for each in rounds],
@@ -92,8 +93,8 @@ def table(record: dict[str, Any]) -> str:
     count = summary["implementations"]["ours"]["seconds_per_step"]["n"]
     environment = record["environment"]
     lines = [
-        f"{setting['shape'] or setting['model']}, layer {setting['layer']}, batch {setting['batch']} of "
-        f"up to {setting['tokens']} tokens, {environment['device']}, threads {environment['threads']}, "
+        f"{setting['method']}, {setting['shape'] or setting['model']}, layer {setting['layer']}, "
+        f"batch {setting['batch']} of up to {setting['tokens']} tokens, {environment['device']}, threads {environment['threads']}, "
         f"torch {environment['torch']}, transformers {environment['transformers']}",
         f"medians over {count} steps ({ROUNDS} rounds of {setting['steps']}) with 95 % bootstrap intervals; "
         f"peak {'GPU memory allocated by torch' if gpu else 'resident set'}, the greatest of {ROUNDS} rounds",
@@ -152,6 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Time and memory of a training step.")
     parser.add_argument("--model", default="smollm2-135m", help="bundled name, folder, GGUF file or hub id")
     parser.add_argument("--shape", choices=SHAPES, help="random weights of this shape, no checkpoint")
+    parser.add_argument("--method", choices=METHODS, default="rmu")
     parser.add_argument("--steps", type=int, default=20, help="timed steps of each child (default 20)")
     parser.add_argument("--batch", type=int, default=4, help="sequences of each side (default 4)")
     parser.add_argument("--tokens", type=int, help="longest sequence (default 96; the shape's with --shape)")
@@ -167,18 +169,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.steps < 1:
         parser.error("--steps must be at least 1")
     tokens = given.tokens or (SHAPES[given.shape].tokens if given.shape else 96)
-    fields = ("model", "shape", "layer", "steps", "batch", "device", "noise_std")
+    fields = ("method", "model", "shape", "layer", "steps", "batch", "device", "noise_std")
     setting = {**{field: getattr(given, field) for field in fields}, "tokens": tokens}
     rounds: list[dict[str, Any]] = []
     for number in range(1, ROUNDS + 1):
         rounds.append({})
-        for name in (*IMPLEMENTATIONS, RNA):
+        for name in (*IMPLEMENTATIONS[given.method], RNA):
             result = rounds[-1][name] = run_child(Spec(implementation=name, **setting))
             median = np.median(result["seconds"][0])
             print(f"round {number}/{ROUNDS}  {name:<8} {median:.4f} s/step", file=sys.stderr, flush=True)
     environment = {**rounds[0]["ours"]["environment"], **machine()}
     record = {"setting": setting, "environment": environment, "summary": summarise(rounds), "rounds": rounds}
-    out = given.out or HERE / "results" / f"{Path(given.shape or given.model).stem}.json"
+    suffix = "" if given.method == "rmu" else f"-{given.method}"
+    out = given.out or HERE / "results" / f"{Path(given.shape or given.model).stem}{suffix}.json"
     files.write_json(out, record)
     print(f"{table(record)}\n\nwritten to {out}")
 

@@ -21,10 +21,13 @@ if TYPE_CHECKING:
     from robust_unlearning.band import BandEngine
     from robust_unlearning.candidate import Candidate
     from robust_unlearning.corpora import TokenBatch
+    from robust_unlearning.objective import View
     from robust_unlearning.recipe import Recipe
 
 RNA = "rna"
 """The implementation that alternates steps of ours with and without noise."""
+FIRST = "first"
+"""Ours as the first run of a model and data does it: reference log-probabilities are computed, not read."""
 WARMUP = 3
 """Steps of each child that are not timed; their losses are kept, to show that all compute the same."""
 TOPIC = "benchmark"
@@ -75,6 +78,7 @@ class Spec:
     """What one child process is to measure."""
 
     implementation: str
+    method: str
     model: str
     shape: str | None
     layer: int
@@ -85,18 +89,24 @@ class Spec:
     noise_std: float
 
 
+METHODS: dict[str, dict[str, Any]] = {
+    "rmu": {"method": "rmu", "steering_scale": 6.5, "retain_weight": 1200},
+    "npo-kl": {"method": "npo", "retain_loss": "kl", "temperature": 0.1, "retain_weight": 50},
+}
+"""The published weights; learning rate 5e-5."""
+
+
 def make_recipe(spec: Spec, noise_std: float = 0.0) -> Recipe:
-    """RMU with the published weights (c = 6.5, α = 1200, learning rate 5e-5) on the demo's texts."""
+    """A method with its published weights on the demo's texts."""
     from robust_unlearning.recipe import load_recipe
 
     return load_recipe(
         {
-            "method": "rmu",
+            **METHODS[spec.method],
             "model": spec.shape or spec.model,
             "topics": {TOPIC: {"forget": "demo:forget.jsonl"}},
             "retain": "demo:retain.jsonl",
             "layer": spec.layer,
-            "steering_scale": 6.5,
             "noise_std": noise_std,
             "steps": WARMUP + spec.steps,
             "batch_size": spec.batch,
@@ -168,7 +178,7 @@ def random_model(auto: Any, shape: Shape, device: torch.device, depth: int | Non
 
 def load_ours(spec: Spec, recipes: Sequence[Recipe], device: torch.device) -> tuple[BandEngine, list[Candidate]]:
     """The library's engine and a candidate for each recipe; nothing is written to disk."""
-    from transformers import AutoModel
+    from transformers import AutoModel, AutoModelForCausalLM
 
     from robust_unlearning.band import BandEngine
     from robust_unlearning.candidate import Candidate
@@ -181,8 +191,10 @@ def load_ours(spec: Spec, recipes: Sequence[Recipe], device: torch.device) -> tu
         trainer = Trainer(runs)
         return trainer.engine, trainer.candidates
     recipe = recipes[0]
-    model = random_model(AutoModel, SHAPES[spec.shape], device, recipe.layer + 1).requires_grad_(False)
-    engine = BandEngine(model, min(recipe.band_layers), recipe.layer)
+    tail = recipe.needs_tail
+    auto, depth = (AutoModelForCausalLM, None) if tail else (AutoModel, recipe.layer + 1)
+    model = random_model(auto, SHAPES[spec.shape], device, depth).requires_grad_(False)
+    engine = BandEngine(model, min(recipe.band_layers), recipe.layer, tail=tail)
     trained = {
         (layer, name): engine.layers[layer].get_parameter(name)
         for layer in recipe.band_layers
@@ -195,13 +207,43 @@ Step = Callable[["TokenBatch", "TokenBatch"], tuple[float, float]]
 """A forget and a retain batch, on the CPU, to the forget and the retain loss of one update on them."""
 
 
-def our_step(engine: BandEngine, candidate: Candidate) -> Step:
-    """An update by the library."""
-    from robust_unlearning.candidate import View
+def asks_for_reference(recipe: Recipe) -> bool:
+    """Whether the forget loss asks for reference log-probabilities."""
+    return recipe.needs_tail and recipe.spec.needs_reference
+
+
+def score(view: View) -> torch.Tensor:
+    """Reference log-probabilities [b] of a batch's sequences."""
+    import torch
+
+    from robust_unlearning.objective import sequence_logp
+
+    with torch.no_grad():
+        return sequence_logp(view.engine, view.trunk, view.final).logp
+
+
+def score_all(engine: BandEngine, recipe: Recipe, batches: Sequence[TokenBatch]) -> dict[int, torch.Tensor]:
+    """Reference log-probabilities by each batch's identity, as a later run finds them on disk."""
+    from robust_unlearning.objective import View
+
+    return {id(each): score(View(engine, each)) for each in batches} if asks_for_reference(recipe) else {}
+
+
+def our_step(engine: BandEngine, candidate: Candidate, known: dict[int, torch.Tensor] | None) -> Step:
+    """An update by the library.
+
+    Args:
+        known: reference log-probabilities by the forget batch's identity, as a run reads them from disk; None to
+            score each batch within the step, as the first run does.
+    """
+    from robust_unlearning.objective import View
 
     def step(forget: TokenBatch, retain: TokenBatch) -> tuple[float, float]:
-        losses = candidate.update(TOPIC, View(engine, forget), View(engine, retain))
-        return losses.forget.item(), losses.retain.item()
+        view = View(engine, forget)
+        if asks_for_reference(candidate.recipe):
+            view.logp = score(view) if known is None else known[id(forget)]
+        losses = candidate.update(TOPIC, view, View(engine, retain))
+        return losses.forget.loss.item(), losses.retain.loss.item()
 
     return step
 
@@ -209,7 +251,7 @@ def our_step(engine: BandEngine, candidate: Candidate) -> Step:
 def two_model_step(spec: Spec, recipe: Recipe, device: torch.device) -> Step:
     """An update with two whole models."""
     from transformers import AutoModelForCausalLM
-    from two_model import TwoModelRMU
+    from two_model import TwoModelNPO, TwoModelRMU
 
     from robust_unlearning import models
     from robust_unlearning.corpora import derived_seed
@@ -223,20 +265,20 @@ def two_model_step(spec: Spec, recipe: Recipe, device: torch.device) -> Step:
         return AutoModelForCausalLM.from_pretrained(where, dtype="auto").to(device)
 
     trained, reference = load(), load()
-    direction = draw_direction("uniform", trained.config.hidden_size, derived_seed(recipe.seed, "steering", TOPIC))
-    assert recipe.steering_scale is not None
-    training = TwoModelRMU(
-        trained,
-        reference.requires_grad_(False),
-        layer=recipe.layer,
-        train_layers=recipe.band_layers,
-        direction=direction.to(device),
-        scale=recipe.steering_scale,
-        retain_weight=recipe.retain_weight,
-        learning_rate=recipe.learning_rate,
-        weight_decay=recipe.weight_decay,
-        variant="release" if spec.implementation == "release" else "frozen",
-    )
+    common: dict[str, Any] = {
+        "train_layers": recipe.band_layers,
+        "retain_weight": recipe.retain_weight,
+        "learning_rate": recipe.learning_rate,
+        "weight_decay": recipe.weight_decay,
+        "variant": "release" if spec.implementation == "release" else "frozen",
+    }
+    reference.requires_grad_(False)
+    if recipe.method == "npo":
+        training: Any = TwoModelNPO(trained, reference, temperature=recipe.temperature, **common)
+    else:
+        direction = draw_direction("uniform", trained.config.hidden_size, derived_seed(recipe.seed, "steering", TOPIC))
+        own = {"layer": recipe.layer, "direction": direction.to(device), "scale": recipe.steering_scale}
+        training = TwoModelRMU(trained, reference, **own, **common)
 
     def step(forget: TokenBatch, retain: TokenBatch) -> tuple[float, float]:
         forget, retain = forget.to(device), retain.to(device)
@@ -273,13 +315,15 @@ def work(spec: Spec) -> dict[str, Any]:
     device = pick_device(spec.device)
     recipe = make_recipe(spec)
     torch.manual_seed(0)
-    if spec.implementation in ("ours", RNA):
-        recipes = [recipe] if spec.implementation == "ours" else [recipe, make_recipe(spec, spec.noise_std)]
+    batch = batch_source(spec, recipe)
+    batches = [(batch("forget", number), batch("retain", number)) for number in range(WARMUP + spec.steps)]
+    if spec.implementation in ("ours", FIRST, RNA):
+        recipes = [recipe, make_recipe(spec, spec.noise_std)] if spec.implementation == RNA else [recipe]
         engine, candidates = load_ours(spec, recipes, device)
-        steps = [our_step(engine, candidate) for candidate in candidates]
+        known = None if spec.implementation == FIRST else score_all(engine, recipe, [forget for forget, _ in batches])
+        steps = [our_step(engine, candidate, known) for candidate in candidates]
     else:
         steps = [two_model_step(spec, recipe, device)]
-    batch = batch_source(spec, recipe)
     memory["after_load"] = resident("VmRSS")
 
     def synchronise() -> None:
@@ -289,8 +333,7 @@ def work(spec: Spec) -> dict[str, Any]:
     seconds: list[list[float]] = [[] for _ in steps]
     losses: list[list[tuple[float, float]]] = [[] for _ in steps]
     tokens = []
-    for number in range(WARMUP + spec.steps):
-        forget, retain = batch("forget", number), batch("retain", number)
+    for number, (forget, retain) in enumerate(batches):
         tokens.append(forget.tokens + retain.tokens)
         order = range(len(steps)) if number % 2 == 0 else reversed(range(len(steps)))
         for index in order:  # with two candidates, each goes first every other time

