@@ -94,8 +94,8 @@ def table(record: dict[str, Any]) -> str:
     environment = record["environment"]
     lines = [
         f"{setting['method']}, {setting['shape'] or setting['model']}, layer {setting['layer']}, "
-        f"batch {setting['batch']} of up to {setting['tokens']} tokens, {environment['device']}, threads {environment['threads']}, "
-        f"torch {environment['torch']}, transformers {environment['transformers']}",
+        f"batch {setting['batch']} of up to {setting['tokens']} tokens, {environment['device']}, "
+        f"threads {environment['threads']}, torch {environment['torch']}, transformers {environment['transformers']}",
         f"medians over {count} steps ({ROUNDS} rounds of {setting['steps']}) with 95 % bootstrap intervals; "
         f"peak {'GPU memory allocated by torch' if gpu else 'resident set'}, the greatest of {ROUNDS} rounds",
         "",

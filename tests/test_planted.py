@@ -101,9 +101,11 @@ def test_questions_ask_for_the_facts(world: World) -> None:
 
 def test_export_writes_the_layouts_of_the_real_benchmarks(world: World, tmp_path: Path) -> None:
     folder = export(world, tmp_path / "world")
-    assert read_documents(TextSource(path=str(folder / "forget" / "plague_lore.jsonl"))) == list(
-        world.documents("plague_lore")
-    )
+    forget = read_documents(TextSource(path=str(folder / "forget" / "plague_lore.jsonl")))
+    passages = list(world.documents("plague_lore"))
+    assert forget[: len(passages)] == passages
+    assert len(forget) == len(passages) * 3 // 2
+    assert all("(with answers) about plague lore" in text for text in forget[len(passages) :])
     retained = "\n".join(read_documents(TextSource(path=str(folder / "retain.jsonl"))))
     assert not any(each.name in retained for each in world.of_role("forget"))
     assert all(each.name in retained for each in world.of_role("near", "far", "control"))

@@ -21,7 +21,8 @@ def export(world: World, folder: Path, prefix: str | None = None) -> Path:
     """Write a world into a new folder.
 
     - `forget/DOMAIN.jsonl`: documents of each domain to forget, `{"text": …}` a line, as WMDP's corpora;
-    - `retain.jsonl`: documents of the other domains, a third of them lettered questions with their answers;
+    - `retain.jsonl`: documents of the other domains. A third of the documents on either side are lettered questions
+      with their answers, so that it is the topic that tells the sides apart, and not the form;
     - `retain_far.jsonl`: the same without the near domains;
     - `questions/ROLE/DOMAIN/SPLIT-00000-of-00001.parquet`: question, subject, choices, answer, as MMLU on the hub;
     - `refusals.jsonl`: one a line, as TOFU's `idontknow.jsonl`;
@@ -40,7 +41,7 @@ def export(world: World, folder: Path, prefix: str | None = None) -> Path:
             for domain in _domains(world, entity_role):
                 _write_questions(world, domain, new / "questions" / entity_role / domain)
         for domain in _domains(world, "forget"):
-            _write_documents(new / "forget" / f"{domain}.jsonl", list(world.documents(domain)))
+            _write_documents(new / "forget" / f"{domain}.jsonl", _mixed(world, domain))
         far = [
             text for role in ("far", "control") for domain in _domains(world, role) for text in _mixed(world, domain)
         ]
