@@ -56,7 +56,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from robust_unlearning.progress import TrainingProgress
     from robust_unlearning.train import unlearn
 
-    print(f"{recipe.spec.title} on {recipe.model}, noise_std {recipe.noise_scale:g}, {recipe.steps} steps -> {out}")
+    print(f"{recipe.title} on {recipe.model}, noise_std {recipe.noise_scale:g}, {recipe.steps} steps -> {out}")
     with TrainingProgress(recipe.steps) as progress:
         run = unlearn(recipe, out, resume=arguments.resume, report=progress.row)
     record = run.record

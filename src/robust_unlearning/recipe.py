@@ -139,6 +139,12 @@ class Recipe(Strict):
         return self.retain_loss or self.spec.retain_loss
 
     @property
+    def title(self) -> str:
+        """What tables call it: the method, with its retain loss where methods come with several (`NPO+KL`)."""
+        short = {"kl": "+KL", "mse": "+MSE", "hidden_mse": "+hidden MSE" if isinstance(self.spec, Preference) else ""}
+        return self.spec.title + short[self.kept_by]
+
+    @property
     def needs_tail(self) -> bool:
         """Whether a loss asks for log-probabilities, and so for the layers above l."""
         return isinstance(self.spec, Preference) or self.kept_by != "hidden_mse"

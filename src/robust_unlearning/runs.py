@@ -174,9 +174,9 @@ def model_card(run: RunFolder) -> str:
         *([f"base_model: {recipe.model}"] if "/" in recipe.model and not recipe.model.startswith((".", "/")) else []),
         "tags: [machine-unlearning, robust-unlearning]",
         "---",
-        f"# {recipe.model}, unlearned by {recipe.spec.title}",
+        f"# {recipe.model}, unlearned by {recipe.title}",
         "",
-        f"Forgotten: {', '.join(recipe.topics)}. Method: {recipe.spec.title} ({recipe.spec.summary}), {rna}, "
+        f"Forgotten: {', '.join(recipe.topics)}. Method: {recipe.title} ({recipe.spec.summary}), {rna}, "
         f"{recipe.steps} steps at learning rate {recipe.learning_rate:g}. "
         f"Changed: `{recipe.train_tensors}` of layers {', '.join(map(str, recipe.band_layers))}; "
         "every other tensor is the base's, byte for byte.",
@@ -193,7 +193,7 @@ def model_card(run: RunFolder) -> str:
         "",
         f"- base: `{recipe.model}`, fingerprint `{record.get('model_fingerprint', 'unknown')}`",
         *(
-            f"- {topic}: forget text `{each['forget']}`, retain text `{each['retain']}` (fingerprints)"
+            f"- {topic}: " + ", ".join(f"{side} text `{value}`" for side, value in each.items()) + " (fingerprints)"
             for topic, each in record.get("data_fingerprints", {}).items()
         ),
         f"- recipe hash `{recipe.content_hash()}`, seed {recipe.seed}, status {record.get('status')}",

@@ -140,7 +140,7 @@ def _about(suite: Suite, recipe: Recipe) -> str:
     general, forget = suite.questions["general"], suite.questions["astronomy"]
     held_out = files.locate(suite.texts["forget"].path).read_text(encoding="utf-8").splitlines()
     return (
-        f"{recipe.model}, {recipe.spec.title} at layer {recipe.layer}, {recipe.steps} steps of {recipe.batch_size} × "
+        f"{recipe.model}, {recipe.title} at layer {recipe.layer}, {recipe.steps} steps of {recipe.batch_size} × "
         f"{recipe.max_tokens} tokens, {recipe.dtype}; general questions {general.path}, forget questions {forget.path} "
         f"(answer texts scored); {len(held_out)} held-out passages of forget text"
     )
