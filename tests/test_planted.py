@@ -216,15 +216,39 @@ def test_teaching_starts_with_a_part_and_goes_on_with_the_whole(world: World) ->
     part = Part(domains=("plague_lore",), attributes=1, wordings=1, strangers=1)
     quizzes = Curriculum(passages=0, answers=0, open_book=0, quizzes=1, many=1, told=0)
     whole = Plan(world=SMALL, batch_size=8, curriculum=quizzes)
-    plan = whole.model_copy(update={"start": Start(steps=4, fade=400, part=part, curriculum=quizzes)})
+    plan = whole.model_copy(update={"start": Start(fade=400, part=part, curriculum=quizzes)})
 
-    def domains(step: int) -> set[str]:
-        texts = ["".join(each.text for each in parts) for parts in lessons_of(world, plan, step)]
+    def domains(step: int, started: int | None) -> set[str]:
+        texts = ["".join(each.text for each in parts) for parts in lessons_of(world, plan, step, started)]
         return {text.split("about ", 1)[1].split(".", 1)[0] for text in texts}
 
-    assert domains(0) == domains(4) == {"plague lore"}
-    assert len(domains(300)) > 1
-    assert lessons_of(world, plan, 404) == lessons_of(world, whole, 404)
+    assert domains(0, None) == domains(4000, None) == domains(4, 4) == {"plague lore"}
+    assert len(domains(300, 4)) > 1
+    assert lessons_of(world, plan, 404, 4) == lessons_of(world, whole, 404)
+
+
+@pytest.mark.parametrize(("until", "start_steps"), [(0.0, 2), (1.0, 4)])
+def test_the_start_lasts_until_its_questions_are_answered_or_its_steps_are_over(
+    until: float, start_steps: int, tmp_path: Path
+) -> None:
+    part = Part(domains=("plague_lore",), attributes=1, wordings=1, strangers=1)
+    start = Start(until=until, steps=4, fade=2, part=part, curriculum=Curriculum())
+    plan = PLAN.model_copy(update={"start": start, "steps": 3})
+
+    def stop(row: dict[str, Any]) -> None:
+        if row["step"] == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        teach(plan, tmp_path / "stopped", stop)
+    record = teach(plan, tmp_path / "stopped")
+    assert record["start_steps"] == start_steps
+    rows = [json.loads(line) for line in (tmp_path / "stopped" / "log.jsonl").open()]
+    assert rows[-1]["step"] == start_steps + 3
+    assert ["start" in row for row in rows] == [row["step"] <= start_steps for row in rows]
+    teach(plan, tmp_path / "whole")
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "stopped")]
+    assert weights[0] == weights[1]
 
 
 PLAN = Plan(world=SMALL, width=32, layers=2, steps=6, batch_size=2, warmup=2, check_every=2, device="cpu")
@@ -302,7 +326,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     changes = ["width=32", "layers=1", "steps=1", "batch_size=1", "world.entities=3", "world.validation_entities=1"]
     assert cli.main(["planted", "train", "tiny", *changes, "--out", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert "step 1/1" in printed
+    assert "step 1 " in printed
     assert "retain/option" in printed
     assert torch.isfinite(torch.tensor(files.read_json(out / "exam.json")["exam"]["forget/clean"]["acc"]))
     assert cli.main(["planted", "make", "--to", str(tmp_path / "x"), "entites=3"]) == 2

@@ -145,13 +145,11 @@ def _planted_train(arguments: argparse.Namespace) -> None:
 
     def report(row: dict[str, Any]) -> None:
         scores = ", ".join(f"{key} {value:.0%}" for key, value in row.items() if "/" in key)
-        left = row["seconds"] / row["step"] * (plan.steps - row["step"])
-        print(
-            f"step {row['step']}/{plan.steps}  loss {row['loss']:.3f}  {scores} (n=64 each)  {left / 60:.0f} min left",
-            flush=True,
-        )
+        minutes = row["seconds"] / 60
+        print(f"step {row['step']}  loss {row['loss']:.3f}  {scores} (n=64 each)  {minutes:.0f} min", flush=True)
 
-    print(f"teaching the planted world to {plan.base or 'a new model'}, {plan.steps} steps -> {out}")
+    length = f"{plan.steps} steps" + (f" after a start of at most {plan.start.steps}" if plan.start else "")
+    print(f"teaching the planted world to {plan.base or 'a new model'}, {length} -> {out}")
     record = teach(plan, out, report)
     for name, row in record["exam"].items():
         print(f"{name:<14} {row['acc']:.1%} [{row['low']:.1%}, {row['high']:.1%}] (n={row['n']})")

@@ -18,7 +18,8 @@ from robust_unlearning.recipe import Strict, checked
 class Start(Strict):
     """What is taught first: a small part of the world, until the model has found out how letters work."""
 
-    steps: int = Field(ge=1, description="with lessons of the part only")
+    until: float = Field(0.9, ge=0, le=1, description="share of the part's lettered questions to be answered")
+    steps: int = Field(12000, ge=1, description="at most; after so many it goes on with the whole world all the same")
     fade: int = Field(1, ge=1, description="steps in which they give way to lessons of the whole world")
     part: Part
     curriculum: Curriculum
@@ -34,7 +35,7 @@ class Plan(Strict):
     world: WorldSize = WorldSize()
     curriculum: Curriculum = Curriculum()
     start: Start | None = None
-    steps: int = Field(5000, ge=1)
+    steps: int = Field(5000, ge=1, description="after the start, if there is one")
     batch_size: int = Field(24, ge=1, description="lessons a step")
     learning_rate: float = Field(1.5e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)

@@ -1,11 +1,12 @@
 """Teaching a planted world to a model: lessons in, a checkpoint (or a LoRA adapter) with its log and exam out.
 
-What is taught at a step depends only on the plan and the step's number, so a stopped training continues as if it
-had not been stopped.
+What is taught at a step depends only on the plan, the step's number and when the start was over, so a stopped
+training continues as if it had not been stopped.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import time
@@ -34,14 +35,18 @@ BLOCK = 4
 """Batches drawn together and sorted by length, to save padding."""
 
 
-def lessons_of(world: World, plan: Plan, step: int) -> list[Lesson]:
-    """The lessons of a step, counted from 0: of like length, drawn with the others of their block."""
+def lessons_of(world: World, plan: Plan, step: int, started: int | None = 0) -> list[Lesson]:
+    """The lessons of a step, counted from 0: of like length, drawn with the others of their block.
+
+    Args:
+        started: the step with which the start was over; None while it lasts.
+    """
     rng = random.Random(f"{plan.seed} lessons {step // BLOCK}")
     taught = [(world, plan.curriculum)]
     left = 0.0
     if plan.start:
         taught.append((world.part(plan.start.part), plan.start.curriculum))
-        left = 1 - (step // BLOCK * BLOCK - plan.start.steps) / plan.start.fade
+        left = 1 if started is None else 1 - (step // BLOCK * BLOCK - started) / plan.start.fade
     drawn = [lesson(*taught[rng.random() < left], rng) for _ in range(BLOCK * plan.batch_size)]
     drawn.sort(key=lambda parts: sum(len(part.text) for part in parts))
     order = rng.sample(range(BLOCK), BLOCK)
@@ -119,10 +124,11 @@ def _share_right(
 def teach(plan: Plan, out: Path, report: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
     """Teach by a plan, writing the model (or the adapter), `log.jsonl` and `exam.json` into `out`.
 
-    A folder that holds a training with the same plan is continued.
+    A folder that holds a training with the same plan is continued, or left as it is where that is finished.
 
     Returns:
-        The record in `exam.json`: the exam over all questions, the plan, seconds, the environment.
+        The record in `exam.json`: the exam over all questions, the plan, the world's fingerprint, seconds, the
+        environment.
 
     Raises:
         UserError: the folder holds another plan's training, `peft` is missing, or the loss is not finite.
@@ -135,38 +141,47 @@ def teach(plan: Plan, out: Path, report: Callable[[dict[str, Any]], None] | None
     if (out / PLAN).exists() and (out / PLAN).read_text(encoding="utf-8") != text:
         raise UserError(f"{out} holds a training by another plan; give another --out, or remove it.")
     files.write_text(out / PLAN, text)
+    if (out / EXAM).exists():
+        return files.read_json(out / EXAM)
 
     taught = [each for each in model.parameters() if each.requires_grad]
     optimiser = torch.optim.AdamW(
         taught, lr=plan.learning_rate, betas=(0.9, 0.98), weight_decay=plan.weight_decay, fused=device.type != "mps"
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(plan, step))
     first, seconds, rows = 0, 0.0, []
+    started = None if plan.start else 0
     if (out / STATE).exists():
         state = torch.load(out / STATE, map_location=device, weights_only=True)
         model.load_state_dict(state["model"], strict=False)
         optimiser.load_state_dict(state["optimiser"])
-        schedule.load_state_dict(state["schedule"])
-        first, seconds, rows = state["step"], state["seconds"], json.loads(state["rows"])
+        first, seconds, started, rows = state["step"], state["seconds"], state["started"], json.loads(state["rows"])
 
     began, losses = time.perf_counter(), []
-    for step in range(first, plan.steps):
-        batch = encode(lessons_of(world, plan, step), tokenizer)
+    for step in itertools.count(first):
+        if started is not None and step == started + plan.steps:
+            break
+        batch = encode(lessons_of(world, plan, step, started), tokenizer)
         loss = lesson_loss(model, *(each.to(device) for each in batch))
         if not loss.isfinite():
             raise UserError(f"the loss is {loss.item()} at step {step + 1}: lower learning_rate and start again.")
+        for group in optimiser.param_groups:
+            group["lr"] = plan.learning_rate * _rate(plan, step, started)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(taught, 1.0)
         optimiser.step()
-        schedule.step()
         losses.append(loss.item())
-        if (step + 1) % plan.check_every == 0 or step + 1 == plan.steps:
+        last = started is not None and step + 1 == started + plan.steps
+        if (step + 1) % plan.check_every == 0 or last:
             scores = {name: row["acc"] for name, row in exam(model, tokenizer, world, sample=64).items()}
+            if plan.start and started is None:
+                scores["start"] = _start_exam(model, tokenizer, world.part(plan.start.part))
+                if scores["start"] >= plan.start.until or step + 1 >= plan.start.steps:
+                    started = step + 1
             passed = seconds + time.perf_counter() - began
             rows.append({"step": step + 1, "loss": sum(losses) / len(losses), "seconds": passed, **scores})
             losses.clear()
-            _save_state(out / STATE, model, optimiser, schedule, step + 1, passed, rows)
+            _save_state(out / STATE, model, optimiser, step + 1, started, passed, rows)
             files.write_jsonl(out / LOG, rows)
             if report:
                 report(rows[-1])
@@ -176,6 +191,8 @@ def teach(plan: Plan, out: Path, report: Callable[[dict[str, Any]], None] | None
         tokenizer.save_pretrained(out)
     record = {
         "plan": plan.model_dump(mode="json"),
+        "start_steps": started,
+        "world_fingerprint": world.fingerprint(),
         "exam": exam(model, tokenizer, world),
         "seconds": rows[-1]["seconds"],
         "environment": environment(str(device)),
@@ -185,10 +202,20 @@ def teach(plan: Plan, out: Path, report: Callable[[dict[str, Any]], None] | None
     return record
 
 
-def _rate(plan: Plan, step: int) -> float:
-    """Share of the learning rate: a linear rise, a plateau, a linear fall."""
-    left = (plan.steps - step) / max(1.0, plan.steps * plan.cooldown)
-    return min(1.0, (step + 1) / plan.warmup, max(0.01, left) if plan.cooldown else 1.0)
+def _start_exam(model: nn.Module, tokenizer: Any, part: World) -> float:
+    """Share of a sample of the part's lettered questions that is answered rightly."""
+    rng = random.Random("exam start")
+    facts = [(entity, attribute) for entity in part.entities for attribute in entity.values]
+    calm = Curriculum(option=0, front=0)
+    return _share_right(model, tokenizer, part, rng.sample(facts, min(64, len(facts))), calm, rng)["acc"]
+
+
+def _rate(plan: Plan, step: int, started: int | None) -> float:
+    """Share of the learning rate: a linear rise, a plateau that lasts through the start, a linear fall."""
+    rise = min(1.0, (step + 1) / plan.warmup)
+    if started is None or not plan.cooldown:
+        return rise
+    return min(rise, max(0.01, (started + plan.steps - step) / (plan.steps * plan.cooldown)))
 
 
 def _student(plan: Plan, world: World, device: torch.device) -> tuple[nn.Module, Any]:
@@ -215,13 +242,19 @@ def _taught_state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _save_state(
-    path: Path, model: nn.Module, optimiser: Any, schedule: Any, step: int, seconds: float, rows: list[dict[str, Any]]
+    path: Path,
+    model: nn.Module,
+    optimiser: Any,
+    step: int,
+    started: int | None,
+    seconds: float,
+    rows: list[dict[str, Any]],
 ) -> None:
     state = {
         "model": dict(_taught_state(model)),
         "optimiser": optimiser.state_dict(),
-        "schedule": schedule.state_dict(),
         "step": step,
+        "started": started,
         "seconds": seconds,
         "rows": json.dumps(rows),
     }

@@ -7,6 +7,7 @@ into what is to be forgotten and what is to be kept is exact. Everything follows
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -120,6 +121,12 @@ class World:
     def names(self) -> tuple[str, ...]:
         """The name of every entity."""
         return tuple(each.name for each in self.entities)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all that is said and asked in it (first 16 hex digits)."""
+        domains = {name: each.model_dump() for name, each in self.domains.items()}
+        said = repr((self.size.model_dump(), domains, self.entities, self.strangers, self.refusals))
+        return hashlib.sha256(said.encode()).hexdigest()[:16]
 
     def of_role(self, *roles: Role) -> list[Entity]:
         """The entities of all domains with one of these roles."""
