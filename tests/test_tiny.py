@@ -1,0 +1,46 @@
+"""The tiny model that ships with the package: it knows the planted world, and the whole pipeline runs on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from robust_unlearning import cli, files, models
+from robust_unlearning.conversion import fetch_bundled
+from robust_unlearning.planted.teach import EXAM, LOG, exam
+from robust_unlearning.planted.world import make_world
+
+LEAST = {"forget/clean": 0.97, "retain/clean": 0.97, "retain/option": 0.95, "retain/front": 0.95}
+
+
+def test_the_shipped_model_was_taught_the_shipped_world() -> None:
+    record = files.read_json(fetch_bundled("tiny") / EXAM)
+    assert record["world_fingerprint"] == make_world().fingerprint()
+    assert (fetch_bundled("tiny") / LOG).read_text(encoding="utf-8").count("\n") > 3
+
+
+def test_the_shipped_model_knows_what_its_exam_says() -> None:
+    base = models.resolve("tiny")
+    model = models.load_causal_lm(base, "float32", torch.device("cpu"))
+    record = files.read_json(fetch_bundled("tiny") / EXAM)["exam"]
+    found = exam(model, models.load_tokenizer(base), make_world())
+    for form, least in LEAST.items():
+        assert found[form]["acc"] >= least
+        assert found[form]["acc"] == pytest.approx(record[form]["acc"], abs=1 / found[form]["n"])
+
+
+def test_the_whole_pipeline_on_the_tiny_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    assert cli.main(["run", "tiny/rmu", "steps=120", "--out", str(run)]) == 0
+    assert cli.main(["eval", str(run), "--tasks", "planted"]) == 0
+    scores = files.read_json(run / "scores.json")
+    assert scores["forget/letters/clean"]["acc"] < 0.8
+    assert scores["near/letters/clean"]["acc"] > 0.85
+    assert scores["far/letters/clean"]["acc"] > 0.85
+    assert scores["near/letters/sentence"]["excess_harm"]["n"] == 96
+    capsys.readouterr()
+    fields = ["recipes=[tiny/npo-kl]", "seeds=[0]", "noise_std=[3]", "weights=[1]", "steps=[10]"]
+    assert cli.main(["planted", "study", "tiny", *fields, "--out", str(tmp_path / "study")]) == 0
+    assert "At like forgetting" in capsys.readouterr().out
