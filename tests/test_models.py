@@ -141,7 +141,7 @@ def test_an_unknown_name_gets_the_nearest_bundled_model(name: str) -> None:
 def test_an_unknown_hub_id_lists_the_bundled_models() -> None:
     message = _error("no-such-org/no-such-model")
     assert "'no-such-org/no-such-model'" in message
-    assert "Bundled: smollm2-135m" in message
+    assert "Bundled: tiny, smollm2-135m" in message
 
 
 # --- the hub's cache

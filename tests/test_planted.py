@@ -323,10 +323,18 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert cli.main(["planted", "make", "--to", str(tmp_path / "w"), "entities=3", "passages=1"]) == 0
     assert "21 entities in 7 domains, 84 facts" in capsys.readouterr().out
     out = tmp_path / "tiny"
-    changes = ["width=32", "layers=1", "steps=1", "batch_size=1", "world.entities=3", "world.validation_entities=1"]
+    changes = [
+        "start=null",
+        "width=32",
+        "layers=1",
+        "steps=1",
+        "batch_size=1",
+        "world.entities=3",
+        "world.validation_entities=1",
+    ]
     assert cli.main(["planted", "train", "tiny", *changes, "--out", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert "step 1 " in printed
+    assert "step 1  loss" in printed
     assert "retain/option" in printed
     assert torch.isfinite(torch.tensor(files.read_json(out / "exam.json")["exam"]["forget/clean"]["acc"]))
     assert cli.main(["planted", "make", "--to", str(tmp_path / "x"), "entites=3"]) == 2
