@@ -1,0 +1,29 @@
+"""The verbs of the `unlearn` command, a module for each group of them.
+
+A module's `add` registers its verbs. Nothing heavy is imported before a verb runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Protocol
+
+
+class AddVerb(Protocol):
+    """Adds a verb: its name, what runs it, one sentence of help. Returns its parser, for its arguments."""
+
+    def __call__(
+        self, name: str, function: Callable[[argparse.Namespace], None], text: str
+    ) -> argparse.ArgumentParser: ...
+
+
+def overrides(to: argparse.ArgumentParser, text: str = "change a field of the recipe") -> None:
+    """`field=value` words, as many as one likes."""
+    to.add_argument("overrides", nargs="*", metavar="field=value", help=text)
+
+
+def unsafe_options(to: argparse.ArgumentParser) -> None:
+    """The two options that let a checkpoint run code."""
+    to.add_argument("--allow-pickle", action="store_true", help="load pickled weights (they can run code)")
+    to.add_argument("--trust-remote-code", action="store_true", help="run a model's own Python code")
