@@ -22,6 +22,7 @@ from robust_unlearning import files, models
 from robust_unlearning.corpora import collate
 from robust_unlearning.errors import UserError
 from robust_unlearning.likelihood import option_logprobs
+from robust_unlearning.planted.adapter import add_adapter, save_adapter
 from robust_unlearning.planted.lessons import Curriculum, Lesson, distracted, lesson
 from robust_unlearning.planted.plan import Plan
 from robust_unlearning.planted.students import make_tiny, make_tokenizer
@@ -54,8 +55,8 @@ def lessons_of(world: World, plan: Plan, step: int, started: int | None = 0) -> 
     return drawn[start : start + plan.batch_size]
 
 
-def encode(lessons: list[Lesson], tokenizer: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids, mask and loss weights, each [b, t]; a token has the weight of the part it begins in."""
+def encode(lessons: list[Lesson], tokenizer: Any) -> tuple[Tensor, Tensor]:
+    """Token ids and loss weights, each [b, t], padded on the right; a token has the weight of the part it begins in."""
     rows, weights = [], []
     for parts in lessons:
         encoded = tokenizer("".join(part.text for part in parts), return_offsets_mapping=True)
@@ -66,14 +67,16 @@ def encode(lessons: list[Lesson], tokenizer: Any) -> tuple[Tensor, Tensor, Tenso
         row = [next(weight for end, weight in ends if last <= end) for _, last in encoded["offset_mapping"]]
         rows.append(encoded["input_ids"])
         weights.append(torch.tensor(row))
-    batch = collate(rows, tokenizer.pad_token_id)
-    return batch.ids, batch.mask, nn.utils.rnn.pad_sequence(weights, batch_first=True)
+    return collate(rows, tokenizer.pad_token_id).ids, nn.utils.rnn.pad_sequence(weights, batch_first=True)
 
 
-def lesson_loss(model: nn.Module, ids: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
-    """Weighted mean of -log p over tokens 1 to t - 1, in nats; tokens of weight 0 never reach the LM head."""
+def lesson_loss(model: nn.Module, ids: Tensor, weights: Tensor) -> Tensor:
+    """Weighted mean of -log p over tokens 1 to t - 1, in nats; tokens of weight 0 never reach the LM head.
+
+    Pads stand on the right and have weight 0, so that no token sees one and no mask is needed.
+    """
     wanted = weights[:, 1:] > 0
-    hidden = model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
     logits = model.get_output_embeddings()(hidden[:, :-1][wanted]).float()
     losses = nn.functional.cross_entropy(logits, ids[:, 1:][wanted], reduction="none")
     own = weights[:, 1:][wanted]
@@ -131,7 +134,7 @@ def teach(plan: Plan, out: Path, report: Callable[[dict[str, Any]], None] | None
         environment.
 
     Raises:
-        UserError: the folder holds another plan's training, `peft` is missing, or the loss is not finite.
+        UserError: the folder holds another plan's training, or the loss is not finite.
     """
     world = make_world(plan.world)
     device = models.pick_device(plan.device)
@@ -186,9 +189,11 @@ def teach(plan: Plan, out: Path, report: Callable[[dict[str, Any]], None] | None
             if report:
                 report(rows[-1])
     model.eval()
-    model.save_pretrained(out)
     if plan.base is None:
+        model.save_pretrained(out)
         tokenizer.save_pretrained(out)
+    else:
+        save_adapter(model, out, plan.base)
     record = {
         "plan": plan.model_dump(mode="json"),
         "start_steps": started,
@@ -222,17 +227,10 @@ def _student(plan: Plan, world: World, device: torch.device) -> tuple[nn.Module,
     if plan.base is None:
         tokenizer = make_tokenizer(world)
         return make_tiny(tokenizer, plan.width, plan.layers, plan.seed).to(device), tokenizer
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise UserError("teaching a pretrained model needs peft: pip install 'robust-unlearning[planted]'") from error
     base = models.resolve(plan.base)
     model = models.load_causal_lm(base, plan.dtype, device)
-    torch.manual_seed(plan.seed)
-    config = LoraConfig(
-        r=plan.rank, lora_alpha=2 * plan.rank, target_modules="all-linear", task_type="CAUSAL_LM", revision=None
-    )
-    return get_peft_model(model, config), models.load_tokenizer(base)
+    add_adapter(model, plan.rank, plan.seed)
+    return model, models.load_tokenizer(base)
 
 
 def _taught_state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
