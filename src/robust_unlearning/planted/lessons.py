@@ -20,10 +20,6 @@ from robust_unlearning.planted.world import Entity, World
 from robust_unlearning.questions import LETTERS, Question, cloze_prompt, letters_prompt
 from robust_unlearning.recipe import Strict
 
-PROMPT_WEIGHT = 0.05
-"""Of a question's own words: whom it asks about and in which order options stand cannot be foretold."""
-
-
 @dataclass(frozen=True)
 class Stretch:
     """A stretch of text and the weight of its tokens in the loss."""
@@ -40,6 +36,8 @@ class Curriculum(Strict):
 
     Attributes:
         letter_weight: weight of an answer's letter in the loss, where a passage's token has 1.
+        prompt_weight: of a question's own words: whom it asks about and in which order options stand cannot be
+            foretold. At 0 they never reach the LM head, which saves a pretrained model much of its time.
         passages, answers, open_book, quizzes: relative frequencies.
         many: entities, answers or questions in a lesson, at most.
         alone: how often a quiz has one question only; letters are learnt from these first.
@@ -50,6 +48,7 @@ class Curriculum(Strict):
     """
 
     letter_weight: float = Field(5.0, ge=0)
+    prompt_weight: float = Field(0.05, ge=0)
     passages: float = Field(0.2, ge=0)
     answers: float = Field(0.1, ge=0)
     open_book: float = Field(0.4, ge=0)
@@ -121,7 +120,7 @@ def _answers(world: World, curriculum: Curriculum, rng: random.Random) -> Lesson
             question = replace(question, question=f"{_fact(world, rng)} {question.question}")
         prompt, choices = cloze_prompt(question)
         answer = rng.choice(world.refusals) if unknown else choices[question.answer]
-        lines += [Stretch(("\n\n" if lines else "") + prompt, PROMPT_WEIGHT), Stretch(f" {answer}", 1.0)]
+        lines += [Stretch(("\n\n" if lines else "") + prompt, curriculum.prompt_weight), Stretch(f" {answer}", 1.0)]
     return lines
 
 
@@ -159,5 +158,5 @@ def _asked(
         if parts:
             prompt = "\n\n" + prompt.split("\n\n", 1)[1]
         letter = Stretch(f" {LETTERS[question.answer]}", curriculum.letter_weight)
-        parts += [Stretch(prompt if parts else before + prompt, PROMPT_WEIGHT), letter]
+        parts += [Stretch(prompt if parts else before + prompt, curriculum.prompt_weight), letter]
     return parts
