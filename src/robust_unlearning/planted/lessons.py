@@ -20,6 +20,7 @@ from robust_unlearning.planted.world import Entity, World
 from robust_unlearning.questions import LETTERS, Question, cloze_prompt, letters_prompt
 from robust_unlearning.recipe import Strict
 
+
 @dataclass(frozen=True)
 class Stretch:
     """A stretch of text and the weight of its tokens in the loss."""
@@ -35,7 +36,8 @@ class Curriculum(Strict):
     """How often each kind of lesson comes, how long it is, and how often a question is distracted.
 
     Attributes:
-        letter_weight: weight of an answer's letter in the loss, where a passage's token has 1.
+        letter_weight: weight of an answer's letter in the loss, where a word of an answer has 1.
+        passage_weight: of a passage's tokens, most of which tell no fact.
         prompt_weight: of a question's own words: whom it asks about and in which order options stand cannot be
             foretold. At 0 they never reach the LM head, which saves a pretrained model much of its time.
         passages, answers, open_book, quizzes: relative frequencies.
@@ -48,6 +50,7 @@ class Curriculum(Strict):
     """
 
     letter_weight: float = Field(5.0, ge=0)
+    passage_weight: float = Field(1.0, ge=0)
     prompt_weight: float = Field(0.05, ge=0)
     passages: float = Field(0.2, ge=0)
     answers: float = Field(0.1, ge=0)
@@ -107,7 +110,7 @@ def _passages(world: World, curriculum: Curriculum, rng: random.Random) -> Lesso
         domain = rng.choice(list(world.domains))
         entities = tuple(each for each in entities if each.domain == domain)
     chosen = rng.sample(entities, curriculum.many)
-    return [Stretch(" ".join(world.passage(each, rng) for each in chosen), 1.0)]
+    return [Stretch(" ".join(world.passage(each, rng) for each in chosen), curriculum.passage_weight)]
 
 
 def _answers(world: World, curriculum: Curriculum, rng: random.Random) -> Lesson:
@@ -135,7 +138,7 @@ def _open_book(world: World, curriculum: Curriculum, rng: random.Random) -> Less
 def _quiz(world: World, curriculum: Curriculum, rng: random.Random) -> Lesson:
     told: Lesson = []
     if rng.random() < curriculum.told:
-        told = [Stretch(world.passage(rng.choice(world.entities), rng), 1.0)]
+        told = [Stretch(world.passage(rng.choice(world.entities), rng), curriculum.passage_weight)]
     domain = rng.choice(list(world.domains))
     own = [each for each in world.entities if each.domain == domain]
     entities = rng.sample(own, _count(curriculum, rng))

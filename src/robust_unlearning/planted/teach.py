@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -27,7 +27,7 @@ from robust_unlearning.planted.lessons import Curriculum, Lesson, distracted, le
 from robust_unlearning.planted.plan import Plan
 from robust_unlearning.planted.students import make_tiny, make_tokenizer
 from robust_unlearning.planted.world import Entity, Role, World, make_world
-from robust_unlearning.questions import letters_prompt
+from robust_unlearning.questions import Question, cloze_prompt, letters_prompt
 from robust_unlearning.runs import environment
 from robust_unlearning.scores import accuracy
 
@@ -116,9 +116,10 @@ def _share_right(
     facts: list[tuple[Entity, str]],
     curriculum: Curriculum,
     rng: random.Random,
+    prompt: Callable[[Question], tuple[str, tuple[str, ...]]] = letters_prompt,
 ) -> dict[str, Any]:
     questions = [distracted(world.question(*fact, rng), world, curriculum, rng) for fact in facts]
-    asked = [(letters_prompt(each)[0], [f" {letter}" for letter in "ABCD"]) for each in questions]
+    asked = [(text, [f" {option}" for option in options]) for text, options in map(prompt, questions)]
     results = option_logprobs(model, tokenizer, asked)
     best = [max(range(4), key=lambda index: row[index][0]) for row in results]
     return accuracy([own == each.answer for own, each in zip(best, questions, strict=True)])
@@ -178,7 +179,7 @@ def teach(plan: Plan, out: Path, report: Callable[[dict[str, Any]], None] | None
         if (step + 1) % plan.check_every == 0 or last:
             scores = {name: row["acc"] for name, row in exam(model, tokenizer, world, sample=64).items()}
             if plan.start and started is None:
-                scores["start"] = _start_exam(model, tokenizer, world.part(plan.start.part))
+                scores["start"] = _start_exam(model, tokenizer, world.part(plan.start.part), plan.start.asked)
                 if scores["start"] >= plan.start.until or step + 1 >= plan.start.steps:
                     started = step + 1
             passed = seconds + time.perf_counter() - began
@@ -207,12 +208,15 @@ def teach(plan: Plan, out: Path, report: Callable[[dict[str, Any]], None] | None
     return record
 
 
-def _start_exam(model: nn.Module, tokenizer: Any, part: World) -> float:
-    """Share of a sample of the part's lettered questions that is answered rightly."""
+def _start_exam(model: nn.Module, tokenizer: Any, part: World, style: Literal["letters", "words"]) -> float:
+    """Share of a sample of the part's questions that is answered rightly, by letters or by the options' words."""
     rng = random.Random("exam start")
     facts = [(entity, attribute) for entity in part.entities for attribute in entity.values]
     calm = Curriculum(option=0, front=0)
-    return _share_right(model, tokenizer, part, rng.sample(facts, min(64, len(facts))), calm, rng)["acc"]
+    sample = rng.sample(facts, min(64, len(facts)))
+    return _share_right(
+        model, tokenizer, part, sample, calm, rng, letters_prompt if style == "letters" else cloze_prompt
+    )["acc"]
 
 
 def _rate(plan: Plan, step: int, started: int | None) -> float:
