@@ -27,6 +27,7 @@ with the number of n-grams; the disk holds 4 bytes of each.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,8 +61,8 @@ class NgramSettings(Strict):
     sample: int | None = Field(None, ge=1, description="at most so many n-grams of a document, drawn; left out: all")
     document_embedding: Literal["first", "mean"] = Field(
         "first",
-        description="of a document beyond the embedder's window: 'first' embeds what the window holds, as Sentence-BERT "
-        "does by itself; 'mean' takes the mean over consecutive windows, weighted by their word pieces",
+        description="of a document beyond the embedder's window: 'first' embeds what the window holds, as "
+        "Sentence-BERT does by itself; 'mean' takes the mean over consecutive windows, weighted by their word pieces",
     )
     seed: int = Field(0, ge=0, description="of the sample")
 
@@ -73,6 +74,18 @@ class Found:
     text: str
     similarity: float
     document: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """How many n-gram texts had to be embedded, the others' similarities being on disk, and the seconds it took."""
+
+    embedded: int
+    seconds: float
+
+
+Candidate = tuple[float, int, Found]
+"""Rank, number of the pair in the order of documents and places, and what was found."""
 
 
 def distinct_ngrams(document: str, n: int) -> list[str]:
@@ -127,7 +140,8 @@ class Similarities:
     Attributes:
         counts: n-grams used of each document, [documents].
         distinct: n-grams that the documents have, each document's counted once in it.
-        embedded: texts that had to be embedded; the others came from disk.
+        total: n-grams used, of all documents together.
+        embedded: texts that had to be embedded, which took `seconds`; the others' similarities came from disk.
 
     Raises:
         UserError: no document has n words.
@@ -145,7 +159,7 @@ class Similarities:
             )
         self.counts = all_of_them if settings.sample is None else np.minimum(all_of_them, settings.sample)
         self.total = int(self.counts.sum())
-        self.embedded = 0
+        self.embedded, self.seconds = 0, 0.0
         self._places: list[Path] = []
 
     def _used(self, document: str) -> list[str]:
@@ -188,20 +202,21 @@ class Similarities:
             report(1.0)
             done += int(self.counts[block.start : block.stop].sum())
 
-    def _block(
-        self, block: range, embedder: Embedder, vectors: Vectors, report: Callable[[float], None]
-    ) -> Vectors:
+    def _block(self, block: range, embedder: Embedder, vectors: Vectors, report: Callable[[float], None]) -> Vectors:
         """Similarities [pairs] of a block: its documents' n-grams, document after document.
 
         Each text is embedded once, short ones first so that a batch needs little padding.
         """
+        began = time.perf_counter()
         numbers: dict[str, int] = {}
-        of_pair = [numbers.setdefault(text, len(numbers)) for each in block for text in self._used(self.documents[each])]
+        of_pair = [
+            numbers.setdefault(text, len(numbers)) for each in block for text in self._used(self.documents[each])
+        ]
         texts = list(numbers)
         order = np.argsort(_pieces(texts, embedder), kind="stable")
         place = np.empty(len(texts), dtype=np.int64)
         place[order] = np.arange(len(texts))
-        places = place[of_pair]
+        places = place[np.array(of_pair, dtype=np.int64)]
         pairs = np.argsort(places, kind="stable")
         documents = np.repeat(np.array(block), self.counts[block.start : block.stop])
         similarity = np.empty(len(pairs), dtype=np.float32)
@@ -213,6 +228,7 @@ class Similarities:
                 similarity[some] = np.einsum("pd,pd->p", batch[places[some] - start], vectors[documents[some]])
             report(high / len(pairs))
         self.embedded += len(texts)
+        self.seconds += time.perf_counter() - began
         return similarity
 
     def values(self) -> Iterator[Floats]:
@@ -231,37 +247,41 @@ class Similarities:
 
         Where fewer are left, those. A text that several documents hold counts with its smallest rank.
         """
-        best: list[tuple[float, int, Found]] = []  # rank, number of the pair over all blocks, what was found
+        best: list[Candidate] = []
         before = 0
         for block, values in zip(self._blocks(), self.values(), strict=True):
-            ranks = rank(values)
-            ends = np.cumsum(self.counts[block.start : block.stop])
-            used: dict[int, list[str]] = {}
-            known = {found.text: each for *each, found in best}
-            fresh = 0
-            for pair in np.argsort(ranks, kind="stable"):
-                if fresh == count or (len(best) == count and ranks[pair] >= best[-1][0]):
-                    break
-                within = int(np.searchsorted(ends, pair, side="right"))
-                document = block.start + within
-                if document not in used:
-                    used[document] = self._used(self.documents[document])
-                text = used[document][int(pair) - int(ends[within])]  # counted from the document's end
-                if text in taken or (text in known and known[text][0] <= ranks[pair]):
-                    continue
-                best = [each for each in best if each[2].text != text]
-                known[text] = [float(ranks[pair]), before + int(pair)]
-                best.append((float(ranks[pair]), before + int(pair), Found(text, float(values[pair]), document)))
-                best = sorted(best, key=lambda each: each[:2])
-                fresh += 1
-            best = best[:count]
+            limit = best[-1][0] if len(best) == count else float("inf")
+            best += self._candidates(block, values, rank(values), count, taken, limit, before)
+            firsts: dict[str, Candidate] = {}
+            for each in sorted(best, key=lambda each: each[:2]):
+                firsts.setdefault(each[2].text, each)
+            best = list(firsts.values())[:count]
             before += len(values)
-        return [found for *_, found in best]
+        return [found for _, _, found in best]
+
+    def _candidates(
+        self, block: range, values: Floats, ranks: Floats, count: int, taken: set[str], limit: float, before: int
+    ) -> list[Candidate]:
+        """The first `count` distinct texts of a block by rank, as far as their rank is below `limit`."""
+        starts = np.concatenate([[0], np.cumsum(self.counts[block.start : block.stop])])
+        used: dict[int, list[str]] = {}
+        found: dict[str, Candidate] = {}
+        for pair in np.argsort(ranks, kind="stable").tolist():
+            if len(found) == count or ranks[pair] >= limit:
+                break
+            within = int(np.searchsorted(starts, pair, side="right")) - 1
+            document = block.start + within
+            if document not in used:
+                used[document] = self._used(self.documents[document])
+            text = used[document][pair - int(starts[within])]
+            if text not in taken and text not in found:
+                found[text] = (float(ranks[pair]), before + pair, Found(text, float(values[pair]), document))
+        return list(found.values())
 
 
 def select_ngrams(
     documents: Sequence[str], embedder: Embedder, settings: NgramSettings, cache: Path, tick: Tick | None = None
-) -> tuple[dict[str, Any], int]:
+) -> tuple[dict[str, Any], Work]:
     """The three classes of n-grams for each n, and the spread of the similarities.
 
     Args:
@@ -272,7 +292,7 @@ def select_ngrams(
         A record for JSON: `sha256` of the documents, `embedder`, `settings`, `documents` (`count`, and how many are
         `longer_than_window`), `similarity` (for each n: `mean`, `sd`, the `count` they rest on, and how many
         `distinct` n-grams there are) and `ngrams` (`text`, `n`, `class`, `similarity`, and `document` counted from 0);
-        and how many texts had to be embedded for it.
+        and the work that was left to do for it.
 
     Raises:
         UserError: documents shorter than n, or fewer n-grams than are to be selected.
@@ -309,7 +329,8 @@ def select_ngrams(
             for each in chosen:
                 about = {"similarity": round(each.similarity, 6), "document": each.document}
                 record["ngrams"].append({"text": each.text, "n": n, "class": name, **about})
-    return record, sum(each.embedded for each in lengths.values())
+    done = lengths.values()
+    return record, Work(sum(each.embedded for each in done), sum(each.seconds for each in done))
 
 
 def _ranks(mean: float) -> dict[str, Callable[[Floats], Floats]]:

@@ -32,8 +32,6 @@ def add(verb: AddVerb) -> None:
 
 
 def _ngrams(arguments: argparse.Namespace) -> None:
-    import time
-
     from robust_unlearning import files
     from robust_unlearning.corpora import read_documents
     from robust_unlearning.embedders import DEFAULT, load_embedder
@@ -49,22 +47,22 @@ def _ngrams(arguments: argparse.Namespace) -> None:
         "seed": arguments.seed,
     }
     settings = checked(NgramSettings, {key: value for key, value in given.items() if value is not None}, (), "ngrams")
-    source: dict[str, Any] = {"path": arguments.corpus}
+    where: dict[str, Any] = {"path": arguments.corpus}
     if arguments.max_documents is not None:
-        source["max_documents"] = arguments.max_documents
-    documents = read_documents(checked(TextSource, source, arguments.overrides, arguments.corpus))
+        where["max_documents"] = arguments.max_documents
+    source = checked(TextSource, where, arguments.overrides, arguments.corpus)
+    documents = read_documents(source)
     embedder = load_embedder(arguments.embedder or DEFAULT, arguments.device)
 
-    began = time.perf_counter()
     with EvaluationProgress("embedding", unit="text") as progress:
-        record, embedded = select_ngrams(
-            documents, embedder, settings, files.cache_dir() / "ngrams", progress.tick
-        )
-    seconds = time.perf_counter() - began
-    files.write_json(arguments.to, {"source": arguments.corpus, **record})
+        record, work = select_ngrams(documents, embedder, settings, files.cache_dir() / "ngrams", progress.tick)
+    files.write_json(
+        arguments.to, {"source": arguments.corpus, "corpus": source.model_dump(exclude_defaults=True), **record}
+    )
     print(_table(record))
-    if embedded:
-        print(f"{embedded:,} texts embedded in {seconds:.1f} s, {embedded / seconds:,.0f} a second")
+    if work.embedded:
+        rate = work.embedded / work.seconds
+        print(f"{work.embedded:,} n-grams embedded in {work.seconds:.1f} s, {rate:,.0f} a second")
     else:
         print("every similarity was in the cache")
     print(f"written to {arguments.to}")
