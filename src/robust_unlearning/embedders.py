@@ -25,7 +25,7 @@ from robust_unlearning.models import pick_device
 
 Vectors = NDArray[np.float32]
 MODULES = "modules.json"
-BATCH_TOKENS = 1024
+CPU_PIECES, GPU_PIECES = 2**9, 2**15
 """Word pieces of a batch: on a CPU core larger batches are no faster."""
 _FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 
@@ -91,16 +91,20 @@ class SentenceEmbedder:
         except Exception as error:  # the library raises many kinds; the user needs the sentence
             raise UserError(f"embedder {name!r}: sentence-transformers cannot load {folder} ({error}).") from error
         self.name = name
+        self.batch_pieces = CPU_PIECES if place.type == "cpu" else GPU_PIECES
         self.fingerprint = hashlib.sha256(f"{_digest(folder)} {place.type}".encode()).hexdigest()[:16]
         length = self.model.max_seq_length
         self.window = None if length is None else int(length) - special
 
     def embed(self, texts: Sequence[str]) -> Vectors:
-        """One vector of length 1 for each text, [texts, d], in batches of about `BATCH_TOKENS` word pieces."""
+        """One vector of length 1 for each text, [texts, d], in batches of about `batch_pieces` word pieces."""
         longest = max(self.pieces(texts)) + 2
         seen = longest if self.window is None else min(longest, self.window)
         vectors: Vectors = self.model.encode(
-            list(texts), batch_size=max(1, BATCH_TOKENS // seen), normalize_embeddings=True, show_progress_bar=False
+            list(texts),
+            batch_size=max(1, self.batch_pieces // seen),
+            normalize_embeddings=True,
+            show_progress_bar=False,
         )
         return vectors.astype(np.float32, copy=False)
 
