@@ -1,7 +1,7 @@
 """Time and memory of the selection of n-grams on 1,000 documents.
 
-    python benchmarks/ngrams.py CORPUS field=value … --sample 6
-    python benchmarks/ngrams.py shared/wikitext config=wikitext-2-v1 split=test --documents 1000 --sample 6
+    python benchmarks/ngrams.py CORPUS [field=value …] [--documents 1000] [--sample K] [--to FILE]
+    python benchmarks/ngrams.py hub:Salesforce/wikitext config=wikitext-2-raw-v1 split=test --sample 4
 
 Two parts, each measurement in a process of its own, with an empty cache:
 

@@ -47,8 +47,10 @@ from robust_unlearning.recipe import Strict
 VERSION = 1
 """Changes when the same input would give other similarities."""
 BLOCK = 2**16
+DOCUMENTS = 64
+"""Documents embedded, and kept on disk, together."""
 STEP = 1024
-"""Texts handed to the embedder at a time, and pairs multiplied at a time."""
+"""N-grams handed to the embedder at a time, and pairs multiplied at a time."""
 Floats = NDArray[np.float64]
 Tick = Callable[[str, int, int], None]
 
@@ -103,8 +105,8 @@ def document_vectors(
 ) -> Vectors:
     """The embedding of each document, [documents, d], length 1 each; see `NgramSettings.document_embedding`."""
     blocks = []
-    for first in range(0, len(documents), STEP // 16):
-        some = documents[first : first + STEP // 16]
+    for first in range(0, len(documents), DOCUMENTS):
+        some = documents[first : first + DOCUMENTS]
         key = _key("documents", embedder.fingerprint, how, [_digest(each) for each in some])
 
         def compute(some: Sequence[str] = some) -> Vectors:
@@ -112,9 +114,11 @@ def document_vectors(
                 return embedder.embed(some)
             return np.stack([_mean_over_windows(each, embedder, embedder.window) for each in some])
 
-        blocks.append(_kept(cache, key, compute)[0])
         if tick is not None:
-            tick("documents", first + len(some), len(documents))
+            tick("documents", first, len(documents))
+        blocks.append(_kept(cache, key, compute)[0])
+    if tick is not None:
+        tick("documents", len(documents), len(documents))
     return np.concatenate(blocks)
 
 
@@ -197,6 +201,7 @@ class Similarities:
             def compute(block: range = block, report: Callable[[float], None] = report) -> Vectors:
                 return self._block(block, embedder, vectors, report)
 
+            report(0.0)
             _, place = _kept(cache, key, compute)
             self._places.append(place)
             report(1.0)
@@ -218,11 +223,12 @@ class Similarities:
         place[order] = np.arange(len(texts))
         places = place[np.array(of_pair, dtype=np.int64)]
         pairs = np.argsort(places, kind="stable")
+        ordered = places[pairs]
         documents = np.repeat(np.array(block), self.counts[block.start : block.stop])
         similarity = np.empty(len(pairs), dtype=np.float32)
         for start in range(0, len(texts), STEP):
             batch = embedder.embed([texts[index] for index in order[start : start + STEP]])
-            low, high = np.searchsorted(places[pairs], [start, start + STEP])
+            low, high = np.searchsorted(ordered, [start, start + STEP])
             for at in range(low, high, STEP):
                 some = pairs[at : min(at + STEP, high)]
                 similarity[some] = np.einsum("pd,pd->p", batch[places[some] - start], vectors[documents[some]])
