@@ -21,7 +21,7 @@ n, the sample, the embedder, and `VERSION`. So an interrupted run goes on where 
 
 Memory, besides the embedder's own: the documents, their embeddings (4 d bytes a document) and n-gram counts (8 bytes
 a document), and the n-grams of one block (`BLOCK`, or those of one document if it has more) as text. It does not grow
-with the number of n-grams; the disk holds 4 bytes of each.
+with the number of n-grams; the disk holds 4 bytes of each. `benchmarks/ngrams.py` measures it.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ from robust_unlearning.recipe import Strict
 VERSION = 1
 """Changes when the same input would give other similarities."""
 BLOCK = 2**16
-DOCUMENTS = 64
-"""Documents embedded, and kept on disk, together."""
+DOCUMENTS = 16
+"""Documents cut into word pieces, embedded, and kept on disk together."""
 STEP = 1024
 """N-grams handed to the embedder at a time, and pairs multiplied at a time."""
 Floats = NDArray[np.float64]
@@ -218,7 +218,7 @@ class Similarities:
             numbers.setdefault(text, len(numbers)) for each in block for text in self._used(self.documents[each])
         ]
         texts = list(numbers)
-        order = np.argsort(_pieces(texts, embedder), kind="stable")
+        order = np.argsort(_pieces(texts, embedder, STEP), kind="stable")
         place = np.empty(len(texts), dtype=np.int64)
         place[order] = np.arange(len(texts))
         places = place[np.array(of_pair, dtype=np.int64)]
@@ -306,7 +306,7 @@ def select_ngrams(
     lengths = {n: Similarities(documents, n, settings) for n in settings.n}
     longer = 0
     if embedder.window is not None:
-        longer = sum(size > embedder.window for size in _pieces(documents, embedder))
+        longer = sum(size > embedder.window for size in _pieces(documents, embedder, DOCUMENTS))
     vectors = document_vectors(documents, embedder, settings.document_embedding, cache, tick)
     record: dict[str, Any] = {
         "sha256": hashlib.sha256("\0".join(documents).encode()).hexdigest(),
@@ -348,8 +348,8 @@ def _ranks(mean: float) -> dict[str, Callable[[Floats], Floats]]:
     }
 
 
-def _pieces(texts: Sequence[str], embedder: Embedder) -> list[int]:
-    return [size for start in range(0, len(texts), STEP) for size in embedder.pieces(texts[start : start + STEP])]
+def _pieces(texts: Sequence[str], embedder: Embedder, step: int) -> list[int]:
+    return [size for start in range(0, len(texts), step) for size in embedder.pieces(texts[start : start + step])]
 
 
 def _digest(text: str) -> str:
