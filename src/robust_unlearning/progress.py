@@ -70,10 +70,11 @@ class TrainingProgress:
 
 
 class EvaluationProgress:
-    """Shows how many prompts of a question set are scored."""
+    """Shows how many prompts of a question set are scored, or how many of another `unit` are done."""
 
-    def __init__(self, title: str = "") -> None:
+    def __init__(self, title: str = "", unit: str = "prompt") -> None:
         self.title = title
+        self.unit = unit
         self.bar: tqdm[Any] | None = None
         self.name = ""
 
@@ -87,13 +88,13 @@ class EvaluationProgress:
             self.bar.close()
 
     def tick(self, name: str, done: int, total: int) -> None:
-        """`done` of `total` prompts of the set `name` are scored."""
+        """`done` of `total` prompts (or units) of the set `name` are scored."""
         if not sys.stderr.isatty():
             return
         if self.bar is None or self.name != name:
             if self.bar is not None:
                 self.bar.close()
             self.name = name
-            self.bar = tqdm(total=total, unit="prompt", desc=f"{self.title} {name}".strip(), leave=False)
+            self.bar = tqdm(total=total, unit=self.unit, desc=f"{self.title} {name}".strip(), leave=False)
         self.bar.n = done
         self.bar.refresh()
