@@ -329,6 +329,12 @@ def test_a_manifest_that_was_changed_or_is_none_is_refused(hub: Path, tmp_path: 
     files.write_json(tmp_path / "changed.json", changed)
     with pytest.raises(UserError, match="other rows than the manifest's set"):
         rebuild(tmp_path / "changed.json", tmp_path / "two")
+    changed["settings"]["seed"] = 0
+    changed["files"]["README.md"] = "0" * 64
+    files.write_json(tmp_path / "changed.json", changed)
+    assert (
+        "every row is the same, but not every byte" in rebuild(tmp_path / "changed.json", tmp_path / "same rows").note
+    )
     files.write_json(tmp_path / "none.json", {"world": {}})
     with pytest.raises(UserError, match="is no manifest of a perturbed set"):
         rebuild(tmp_path / "none.json", tmp_path / "two")
@@ -419,6 +425,11 @@ def test_lm_eval_asks_the_set_as_it_asks_mmlu(
                 assert [questions[doc["id"]].question for doc in docs] == [doc["question"] for doc in docs]
                 assert {doc["subject"] for doc in docs} == {subject}
                 assert task.config.description == theirs["description"]
+                assert task.config.task_alias.startswith(subject)
+                assert ("control" in task.config.task_alias, "continuation" in task.config.task_alias) == (
+                    bool(form),
+                    bool(style),
+                )
                 for doc in docs:
                     assert task.doc_to_text(doc) == apply_template(theirs["doc_to_text"], doc)
                     choices = theirs["doc_to_choice"]
@@ -495,7 +506,7 @@ def test_the_command_takes_a_corpus_and_a_tokenizer(
     (matched,) = manifest["controls"]["keywords"]
     assert matched["tokens"] == 1
     assert all(each["count"] == corpus.split().count(each["text"]) > 0 for each in matched["controls"])
-    assert "controls of ricin (5 characters, 1 tokens, 0×)" in capsys.readouterr().out
+    assert "8 controls of ricin (5 characters, 1 tokens, 0×)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

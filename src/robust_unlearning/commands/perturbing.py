@@ -118,10 +118,11 @@ def _summary(manifest: dict[str, Any]) -> str:
     ]
     lines += [f"left out: {number:,} ({reason})" for reason, number in counts["left_out"].items()]
     for row in manifest["controls"].get("keywords", ())[:10]:
-        near = ", ".join(f"{each['text']} ({_measures(each)})" for each in row["controls"])
-        lines.append(f"controls of {row['text']} ({_measures(row)}): {near}")
+        near = ", ".join(f"{each['text']} ({_measures(each)})" for each in row["controls"][:3])
+        lines.append(f"{len(row['controls'])} controls of {row['text']} ({_measures(row)}): {near}, …")
     if settings["control"]:
-        lines.append(f"counts are in {manifest['controls']['words_counted']:,} words; every control is in the manifest")
+        words = manifest["controls"]["words_counted"]
+        lines.append(f"× is how often in {words:,} words; all controls are in the manifest")
     return "\n".join(lines)
 
 

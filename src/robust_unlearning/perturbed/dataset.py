@@ -8,7 +8,8 @@
     manifest.json                          everything the set was made from, and the SHA-256 of every file
 
 The same manifest gives the same bytes, except for `tasks/_location_yaml`, which says where the folder lies. A
-question keeps the id it had in the source, so that clean and perturbed answers can be paired.
+question keeps the id it had in the source, so that clean and perturbed answers can be paired. Other versions of
+pyarrow may write other bytes for the same rows; `rows_sha256` of the manifest is of the rows themselves.
 """
 
 from __future__ import annotations
@@ -239,7 +240,7 @@ def _configs(subjects: Sequence[str]) -> dict[str, str]:
     for subject in subjects:
         if subject not in names:
             name = _slug(subject) or "questions"
-            while name.lower() in RESERVED or name in names.values():
+            while name.lower() in {*RESERVED, *(each.lower() for each in names.values())}:
                 name += "_2"
             names[subject] = name
     return names

@@ -76,7 +76,8 @@ def write_tasks(
                 short = config.removesuffix("-control")
                 about = f" about {subject.replace('_', ' ')}" if subject else ""
                 names.append(f"{name}_{short}{ending}")
-                task = {"include": f"../_{style}_yaml", "task": names[-1], "task_alias": short, "dataset_name": config}
+                alias = f"{short} ({ending[1:].replace('_', ', ')})" if ending else short
+                task = {"include": f"../_{style}_yaml", "task": names[-1], "task_alias": alias, "dataset_name": config}
                 _dump(place / f"{short}.yaml", {**task, "description": HEADS[style].format(about=about)})
             metrics = [each["metric"] for each in STYLES[style]["metric_list"]]
             averaged = [{"metric": metric, "weight_by_size": True} for metric in metrics]
