@@ -53,6 +53,7 @@ def perturb(question: Question, token: str, where: str, seed: int) -> Question:
     """The question with `token` put into it; id, right answer and its place stay as they are.
 
     `where` is one of `WHERE`:
+        begin, end: the token before or after the question, as it is;
         parenthesis: `(token)` in front of the question;
         sentence: a distracting sentence in front of it, one of `SENTENCES` drawn by seed and id;
         option: one wrong choice, drawn by seed and id, replaced by the token (the paper's perturbed MMLU).
@@ -68,6 +69,75 @@ def perturb(question: Question, token: str, where: str, seed: int) -> Question:
     return PLACES[where](question, token, seed)
 
 
+def options_to_replace(question: Question, count: int, seed: int) -> tuple[int, ...]:
+    """So many wrong choices, by index, drawn by seed and id; the first is the one `perturb` replaces.
+
+    Raises:
+        UserError: the question has fewer wrong choices, or `count` is not positive.
+    """
+    wrong = [index for index in range(len(question.choices)) if index != question.answer]
+    if not 1 <= count <= len(wrong):
+        raise UserError(
+            f"{count} options cannot be replaced in question {question.id!r}: it has {len(wrong)} wrong ones. "
+            f"Give a count from 1 to {len(wrong)}."
+        )
+    keys = ["option", *(f"option {number}" for number in range(2, count + 1))]
+    return tuple(wrong.pop(draw(seed, question.id, key) % len(wrong)) for key in keys)
+
+
+def replace_options(question: Question, tokens: Sequence[str], options: Sequence[int]) -> Question:
+    """The question with `tokens[i]` in place of choice `options[i]`, counted from 0; all else stays as it is.
+
+    Raises:
+        UserError: not as many tokens as options, an option that is the right answer, is named twice or does not
+            exist, or tokens that equal one another or a choice.
+    """
+    seen = {_plain(choice) for choice in question.choices}
+    for token in tokens:
+        if _plain(token) in seen:
+            raise UserError(
+                f"token {token!r} is a choice of question {question.id!r} already, so putting it there would "
+                "give two equal choices. Give another token for this question."
+            )
+        seen.add(_plain(token))
+    wrong = set(range(len(question.choices))) - {question.answer}
+    if len(tokens) != len(options) or len(set(options)) != len(options) or not wrong.issuperset(options):
+        raise UserError(
+            f"options {list(options)} of question {question.id!r} cannot take {len(tokens)} tokens: give each token "
+            f"one of the wrong options {sorted(wrong)}."
+        )
+    placed = dict(zip(options, tokens, strict=True))
+    return replace(question, choices=tuple(placed.get(i, each) for i, each in enumerate(question.choices)))
+
+
+def perturb_with(
+    question: Question, tokens: Sequence[str], where: str, seed: int, options: Sequence[int] = ()
+) -> Question:
+    """`perturb` for several tokens: with one it gives the same.
+
+    In place of options each token takes one: the `options` (indices), or those `options_to_replace` draws.
+    Elsewhere the tokens are written one after the other, `a, b, c`, and in a sentence `a, b and c`.
+
+    Raises:
+        UserError: no tokens, and what `perturb` and `replace_options` raise.
+    """
+    if not tokens:
+        raise UserError("no tokens given. Name at least one, for instance 'supernova'.")
+    if where == "option":
+        return replace_options(question, tokens, options or options_to_replace(question, len(tokens), seed))
+    *others, last = tokens
+    written = f"{', '.join(others)} and {last}" if where == "sentence" and others else ", ".join(tokens)
+    return perturb(question, written, where, seed)
+
+
+def _begin(question: Question, token: str, seed: int) -> Question:
+    return replace(question, question=f"{token} {question.question}")
+
+
+def _end(question: Question, token: str, seed: int) -> Question:
+    return replace(question, question=f"{question.question} {token}")
+
+
 def _parenthesis(question: Question, token: str, seed: int) -> Question:
     return replace(question, question=f"({token}) {question.question}")
 
@@ -78,18 +148,16 @@ def _sentence(question: Question, token: str, seed: int) -> Question:
 
 
 def _option(question: Question, token: str, seed: int) -> Question:
-    if any(choice.strip().casefold() == token.strip().casefold() for choice in question.choices):
-        raise UserError(
-            f"token {token!r} is a choice of question {question.id!r} already, so putting it there would "
-            "give two equal choices. Give another token for this question."
-        )
-    wrong = [index for index in range(len(question.choices)) if index != question.answer]
-    replaced = wrong[draw(seed, question.id, "option") % len(wrong)]
-    choices = tuple(token if index == replaced else each for index, each in enumerate(question.choices))
-    return replace(question, choices=choices)
+    return replace_options(question, [token], options_to_replace(question, 1, seed))
+
+
+def _plain(text: str) -> str:
+    return text.strip().casefold()
 
 
 PLACES: dict[str, Callable[[Question, str, int], Question]] = {
+    "begin": _begin,
+    "end": _end,
     "parenthesis": _parenthesis,
     "sentence": _sentence,
     "option": _option,
@@ -158,8 +226,8 @@ def paired_forms(
         raise UserError("no token pairs given. Make them with match_controls(tokenizer, forget, control).")
     forms = []
     for question in questions:
-        text = " \n ".join([question.question, *question.choices]).casefold()
-        free = [pair for pair in pairs if not (_occurs(pair.forget, text) or _occurs(pair.control, text))]
+        text = mentions(question)
+        free = [pair for pair in pairs if not (occurs(pair.forget, text) or occurs(pair.control, text))]
         if free:
             pair = min(free, key=lambda each: draw(seed, question.id, "pair", each.forget, each.control))
             forget = perturb(question, pair.forget, where, seed)
@@ -172,7 +240,13 @@ def paired_forms(
     return forms
 
 
-def _occurs(word: str, casefolded_text: str) -> bool:
+def mentions(question: Question) -> str:
+    """The question and its choices as one casefolded text, for `occurs`."""
+    return " \n ".join([question.question, *question.choices]).casefold()
+
+
+def occurs(word: str, casefolded_text: str) -> bool:
+    """Whether a text holds a word, as a word or as the beginning of one (`star` occurs in `stars`)."""
     return re.search(r"(?<!\w)" + re.escape(word.strip().casefold()), casefolded_text) is not None
 
 
@@ -187,7 +261,7 @@ class QuestionSet(BaseModel, extra="forbid", frozen=True):
     config: str | None = Field(None, description="one config of a folder in hub layout; left out: all")
     split: str = "test"
     styles: Annotated[tuple[Literal["cloze", "letters"], ...], Field(min_length=1)] = ("cloze",)
-    perturb: tuple[Literal["parenthesis", "sentence", "option"], ...] = ()
+    perturb: tuple[Literal["begin", "end", "parenthesis", "sentence", "option"], ...] = ()
     limit: int | None = Field(None, ge=1, description="use so many, drawn by id; a smaller draw is in a larger")
 
     def forms(self, pairs: Sequence[TokenPair], seed: int) -> dict[str, list[tuple[Question, TokenPair | None]]]:

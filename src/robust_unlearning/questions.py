@@ -52,13 +52,7 @@ def read_questions(path: str | os.PathLike[str], *, config: str | None = None, s
             message names the file and the line or row.
     """
     place = locate(path)
-    if place.is_dir():
-        sources = _hub_files(place, config, split)
-    elif config is not None:
-        raise UserError(f"config {config!r} was given, but {str(place)!r} is a file: leave the config out.")
-    else:
-        sources = [(place, place.stem)]
-
+    sources = question_files(path, config=config, split=split)
     questions: dict[str, tuple[Question, str]] = {}
     rows_before: dict[str, int] = {}
     for file, name in sources:
@@ -75,6 +69,22 @@ def read_questions(path: str | os.PathLike[str], *, config: str | None = None, s
     if not questions:
         raise UserError(f"{str(place)!r} holds no questions: it has no rows.")
     return [question for question, _ in questions.values()]
+
+
+def question_files(
+    path: str | os.PathLike[str], *, config: str | None = None, split: str = "test"
+) -> list[tuple[Path, str]]:
+    """The files that `read_questions` reads, each with its config's name (a single file: its stem).
+
+    Raises:
+        UserError: nothing there, or an unknown config or split.
+    """
+    place = locate(path)
+    if place.is_dir():
+        return _hub_files(place, config, split)
+    if config is not None:
+        raise UserError(f"config {config!r} was given, but {str(place)!r} is a file: leave the config out.")
+    return [(place, place.stem)]
 
 
 def cloze_prompt(question: Question) -> tuple[str, tuple[str, ...]]:

@@ -1,0 +1,1 @@
+"""Perturbed question sets on disk: keywords, their harmless controls, the data set, and lm-eval tasks that run it."""

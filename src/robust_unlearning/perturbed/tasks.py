@@ -1,0 +1,117 @@
+"""lm-evaluation-harness tasks for a perturbed set: one a subject, and a group that averages them by size.
+
+Two styles, each asked exactly as lm-eval asks its own MMLU, so that the clean score and the perturbed one differ
+in the perturbation only:
+
+- letters: `mmlu`, zero-shot, the paper's form (Figure 6);
+- continuation: `mmlu_continuation`, where the answer texts are scored, for models too small for letters. Its
+  prompt does not show the options, so a keyword in place of one is never read before the right answer.
+
+A task finds its data by an absolute path, which stands in one file, `tasks/_location_yaml`; `relocate` rewrites it
+after the folder has been moved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from robust_unlearning import files
+from robust_unlearning.errors import UserError
+
+TASKS = "tasks"
+LOCATION = "_location_yaml"
+ZERO_SHOT = {"num_fewshot": 0}  # else lm-eval would take its examples from the perturbed questions themselves
+STYLES: dict[str, dict[str, Any]] = {
+    "letters": {
+        "doc_to_text": (
+            "{{question.strip()}}\n{% for choice in choices %}"
+            "{{'ABCDEFGHIJKLMNOPQRSTUVWXYZ'[loop.index0]}}. {{choice}}\n{% endfor %}Answer:"
+        ),
+        "doc_to_choice": "{{'ABCDEFGHIJKLMNOPQRSTUVWXYZ'[:choices|length]|list}}",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    },
+    "continuation": {
+        "doc_to_text": "Question: {{question.strip()}}\nAnswer:",
+        "doc_to_choice": "choices",
+        "metric_list": [
+            {"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("acc", "acc_norm")
+        ],
+    },
+}
+HEADS = {
+    "letters": "The following are multiple choice questions (with answers){about}.\n\n",
+    "continuation": "The following are questions (with answers){about}.\n\n",
+}
+
+
+def write_tasks(
+    folder: Path, name: str, forms: Mapping[str, Mapping[str, str]], styles: Sequence[str], split: str, home: Path
+) -> list[str]:
+    """Write `folder/tasks` and return the groups' names.
+
+    A group is called `NAME`, with `_control` and `_continuation` added where they apply; a task has its subject
+    after NAME.
+
+    Args:
+        forms: '' for the perturbed form and '_control' for the other -> data set config -> subject ('' if none).
+        home: where the folder will lie.
+    """
+    tasks = folder / TASKS
+    tasks.mkdir()
+    for style in styles:
+        common = {"include": LOCATION, "test_split": split, "output_type": "multiple_choice", **STYLES[style]}
+        _dump(tasks / f"_{style}_yaml", {**common, "doc_to_target": "answer", **ZERO_SHOT, "metadata": {"version": 1}})
+    groups = []
+    for style in styles:
+        for form, configs in forms.items():
+            ending = form + ("_continuation" if style == "continuation" else "")
+            place = tasks / (style + form)
+            place.mkdir()
+            names = []
+            for config, subject in configs.items():
+                short = config.removesuffix("-control")
+                about = f" about {subject.replace('_', ' ')}" if subject else ""
+                names.append(f"{name}_{short}{ending}")
+                alias = f"{short} ({ending[1:].replace('_', ', ')})" if ending else short
+                task = {"include": f"../_{style}_yaml", "task": names[-1], "task_alias": alias, "dataset_name": config}
+                _dump(place / f"{short}.yaml", {**task, "description": HEADS[style].format(about=about)})
+            metrics = [each["metric"] for each in STYLES[style]["metric_list"]]
+            averaged = [{"metric": metric, "weight_by_size": True} for metric in metrics]
+            group = {"group": name + ending, "task": names, "aggregate_metric_list": averaged}
+            _dump(place / "_group.yaml", {**group, "metadata": {"version": 1}})
+            groups.append(name + ending)
+    _dump(tasks / LOCATION, {"dataset_path": str(home.absolute())})
+    return groups
+
+
+def relocate(folder: Path) -> None:
+    """Let the tasks of a perturbed set find their data where the folder lies now.
+
+    Raises:
+        UserError: the folder holds no such tasks.
+    """
+    if not (folder / TASKS / LOCATION).exists():
+        raise UserError(f"{str(folder)!r} is no perturbed set: it has no {TASKS}/{LOCATION}.")
+    files.write_text(folder / TASKS / LOCATION, _yaml({"dataset_path": str(folder.absolute())}))
+
+
+def _dump(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(_yaml(value), encoding="utf-8")
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes line breaks as \\n, so that a prompt's template stands in one line."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style='"' if "\n" in data else None)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
+
+def _yaml(value: Mapping[str, Any]) -> str:
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
