@@ -3,8 +3,9 @@
     python benchmarks/search_planted.py tiny/rmu --log benchmarks/results/search-tiny-rmu.jsonl
 
 The rule: of all settings that keep near and far accuracy within 3 points of the base, the one that answers fewest
-forget questions; ties go to the one whose retain questions' log-probabilities fell least. Robustness to
-forget-tokens plays no part, and the test split is not read. Every setting is a line of the log.
+forget questions, where fewer than chance is no better than chance; ties go to the one whose retain questions'
+log-probabilities fell least. Robustness to forget-tokens plays no part, and the test split is not read. Every setting
+is a line of the log.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from robust_unlearning.targets import Evaluator, open_target
 from robust_unlearning.train import Trainer
 
 MAY_LOSE = 0.03
+CHANCE = 0.25
 
 
 def main() -> None:
@@ -77,7 +79,7 @@ def main() -> None:
 def choose(rows: list[dict[str, Any]], base: dict[str, float]) -> dict[str, Any] | None:
     """The setting the rule in this module's docstring names; None where none keeps enough."""
     kept = [row for row in rows if all(row[key] >= base[key] - MAY_LOSE for key in ("near", "far"))]
-    return min(kept, key=lambda row: (row["forget"], -row["retain_logp"])) if kept else None
+    return min(kept, key=lambda row: (max(CHANCE, row["forget"]), -row["retain_logp"])) if kept else None
 
 
 def _scores(evaluation: Evaluation) -> dict[str, float]:
