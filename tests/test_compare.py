@@ -221,6 +221,7 @@ def test_seeds_on_the_command_line(three: list[str], capsys: pytest.CaptureFixtu
         (["base", "nowhere"], "unlearn eval nowhere --tasks SUITE --out DIR"),
         (["base", "empty"], "unlearn eval MODEL --tasks SUITE --out empty"),
         (["base", "run"], "Evaluate it first: unlearn eval run --tasks SUITE\n"),
+        (["base", "base/delta.safetensors"], "unlearn eval base/delta.safetensors --tasks SUITE --out DIR"),
         (["base", "model"], "unlearn eval model --tasks SUITE --out DIR"),
         (["base", "base"], "two models are called 'base'"),
         (["base", "rmu,rna"], "NAME=rmu,rna"),
@@ -236,7 +237,7 @@ def test_seeds_on_the_command_line(three: list[str], capsys: pytest.CaptureFixtu
         (["base", "changed"], "the right answer to question 'q:0' of near/cloze/clean is 0 (of 4 choices) in base/rec"),
         (["base", "cut"], "cut/records.jsonl, line 1: not JSON"),
         (["base", "bare"], "lacks answer, prediction"),
-        (["base", "twice"], "answered otherwise"),
+        (["base", "twice"], "Compare one of the two: twice/records.jsonl or twice/scores/again/records.jsonl"),
     ],
 )
 def test_mistakes(
@@ -246,6 +247,7 @@ def test_mistakes(
         Path(name).mkdir()
     Path("run/recipe.yaml").write_text("topics: {}\n")
     Path("model/config.json").write_text("{}")
+    Path("base/delta.safetensors").touch()
     Path("cut/records.jsonl").write_text('{"task": "a", "i\n')
     Path("bare/records.jsonl").write_text('{"task": "a", "id": "b", "correct": true}\n')
     write("other", rows("far/cloze/clean", first(3)))

@@ -9,7 +9,7 @@ question when task, id and both tokens are equal.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -116,10 +116,10 @@ def read_models(words: Sequence[str]) -> list[Model]:
 
 
 def read_source(name: str) -> Source:
-    """The records in a folder and in its `scores/SUITE` (or of a single file).
+    """The records in a folder and in its `scores/SUITE` (or of a single `.jsonl` file).
 
     Raises:
-        UserError: no such folder, no records in it, a line that is no record, or a question twice with different
+        UserError: no such folder, no records in it, a line that is no record, or a question with two different
             answers; the message names file and line.
     """
     try:
@@ -127,8 +127,8 @@ def read_source(name: str) -> Source:
     except UserError as error:
         hint = f"If it is a model, evaluate it first: unlearn eval {name} --tasks SUITE --out DIR"
         raise UserError(f"{error} {hint}") from error
-    found = [folder] if folder.is_file() else [folder / RECORDS, *sorted(folder.glob(f"scores/*/{RECORDS}"))]
-    found = [each for each in found if each.exists()]
+    found = [folder, folder / RECORDS, *sorted(folder.glob(f"scores/*/{RECORDS}"))]
+    found = [each for each in found if each.suffix == ".jsonl" and each.is_file()]
     if not found:
         raise UserError(
             f"{name!r} holds no {RECORDS}, neither itself nor in scores/SUITE. "
@@ -137,17 +137,14 @@ def read_source(name: str) -> Source:
     tasks: dict[str, dict[Key, dict[str, Any]]] = {}
     files: dict[str, Path] = {}
     for file in found:
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-            record = _record(line, f"{file}, line {number}")
-            key = (str(record["id"]), record.get("forget_token") or "", record.get("control_token") or "")
-            before = tasks.setdefault(record["task"], {}).setdefault(key, record)
+        for where, record in _records(file):
+            task, tokens = record["task"], [record.get(f"{kind}_token") or "" for kind in ("forget", "control")]
+            before = tasks.setdefault(task, {}).setdefault((str(record["id"]), tokens[0], tokens[1]), record)
             if before != record:
-                raise UserError(
-                    f"{file}, line {number}: question {record['id']!r} of {record['task']} stands in "
-                    f"{files[record['task']]} already, answered otherwise. Name the one evaluation to compare: "
-                    f"{file.parent} or {files[record['task']].parent}."
-                )
-            files.setdefault(record["task"], file)
+                other = files.get(task, file)
+                what = "Ids must differ." if other == file else f"Compare one of the two: {other} or {file}."
+                raise UserError(f"{where}: question {record['id']!r} of {task} was answered otherwise before. {what}")
+            files.setdefault(task, file)
     return Source(folder, tasks, files)
 
 
@@ -155,21 +152,25 @@ def _how_to_evaluate(folder: Path) -> str:
     """The arguments of `unlearn eval` after which a folder, or the one named for it, has records."""
     if (folder / RECIPE).exists():
         return f"{folder} --tasks SUITE"
-    if (folder / "config.json").exists():
+    if folder.is_file() or (folder / "config.json").exists():
         return f"{folder} --tasks SUITE --out DIR"
     return f"MODEL --tasks SUITE --out {folder}"
 
 
-def _record(line: str, where: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not JSON: {error}. Evaluate again with `unlearn eval`.") from error
+def _records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """('FILE, line N' for messages, record) for each line."""
     needed = ("task", "id", "answer", "prediction", "correct")
-    missing = needed if not isinstance(record, dict) else [each for each in needed if each not in record]
-    if missing:
-        raise UserError(f"{where}: no record of an answer: it lacks {', '.join(missing)}. See `unlearn eval`.")
-    return record
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            where = f"{file}, line {number}"
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{where}: not JSON: {error}. Evaluate again with `unlearn eval`.") from error
+            missing = [each for each in needed if not isinstance(record, dict) or each not in record]
+            if missing:
+                raise UserError(f"{where} is no record of an answer: it lacks {', '.join(missing)}.")
+            yield where, record
 
 
 def shared_tasks(models: Sequence[Model], patterns: Iterable[str] = ("*",)) -> tuple[list[Task], list[str]]:
@@ -246,8 +247,8 @@ def _excess(name: str, source: Source, keys: Iterable[Key]) -> list[float]:
 
 def _has_logp(record: dict[str, Any]) -> bool:
     """Whether a record has log p and tokens of the right choice; free answers have none."""
-    scored, tokens, answer = record.get("logprobs"), record.get("tokens"), record["answer"]
-    return bool(scored and tokens) and isinstance(answer, int) and 0 <= answer < min(len(scored), len(tokens))
+    answer, scored = record["answer"], min(len(record.get(each) or ()) for each in ("logprobs", "tokens"))
+    return isinstance(answer, int) and 0 <= answer < scored
 
 
 def _logp(record: dict[str, Any]) -> float:

@@ -204,6 +204,8 @@ def _row(task: Task, name: str, reference: str, unlearned: str | None, level: fl
     if name == reference:
         return row
     test = comparison.paired_test(ref.correct, own.correct)
+    logp = _change(ref.logp, own.logp, level)
+    single = all(each.tokens is not None and (each.tokens == 1).all() for each in (ref, own))
     against = Against(
         difference=comparison.difference(ref.correct, own.correct, level),
         spread=comparison.standard_errors(own.correct, ref.correct),
@@ -212,8 +214,8 @@ def _row(task: Task, name: str, reference: str, unlearned: str | None, level: fl
         verdict="open",
         reduction=comparison.reduction(ref.correct, own.correct, level),
         recovery=_recovery(task.models, name, reference, unlearned, level),
-        logp=_change(ref.logp, own.logp, level),
-        logp_per_token=_change(_per_token(ref), _per_token(own), level),
+        logp=logp,
+        logp_per_token=logp if single else _change(_per_token(ref), _per_token(own), level),
         added_harm=_change(ref.excess, own.excess, level),
     )
     return replace(row, against=against)
@@ -232,7 +234,8 @@ def _recovery(
 ) -> Estimate | None:
     if unlearned is None or name == unlearned:
         return None
-    return comparison.recovery(*(models[each].correct for each in (reference, unlearned, name)), level=level)
+    base, lost, own = (models[each].correct for each in (reference, unlearned, name))
+    return comparison.recovery(base, lost, own, level)
 
 
 def _change(reference: Array | None, model: Array | None, level: float) -> Estimate | None:

@@ -75,7 +75,7 @@ def mcnemar(reference: ArrayLike, model: ArrayLike) -> PairedTest:
     >>> round(mcnemar([1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 1]).p, 6)  # 2 (1 + 6) / 64
     0.21875
     """
-    return paired_test([reference], [model])
+    return paired_test(np.asarray(reference)[None], np.asarray(model)[None])
 
 
 def paired_test(reference: ArrayLike, model: ArrayLike) -> PairedTest:

@@ -86,7 +86,7 @@ def _accuracies(comparison: Comparison) -> Section:
     ]
     if any(row.against and row.against.test.name == SIGN_FLIP for row in comparison.rows):
         notes.append(
-            "Where a side has several seeds, p is an exact sign-flip test of the mean over seeds in place of McNemar's; "
+            "Where a side has several seeds, p is of an exact sign-flip test of the mean over seeds, not of McNemar's; "
             "b and c count questions on which that mean fell and rose. It takes the seeds as they are, while the "
             "interval draws seeds too."
         )
@@ -153,7 +153,7 @@ def _spreads(comparison: Comparison) -> Section:
             rows.append([*_first(comparison, row), str(len(row.by_seed)), accuracy, lowest, highest, *errors])
     notes = [
         "Standard errors in points. By question: the seeds as they are, other questions. By seed: the questions as "
-        "they are, other seeds."
+        "they are, other seeds. With S seeds, intervals contain about (S - 1) / S of the variance between seeds."
     ]
     return "Spread over seeds", headers, rows, notes
 
