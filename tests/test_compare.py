@@ -170,14 +170,15 @@ def test_flips_are_sorted_by_the_fall_of_log_p(write: Callable[..., str]) -> Non
 
 
 def test_answers_without_choices_are_compared_as_right_and_wrong(write: Callable[..., str]) -> None:
-    free = {"answer": "12", "prediction": "twelve", "logprobs": None, "tokens": None}
+    free = {"answer": "12", "prediction": "|twelve|\nor " + "so " * 40, "logprobs": None, "tokens": None}
     write("a", rows("gsm8k", first(20), **free))
     write("b", rows("gsm8k", first(9), **free))
-    assert main(["compare", "a", "b", "--flips", "1"]) == 0
+    assert main(["compare", "a", "b", "--flips", "1", "--out", "c.md"]) == 0
+    assert Path("c.md").read_text(encoding="utf-8").count("\\|twelve\\| or so so") == 2
     result = compare(read_models(["a", "b"]), flips=1)
     assert result.rows[1].against is not None
     assert result.rows[1].against.logp is None
-    assert result.flips[0].model_said == ["twelve"]
+    assert result.flips[0].model_said == [free["prediction"]]
 
 
 def test_command_line(three: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -229,11 +230,13 @@ def test_seeds_on_the_command_line(three: list[str], capsys: pytest.CaptureFixtu
         (["base", "rmu", "--base", "bse"], "did you mean 'base'"),
         (["base", "rmu", "--unlearned", "rmu"], "and a third"),
         (["base", "rmu", "--tasks", "near/cloze/claen"], "did you mean 'near/cloze/clean'"),
+        (["base", "rmu", "--tasks", "near/*,fra/*"], "unknown task 'fra/*'"),
+        (["base", "rmu", "--forget", "frget/*"], "unknown task 'frget/*'"),
         (["base", "rmu", "--level", "95"], "between 0 and 1"),
         (["base", "rmu", "--out", "c.txt"], "'.txt'"),
         (["base", "rmu", "--flips", "-1"], "0 for none"),
         (["base", "other"], "no task in common"),
-        (["base", "apart"], "no question was asked of all models"),
+        (["base", "apart"], "is in all records up to apart/records.jsonl: compare it with base/records.jsonl"),
         (["base", "changed"], "the right answer to question 'q:0' of near/cloze/clean is 0 (of 4 choices) in base/rec"),
         (["base", "cut"], "cut/records.jsonl, line 1: not JSON"),
         (["base", "bare"], "lacks answer, prediction"),

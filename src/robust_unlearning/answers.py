@@ -177,15 +177,12 @@ def shared_tasks(models: Sequence[Model], patterns: Iterable[str] = ("*",)) -> t
     """The tasks that match a pattern and that all models have answered, and the names of those that not all have.
 
     Raises:
-        UserError: no pattern matches, no task or no question in common, or a question whose right answer or whose
-            number of choices differs between two files.
+        UserError: a pattern that matches nothing, no task or no question in common, or a question whose right answer
+            or whose number of choices differs between two files.
     """
     sources = [source for model in models for source in model.seeds]
     names = list(dict.fromkeys(task for source in sources for task in source.tasks))
-    wanted = list(patterns)
-    matching = [name for name in names if any(fnmatchcase(name, each) for each in wanted)]
-    if not matching:
-        raise UserError(unknown("task", ",".join(wanted), names, "Patterns such as 'near/*' are allowed."))
+    matching = matching_tasks(names, patterns)
     shared = [name for name in matching if all(name in source.tasks for source in sources)]
     if not shared:
         has = "\n  - ".join(f"{each.folder}: {', '.join(each.tasks)}" for each in sources)
@@ -196,15 +193,32 @@ def shared_tasks(models: Sequence[Model], patterns: Iterable[str] = ("*",)) -> t
     return [_task(name, models, sources) for name in shared], [name for name in matching if name not in shared]
 
 
+def matching_tasks(names: Sequence[str], patterns: Iterable[str]) -> list[str]:
+    """The names that match one of the patterns, in their order.
+
+    Raises:
+        UserError: a pattern matches none.
+    """
+    matched: set[str] = set()
+    for pattern in patterns:
+        fitting = [name for name in names if fnmatchcase(name, pattern)]
+        if not fitting:
+            raise UserError(unknown("task", pattern, names, "Patterns such as 'near/*' are allowed."))
+        matched.update(fitting)
+    return [name for name in names if name in matched]
+
+
 def _task(name: str, models: Sequence[Model], sources: Sequence[Source]) -> Task:
     first, *others = sources
-    keys = [key for key in first.tasks[name] if all(key in each.tasks[name] for each in others)]
     asked = {key for source in sources for key in source.tasks[name]}
-    if not keys:
-        raise UserError(
-            f"{name}: no question was asked of all models (same id, same forget-token and control token): compare "
-            f"{first.files[name]} with {others[0].files[name]}. Evaluate all on the same suite."
-        )
+    keys = list(first.tasks[name])
+    for source in others:
+        keys = [key for key in keys if key in source.tasks[name]]
+        if not keys:
+            raise UserError(
+                f"{name}: no question (same id, same forget-token and control token) is in all records up to "
+                f"{source.files[name]}: compare it with {first.files[name]}. Evaluate all on the same suite."
+            )
     for source in others:
         for key in keys:
             a, b = first.tasks[name][key], source.tasks[name][key]

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from robust_unlearning import comparison
-from robust_unlearning.answers import CONTROL, FORGOTTEN, Answers, Model, Task, shared_tasks
+from robust_unlearning.answers import CONTROL, FORGOTTEN, Answers, Model, Task, matching_tasks, shared_tasks
 from robust_unlearning.comparison import PairedTest, StandardErrors
 from robust_unlearning.errors import UserError, unknown
 from robust_unlearning.scores import Array, Estimate, accuracy, over_seeds
@@ -61,7 +61,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Flip:
-    """A question that the reference answered and a model did not; with several seeds, most seeds of each.
+    """A question that the reference answered and a model did not.
+
+    With several seeds: that most seeds of the reference answered, and at most half of the model's.
 
     `token` is the forget-token or control token that stood in it, if any. `logp` is the change of log p of the right
     answer, nats, mean over seeds; None where not scored.
@@ -106,7 +108,7 @@ class Comparison:
             numbers: dict[str, Any] = {"accuracy": _plain(row.accuracy), **_spread("accuracy", row.spread)}
             numbers["accuracy_by_seed"] = row.by_seed
             if row.against is not None:
-                values = {each: getattr(row.against, each) for each in row.against.__dataclass_fields__}
+                values = dict(vars(row.against))
                 numbers |= _spread("difference", values.pop("spread"))
                 numbers |= {key: _plain(value) for key, value in values.items()}
             entry["models"][row.model] = numbers
@@ -155,7 +157,8 @@ def compare(
         flips: how many questions to list for each model that the reference answered and the model did not.
 
     Raises:
-        UserError: an unknown name, `unlearned` without a third model, or what `answers.shared_tasks` raises.
+        UserError: an unknown name, `unlearned` without a third model, a pattern that matches no
+            task, or what `answers.shared_tasks` raises.
     """
     names = [each.name for each in models]
     for name in (base, unlearned):
@@ -170,9 +173,13 @@ def compare(
         )
     lost = unlearned or (others[0] if len(others) > 1 else None)
     found, missing = shared_tasks(models, tasks)
-    topics = {topic for model in models for source in model.seeds for topic in source.topics}
-    patterns = [*FORGOTTEN, *(f"{topic}/*" for topic in topics)] if forget is None else forget
-    forgotten = [task.name for task in found if any(fnmatchcase(task.name, each) for each in patterns)]
+    shared = [task.name for task in found]
+    if forget is None:
+        topics = {topic for model in models for source in model.seeds for topic in source.topics}
+        patterns = [*FORGOTTEN, *(f"{topic}/*" for topic in topics)]
+        forgotten = [name for name in shared if any(fnmatchcase(name, each) for each in patterns)]
+    else:
+        forgotten = matching_tasks(shared, forget)
     rows = [
         _row(task, name, reference, lost, level)
         for task in found

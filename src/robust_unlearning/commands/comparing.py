@@ -28,7 +28,7 @@ def add(verb: AddVerb) -> None:
     comparing.add_argument(
         "--forget",
         metavar="PATTERNS",
-        help="tasks where fewer right answers are better (default: '*forget*,*wmdp*', sets called like a run's topic)",
+        help="tasks where fewer right answers are better (default: '*forget*,*wmdp*' and a run's topics; '': none)",
     )
     comparing.add_argument("--level", type=float, default=0.95, help="of the intervals (default: 0.95)")
     comparing.add_argument(
@@ -56,7 +56,7 @@ def _compare(arguments: argparse.Namespace) -> None:
         base=arguments.base,
         unlearned=arguments.unlearned,
         tasks=arguments.tasks.split(","),
-        forget=None if arguments.forget is None else arguments.forget.split(","),
+        forget=None if arguments.forget is None else list(filter(None, arguments.forget.split(","))),
         level=arguments.level,
         flips=arguments.flips,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import shorten
 from typing import Any
 
 from robust_unlearning.compare import Against, Comparison, Flip, Row
@@ -28,7 +29,8 @@ def as_markdown(comparison: Comparison) -> str:
     """The same tables in Markdown."""
     parts = ["# Comparison", _heading(comparison)]
     for title, headers, rows, notes in _sections(comparison):
-        parts += [f"## {title}", markdown_table(headers, rows), *notes]
+        escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+        parts += [f"## {title}", markdown_table(headers, escaped), *notes]
     return "\n\n".join(parts) + "\n"
 
 
@@ -172,16 +174,20 @@ def _flipped(flips: Sequence[Flip], reference: str) -> Section:
         for flip in flips
     ]
     notes = [
-        "Choices as letters, A the first; one for each seed, and then those count that most seeds of the model miss. "
-        "log p: change for the right answer, mean over seeds; the largest fall first."
+        "Choices as letters, A the first, one for each seed; where there are several, most of the reference's answered "
+        "and at most half of the model's. log p: change for the right answer, mean over seeds; the largest fall first."
     ]
     return f"Answered by {reference}, not by the model", headers, rows, notes
 
 
 def _choices(said: Sequence[Any]) -> str:
-    """Indices of choices as letters; anything else as it is."""
-    letters = [LETTERS[each] if isinstance(each, int) and 0 <= each < len(LETTERS) else str(each) for each in said]
-    return ", ".join(letters)
+    """Indices of choices as letters; a free answer's first words."""
+    return ", ".join(
+        LETTERS[each]
+        if isinstance(each, int) and 0 <= each < len(LETTERS)
+        else shorten(str(each), 40, placeholder=" …")
+        for each in said
+    )
 
 
 def _number(estimate: Estimate | None, scale: float, digits: int, sign: str = "") -> str:
