@@ -140,6 +140,22 @@ def test_seeds(write: Callable[..., str]) -> None:
     assert numbers["accuracy_by_seed"] == row.by_seed
 
 
+def test_runs_with_equal_seeds_are_paired(write: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
+    for name, more in (("rmu", 0), ("rna", 1)):
+        for seed, right in enumerate((4, 9, 14)):
+            write(f"{name}{seed}", rows(CLEAN, first(right + more)))
+            Path(f"{name}{seed}/recipe.yaml").write_text(f"seed: {seed}\n")
+    words = ["rmu=rmu0,rmu1,rmu2", "rna=rna0,rna1,rna2"]
+    paired = compare(read_models(words))
+    apart = compare(read_models([words[0], "rna=rna2,rna1,rna0"]))
+    assert (paired.paired_seeds, apart.paired_seeds) == ([0, 1, 2], [])
+    narrow, wide = (row_of(each, CLEAN, "rna").against for each in (paired, apart))
+    assert (narrow.spread.by_seed, narrow.difference.value) == (pytest.approx(0, abs=1e-12), pytest.approx(0.05))
+    assert narrow.difference.high - narrow.difference.low < wide.difference.high - wide.difference.low
+    assert main(["compare", *words]) == 0
+    assert "equal seeds (0, 1, 2) are paired" in capsys.readouterr().out
+
+
 def test_only_questions_that_all_were_asked(write: Callable[..., str]) -> None:
     write("a", rows(CLEAN, first(12)), rows(FORM, first(20)), rows("extra/x", first(3)))
     other = rows(FORM, first(20))

@@ -175,6 +175,21 @@ def test_seeds_of_two_models_are_drawn_apart() -> None:
     assert found.stderr == pytest.approx((2 * shifts.var() / 3) ** 0.5, rel=0.05)
 
 
+def test_paired_seeds_share_what_a_seed_did() -> None:
+    rng = np.random.default_rng(7)
+    shifts = rng.normal(0, 1, size=(4, 1))
+    reference, model = shifts + rng.normal(0, 0.1, size=(4, 60)), shifts + rng.normal(0, 0.1, size=(4, 60))
+    paired, apart = (comparison.difference(reference, model, pair_seeds=each) for each in (True, False))
+    change = model - reference
+    assert paired.value == apart.value == pytest.approx(change.mean())
+    assert paired.stderr == pytest.approx(scores.over_seeds(change).stderr, rel=0.05)
+    assert (apart.stderr or 0) > 5 * (paired.stderr or 0)
+    errors = comparison.standard_errors(model, reference, pair_seeds=True)
+    assert errors.by_seed == pytest.approx(change.mean(axis=1).std(ddof=1) / 2)
+    one = comparison.difference(reference[:1], model, pair_seeds=True)  # nothing to pair with
+    assert one == comparison.difference(reference[:1], model)
+
+
 def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     rng = np.random.default_rng(5)
     hits = 0

@@ -37,11 +37,11 @@ class Source:
     files: dict[str, Path]
 
     @property
-    def topics(self) -> list[str]:
-        """Topics that the run in this folder was told to forget; none where it holds no run."""
+    def recipe(self) -> dict[str, Any]:
+        """The recipe of the run in this folder, unchecked; empty where it holds no run."""
         path = self.folder / RECIPE
         recipe = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
-        return list(recipe.get("topics") or ()) if isinstance(recipe, dict) else []
+        return recipe if isinstance(recipe, dict) else {}
 
 
 @dataclass(frozen=True)

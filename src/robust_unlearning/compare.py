@@ -88,6 +88,7 @@ class Comparison:
         unlearned: the model that `recovery` measures the loss of; None with two models.
         forgotten: tasks that are to be forgotten, where fewer right answers are better.
         missing: tasks that not all models have answered.
+        paired_seeds: the training seeds that all models with several have in common, and so are drawn together.
     """
 
     models: dict[str, list[str]]
@@ -96,6 +97,7 @@ class Comparison:
     level: float
     forgotten: list[str]
     missing: list[str]
+    paired_seeds: list[int]
     rows: list[Row]
     flips: list[Flip]
 
@@ -112,7 +114,7 @@ class Comparison:
                 numbers |= _spread("difference", values.pop("spread"))
                 numbers |= {key: _plain(value) for key, value in values.items()}
             entry["models"][row.model] = numbers
-        kept = ("models", "reference", "unlearned", "level", "missing")
+        kept = ("models", "reference", "unlearned", "level", "missing", "paired_seeds")
         return {
             **{key: getattr(self, key) for key in kept},
             "tasks": tasks,
@@ -175,13 +177,14 @@ def compare(
     found, missing = shared_tasks(models, tasks)
     shared = [task.name for task in found]
     if forget is None:
-        topics = {topic for model in models for source in model.seeds for topic in source.topics}
+        topics = {topic for model in models for source in model.seeds for topic in source.recipe.get("topics") or ()}
         patterns = [*FORGOTTEN, *(f"{topic}/*" for topic in topics)]
         forgotten = [name for name in shared if any(fnmatchcase(name, each) for each in patterns)]
     else:
         forgotten = matching_tasks(shared, forget)
+    seeds = _common_seeds(models)
     rows = [
-        _row(task, name, reference, lost, level)
+        _row(task, name, reference, lost, level, bool(seeds))
         for task in found
         for name in sorted(names, key=lambda each: each != reference)
     ]
@@ -192,12 +195,23 @@ def compare(
         level=level,
         forgotten=forgotten,
         missing=missing,
+        paired_seeds=seeds,
         rows=_adjusted(rows, forgotten, level),
         flips=[flip for name in others for flip in _flips(found, reference, name)[:flips]],
     )
 
 
-def _row(task: Task, name: str, reference: str, unlearned: str | None, level: float) -> Row:
+def _common_seeds(models: Sequence[Model]) -> list[int]:
+    """The seeds in the recipes of every model that has several, if they are the same in the same order; else none.
+
+    Runs with one seed saw the same batches, so what a seed did to both is no difference between the two.
+    """
+    lists = [[source.recipe.get("seed") for source in model.seeds] for model in models if len(model.seeds) > 1]
+    same = len(lists) > 1 and None not in lists[0] and all(each == lists[0] for each in lists)
+    return [int(each) for each in lists[0] if each is not None] if same else []
+
+
+def _row(task: Task, name: str, reference: str, unlearned: str | None, level: float, pair: bool) -> Row:
     """A model's row; `p_holm` and the verdict, which rest on the whole table, come later."""
     own, ref = task.models[name], task.models[reference]
     row = Row(
@@ -211,19 +225,19 @@ def _row(task: Task, name: str, reference: str, unlearned: str | None, level: fl
     if name == reference:
         return row
     test = comparison.paired_test(ref.correct, own.correct)
-    logp = _change(ref.logp, own.logp, level)
+    logp = _change(ref.logp, own.logp, level, pair)
     single = all(each.tokens is not None and (each.tokens == 1).all() for each in (ref, own))
     against = Against(
-        difference=comparison.difference(ref.correct, own.correct, level),
-        spread=comparison.standard_errors(own.correct, ref.correct),
+        difference=comparison.difference(ref.correct, own.correct, level, pair),
+        spread=comparison.standard_errors(own.correct, ref.correct, pair),
         test=test,
         p_holm=test.p,
         verdict="open",
-        reduction=comparison.reduction(ref.correct, own.correct, level),
-        recovery=_recovery(task.models, name, reference, unlearned, level),
+        reduction=comparison.reduction(ref.correct, own.correct, level, pair),
+        recovery=_recovery(task.models, name, reference, unlearned, level, pair),
         logp=logp,
-        logp_per_token=logp if single else _change(_per_token(ref), _per_token(own), level),
-        added_harm=_change(ref.excess, own.excess, level),
+        logp_per_token=logp if single else _change(_per_token(ref), _per_token(own), level, pair),
+        added_harm=_change(ref.excess, own.excess, level, pair),
     )
     return replace(row, against=against)
 
@@ -237,16 +251,16 @@ def _accuracy(correct: Array, level: float) -> Estimate:
 
 
 def _recovery(
-    models: Mapping[str, Answers], name: str, reference: str, unlearned: str | None, level: float
+    models: Mapping[str, Answers], name: str, reference: str, unlearned: str | None, level: float, pair: bool
 ) -> Estimate | None:
     if unlearned is None or name == unlearned:
         return None
     base, lost, own = (models[each].correct for each in (reference, unlearned, name))
-    return comparison.recovery(base, lost, own, level)
+    return comparison.recovery(base, lost, own, level, pair)
 
 
-def _change(reference: Array | None, model: Array | None, level: float) -> Estimate | None:
-    return None if reference is None or model is None else comparison.difference(reference, model, level)
+def _change(reference: Array | None, model: Array | None, level: float, pair: bool) -> Estimate | None:
+    return None if reference is None or model is None else comparison.difference(reference, model, level, pair)
 
 
 def _per_token(answers: Answers) -> Array | None:

@@ -1,7 +1,8 @@
 """Paired statistics of models that answered the same questions: tests, Holm's correction, bootstraps over seeds.
 
-Each model is a table [seeds, n] of numbers, one a question (right or wrong, or log p); one seed is [1, n]. Seeds
-are independent between models, questions are shared. Nothing here reads a file. Accuracies of one model and the
+Each model is a table [seeds, n] of numbers, one a question (right or wrong, or log p); one seed is [1, n]. Questions
+are shared. Seeds are independent between models, unless `pair_seeds` says that row k of each was trained with one seed:
+what a seed did to both is then no difference between them. Nothing here reads a file. Accuracies of one model and the
 plain paired bootstraps are in `scores.py`.
 """
 
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from math import gcd
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from robust_unlearning.errors import UserError
 from robust_unlearning.scores import (
@@ -146,11 +147,12 @@ def holm(pvalues: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def standard_errors(model: ArrayLike, reference: ArrayLike | None = None) -> StandardErrors:
+def standard_errors(model: ArrayLike, reference: ArrayLike | None = None, pair_seeds: bool = False) -> StandardErrors:
     """Standard errors of the mean of `model` [seeds, n], or of its paired difference to `reference` [seeds, n].
 
-    Seeds of the two are independent, so their variances add; a side with one seed adds none, as it is one given
-    model. Sample standard deviations (n - 1, seeds - 1).
+    Independent seeds add their variances; a side with one seed adds none, as it is one given model. With
+    `pair_seeds` and as many seeds on both sides, the variance is that of the differences seed by seed. Sample
+    standard deviations (n - 1, seeds - 1).
 
     Raises:
         UserError: not tables of finite numbers with the same questions.
@@ -158,23 +160,27 @@ def standard_errors(model: ArrayLike, reference: ArrayLike | None = None) -> Sta
     tables = _tables([model] if reference is None else [model, reference])
     means = tables[0].mean(axis=0) - (tables[1].mean(axis=0) if len(tables) > 1 else 0)
     by_question = float(means.std(ddof=1) / len(means) ** 0.5) if len(means) > 1 else None
+    if pair_seeds and len(tables) > 1 and len(tables[0]) == len(tables[1]):
+        tables = [tables[0] - tables[1]]
     variances = [float(each.mean(axis=1).var(ddof=1)) / len(each) for each in tables if len(each) > 1]
     return StandardErrors(by_question, sum(variances) ** 0.5 if variances else None)
 
 
-def difference(reference: ArrayLike, model: ArrayLike, level: float = 0.95) -> Estimate:
+def difference(reference: ArrayLike, model: ArrayLike, level: float = 0.95, pair_seeds: bool = False) -> Estimate:
     """Mean of model - reference over seeds and questions, [seeds, n] each, with `paired_bootstrap`."""
-    return paired_bootstrap(lambda means: means[:, 1] - means[:, 0], [reference, model], level)
+    return paired_bootstrap(lambda means: means[:, 1] - means[:, 0], [reference, model], level, pair_seeds=pair_seeds)
 
 
-def reduction(base: ArrayLike, unlearned: ArrayLike, level: float = 0.95) -> Estimate:
+def reduction(base: ArrayLike, unlearned: ArrayLike, level: float = 0.95, pair_seeds: bool = False) -> Estimate:
     """`scores.reduction_rate` of tables [seeds, n], with `paired_bootstrap`."""
-    return paired_bootstrap(reductions, [base, unlearned], level, NOTHING_TO_LOSE)
+    return paired_bootstrap(reductions, [base, unlearned], level, NOTHING_TO_LOSE, pair_seeds)
 
 
-def recovery(base: ArrayLike, unlearned: ArrayLike, rna: ArrayLike, level: float = 0.95) -> Estimate:
+def recovery(
+    base: ArrayLike, unlearned: ArrayLike, rna: ArrayLike, level: float = 0.95, pair_seeds: bool = False
+) -> Estimate:
     """`scores.recovery_rate` of tables [seeds, n], with `paired_bootstrap`."""
-    return paired_bootstrap(recoveries, [base, unlearned, rna], level, NOTHING_TO_RECOVER)
+    return paired_bootstrap(recoveries, [base, unlearned, rna], level, NOTHING_TO_RECOVER, pair_seeds)
 
 
 def paired_bootstrap(
@@ -182,6 +188,7 @@ def paired_bootstrap(
     tables: Sequence[ArrayLike],
     level: float = 0.95,
     undefined: str = "",
+    pair_seeds: bool = False,
     seed: int = 0,
     resamples: int = 10_000,
 ) -> Estimate:
@@ -193,6 +200,7 @@ def paired_bootstrap(
     Args:
         statistic: means [R, K] -> [R], nan where it is undefined.
         undefined: why it has no value where it is undefined on the answers themselves.
+        pair_seeds: draw the same seeds for tables with as many of them.
 
     Raises:
         UserError: not tables of finite numbers with the same questions, or fewer than 100 resamples.
@@ -205,10 +213,14 @@ def paired_bootstrap(
         return Estimate(None, n=n, seeds=over, note=undefined)
     sums = np.concatenate(list(resampled_sums(np.concatenate(checked).T, seed, resamples)))
     rng = np.random.default_rng([seed, 1])  # not the stream that drew the questions
-    means = []
+    means: list[Array] = []
+    drawn_before: dict[int, NDArray[np.int64]] = {}
     columns = np.split(sums, np.cumsum([len(each) for each in checked])[:-1], axis=1)
     for table, of_seeds in zip(checked, columns, strict=True):
-        drawn = rng.multinomial(len(table), np.full(len(table), 1 / len(table)), size=resamples)
+        drawn = drawn_before.get(len(table)) if pair_seeds else None
+        if drawn is None:
+            drawn = rng.multinomial(len(table), np.full(len(table), 1 / len(table)), size=resamples)
+            drawn_before[len(table)] = drawn
         means.append((drawn * of_seeds).sum(axis=1) / (len(table) * n))
     return summarise(value, statistic(np.stack(means, axis=1)), n, level, seeds=over)
 

@@ -153,9 +153,12 @@ def _spreads(comparison: Comparison) -> Section:
             errors = [_points(each) for spread in spreads for each in (spread.by_question, spread.by_seed)]
             errors += [""] * (4 - len(errors))
             rows.append([*_first(comparison, row), str(len(row.by_seed)), accuracy, lowest, highest, *errors])
+    paired = ", ".join(map(str, comparison.paired_seeds))
+    drawn = f"drawn together: runs with equal seeds ({paired}) are paired" if paired else "drawn for each model apart"
     notes = [
         "Standard errors in points. By question: the seeds as they are, other questions. By seed: the questions as "
-        "they are, other seeds. With S seeds, intervals contain about (S - 1) / S of the variance between seeds."
+        "they are, other seeds. With S seeds, intervals contain about (S - 1) / S of the variance between seeds. "
+        f"Seeds are {drawn}."
     ]
     return "Spread over seeds", headers, rows, notes
 
