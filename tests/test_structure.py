@@ -18,10 +18,9 @@ ROOT = Path(__file__).parent.parent
 # fmt: off
 ORDER = [
     "errors", "files", "layers", "losses", "lm_head", "noise", "methods", "recipe", "corpora", "questions", "scores",
-    "perturb", "perturbed", "likelihood", "evaluate", "conversion", "models", "band", "delta", "runs", "objective",
-    "references", "candidate", "train", "targets", "embedders", "ngrams", "progress", "report", "planted", "demo",
-    "commands",
-    "cli",
+    "comparison", "answers", "compare", "perturb", "perturbed", "likelihood", "evaluate", "conversion", "models",
+    "band", "delta", "runs", "objective", "references", "candidate", "train", "targets", "embedders", "ngrams",
+    "progress", "report", "planted", "demo", "commands", "cli",
 ]
 # fmt: on
 

@@ -28,8 +28,9 @@ from robust_unlearning.methods import RNA_BIBTEX
 from robust_unlearning.recipe import Recipe, load_recipe
 
 Status = Literal["running", "finished", "failed", "stopped"]
-RECIPE, RECORD, METRICS, CHECKPOINT, CARD, SCORES = (
-    "recipe.yaml", "run.json", "metrics.jsonl", "checkpoint.safetensors", "README.md", "scores.json",
+RECIPE = files.RECIPE
+RECORD, METRICS, CHECKPOINT, CARD, SCORES = (
+    "run.json", "metrics.jsonl", "checkpoint.safetensors", "README.md", "scores.json",
 )  # fmt: skip
 
 

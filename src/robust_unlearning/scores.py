@@ -135,7 +135,7 @@ def reduction_rate(base: float, unlearned: float) -> Estimate:
     >>> print(reduction_rate(60, 30))
     0.5
     """
-    return _estimate(_reduction(_one_row(base, unlearned)), NOTHING_TO_LOSE)
+    return _estimate(reductions(_one_row(base, unlearned)), NOTHING_TO_LOSE)
 
 
 def recovery_rate(base: float, unlearned: float, rna: float) -> Estimate:
@@ -148,7 +148,7 @@ def recovery_rate(base: float, unlearned: float, rna: float) -> Estimate:
     >>> print(recovery_rate(60, 60, 50))
     undefined (unlearning lost nothing, so there is nothing to recover)
     """
-    return _estimate(_recovery(_one_row(base, unlearned, rna)), NOTHING_TO_RECOVER)
+    return _estimate(recoveries(_one_row(base, unlearned, rna)), NOTHING_TO_RECOVER)
 
 
 def paired_reduction(
@@ -163,7 +163,7 @@ def paired_reduction(
         UserError: no values, unequal lengths, or values that are not finite.
     """
     columns = _columns(base=base, unlearned=unlearned)
-    return _bootstrap(columns, _reduction, seed, resamples, level, undefined=NOTHING_TO_LOSE)
+    return _bootstrap(columns, reductions, seed, resamples, level, undefined=NOTHING_TO_LOSE)
 
 
 def paired_recovery(
@@ -182,7 +182,7 @@ def paired_recovery(
         UserError: no values, unequal lengths, or values that are not finite.
     """
     columns = _columns(base=base, unlearned=unlearned, rna=rna)
-    return _bootstrap(columns, _recovery, seed, resamples, level, undefined=NOTHING_TO_RECOVER)
+    return _bootstrap(columns, recoveries, seed, resamples, level, undefined=NOTHING_TO_RECOVER)
 
 
 def excess_harm(
@@ -239,7 +239,7 @@ def over_seeds(per_seed_values: ArrayLike, seed: int = 0, resamples: int = 10_00
         questions = rng.integers(n, size=(size, n))
         means.append(np.take_along_axis(drawn_seeds @ table, questions, axis=1).mean(axis=1))
     note = "one seed: the interval is over questions only" if seeds == 1 else ""
-    return _summarise(float(table.mean()), np.concatenate(means), n, level, seeds=seeds, note=note)
+    return summarise(float(table.mean()), np.concatenate(means), n, level, seeds=seeds, note=note)
 
 
 def format_scores(scores: Mapping[str, Mapping[str, Any]]) -> str:
@@ -272,13 +272,13 @@ def _aligned(table: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def _reduction(sums: Array) -> Array:
+def reductions(sums: Array) -> Array:
     """Rows of (base, unlearned), any common scale -> rate, nan where undefined."""
     base, unlearned = sums.T
     return np.divide(base - unlearned, base, out=np.full(len(base), np.nan), where=base > 0)
 
 
-def _recovery(sums: Array) -> Array:
+def recoveries(sums: Array) -> Array:
     """Rows of (base, unlearned, rna), any common scale -> rate, nan where undefined."""
     base, unlearned, rna = sums.T
     lost = base - unlearned
@@ -309,11 +309,11 @@ def _bootstrap(
     value = float(statistic(rows.sum(axis=0, keepdims=True))[0])
     if np.isnan(value):
         return Estimate(None, n=len(rows), note=undefined)
-    draws = np.concatenate([statistic(sums) for sums in _resampled_sums(rows, seed, resamples)])
-    return _summarise(value, draws, len(rows), level, stderr=stderr)
+    draws = np.concatenate([statistic(sums) for sums in resampled_sums(rows, seed, resamples)])
+    return summarise(value, draws, len(rows), level, stderr=stderr)
 
 
-def _resampled_sums(rows: Array, seed: int, resamples: int) -> Iterator[Array]:
+def resampled_sums(rows: Array, seed: int, resamples: int) -> Iterator[Array]:
     """Sums over n rows drawn with replacement: chunks of [R, columns]. The same rows for all columns."""
     rng = np.random.default_rng(seed)
     distinct, counts = np.unique(rows, axis=0, return_counts=True)
@@ -334,7 +334,7 @@ def _chunks(resamples: int, width: int) -> Iterator[int]:
         yield min(step, resamples - start)
 
 
-def _summarise(
+def summarise(
     value: float,
     draws: Array,
     n: int,

@@ -19,7 +19,7 @@ from robust_unlearning.corpora import HUB
 from robust_unlearning.delta import Delta
 from robust_unlearning.runs import RECIPE, SCORES, environment, open_run
 
-RECORDS, ABOUT = "records.jsonl", "evaluation.json"
+RECORDS, ABOUT = files.RECORDS, "evaluation.json"
 
 
 @dataclass(frozen=True)
