@@ -25,6 +25,7 @@ from robust_unlearning.progress import EvaluationProgress, TrainingProgress
 from robust_unlearning.recipe import Strict, checked, load_recipe
 from robust_unlearning.runs import RunFolder
 from robust_unlearning.scores import Array
+from robust_unlearning.sweep.grid import override_words
 from robust_unlearning.targets import Evaluator, open_target
 from robust_unlearning.train import Trainer
 
@@ -125,17 +126,13 @@ def _runs(study: Study, out: Path) -> Iterator[tuple[tuple[str, int, float, floa
             for noise in (0.0, *study.noise_std):
                 for weight in study.weights:
                     own = {"seed": seed, "noise_std": noise, "retain_weight": weight_of * weight}
-                    recipe = load_recipe(name, [f"{key}={_as_yaml(value)}" for key, value in {**common, **own}.items()])
+                    recipe = load_recipe(name, override_words({**common, **own}))
                     folder = out / "runs" / _folder_name(name) / f"seed{seed}-noise{noise:g}-weight{weight:g}"
                     yield (name, seed, noise, weight), RunFolder.open(folder, recipe, resume=True)
 
 
 def _folder_name(recipe: str) -> str:
     return Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe.replace("/", "-")
-
-
-def _as_yaml(value: Any) -> str:
-    return yaml.safe_dump(value, default_flow_style=True).strip().removesuffix("...").strip()
 
 
 def forgetting(model: Measured) -> float:
