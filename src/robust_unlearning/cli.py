@@ -16,13 +16,14 @@ EPILOG = """examples:
   unlearn show smollm2/rmu noise_std=1           the whole recipe, with your changes
   unlearn run smollm2/rmu noise_std=1 --out runs/rna
   unlearn eval runs/rna --tasks demo
+  unlearn sweep tiny/rmu noise_std=0,3,10 --tasks planted
   unlearn apply runs/rna --to models/unlearned   a folder that from_pretrained opens
 """
 
 
 def _parser() -> argparse.ArgumentParser:
     from robust_unlearning import __version__
-    from robust_unlearning.commands import evaluation, planted, training
+    from robust_unlearning.commands import evaluation, planted, sweeping, training
 
     parser = argparse.ArgumentParser(
         prog="unlearn",
@@ -38,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(function=function)
         return added
 
-    for module in (training, evaluation, planted):
+    for module in (training, evaluation, sweeping, planted):
         module.add(verb)
     return parser
 

@@ -40,6 +40,15 @@ OWN_FIELDS = {
 """Recipe fields in which candidates trained in lockstep may differ."""
 
 
+class Diverged(UserError):
+    """Losses were not finite; what else was trained beside them is finished. `runs`: run folder -> the sentence."""
+
+    def __init__(self, runs: dict[Path, str]) -> None:
+        several = len(runs) > 1
+        super().__init__("\n".join(f"{path}: {text}" if several else text for path, text in runs.items()))
+        self.runs = runs
+
+
 class Trainer:
     """Everything that candidates share: model, engine, corpora; then the loop.
 
@@ -162,8 +171,9 @@ class Trainer:
             report: called with a candidate and each row that it adds to its metrics.
 
         Raises:
-            UserError: losses were not finite. Their runs are marked failed, last checkpoints and earlier steps
+            Diverged: losses were not finite. Their runs are marked failed, last checkpoints and earlier steps
                 kept, and the other runs are finished.
+            UserError: a checkpoint is damaged, or of another model or other texts.
         """
         self._set_scales()
         for candidate in self.candidates:
@@ -188,18 +198,13 @@ class Trainer:
             if candidate not in failed:
                 self._finish(candidate)
         if failed:
-            several = len(self.candidates) > 1
-            raise UserError(
-                "\n".join(f"{each.run.path}: {error}" if several else error for each, error in failed.items())
-            )
+            raise Diverged({candidate.run.path: error for candidate, error in failed.items()})
 
     @staticmethod
     def _lengths(waiting: Sequence[Candidate]) -> list[int]:
         return [each.recipe.steps for each in waiting] or [0]
 
-    def _step(
-        self, step: int, due: Sequence[Candidate], report: Callable[..., None] | None
-    ) -> dict[Candidate, str]:
+    def _step(self, step: int, due: Sequence[Candidate], report: Callable[..., None] | None) -> dict[Candidate, str]:
         """Update the candidates that are due; returns those whose loss was not finite, with the sentence."""
         failed = {}
         for draws in self._draws.values():

@@ -22,7 +22,7 @@ import yaml
 from pydantic import Field
 
 from robust_unlearning import files
-from robust_unlearning.errors import UserError, unknown
+from robust_unlearning.errors import UserError, nearest
 from robust_unlearning.recipe import Recipe, Strict, checked, load_recipe, recipe_names
 
 SEEDS = ("seed", "noise_seed")
@@ -176,8 +176,11 @@ def _file(name: str) -> dict[str, Any] | None:
     elif all(each in recipe_names() or each.endswith((".yaml", ".yml")) for each in name.split(",")):
         return None
     else:
+        close = nearest(name, [*shipped, *recipe_names()])
+        hint = f" Did you mean {close!r}?" if close else ""
         raise UserError(
-            unknown("sweep or recipe", name, [*shipped, *recipe_names()], "Run `unlearn list`, or name a YAML file.")
+            f"no sweep and no recipe {name!r}.{hint} Run `unlearn list sweeps` and `unlearn list recipes`, or name "
+            "a YAML file."
         )
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -1,0 +1,227 @@
+"""A sweep's trade-off for people: the table, `sweep.md` and `sweep.png`, with the chosen setting marked.
+
+A row is a setting: points that differ in their seeds only are one, with intervals over seeds and questions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from robust_unlearning import files
+from robust_unlearning.errors import UserError
+from robust_unlearning.report.figures import Series, trade_off
+from robust_unlearning.report.tables import markdown_table, text_table
+from robust_unlearning.scores import Estimate, over_seeds
+from robust_unlearning.sweep.grid import Point, label
+from robust_unlearning.sweep.pipeline import Result, Scores, base_of, write_index
+from robust_unlearning.sweep.selection import MEASURES, Choice, choose
+
+HEADERS = {
+    "forget": "forget, %", "retain": "retain, %", "perturbed": "perturbed, %", "excess_harm": "excess harm, nats/token",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Points that differ in their seeds only. `failed` counts those without a model."""
+
+    name: str
+    fields: Mapping[str, Any]
+    base: str
+    points: tuple[Point, ...]
+    failed: int
+
+    def estimates(self, scores: Mapping[str, Scores], suite: str) -> dict[str, Estimate]:
+        """Measure -> mean over seeds and questions, with its interval; empty where no point has a model."""
+        found = [scores[point.name][suite].values for point in self.points if point.name in scores]
+        measures = [each for each in MEASURES if found and all(each in values for values in found)]
+        return {each: over_seeds(np.stack([values[each] for values in found])) for each in measures}
+
+
+def settings_of(found: Result) -> list[Setting]:
+    """The settings of a sweep, in order of their first point."""
+    grouped: dict[tuple[str, str], list[Point]] = {}
+    for point in found.points:
+        grouped.setdefault((base_of(point.recipe), repr(point.setting)), []).append(point)
+    return [
+        Setting(
+            label(points[0].setting) or points[0].source,
+            points[0].setting,
+            base,
+            tuple(points),
+            sum(point.name in found.failed for point in points),
+        )
+        for (base, _), points in grouped.items()
+    ]
+
+
+def summarise(found: Result, out: Path) -> str:
+    """Choose, write `sweep.md`, `sweep.png` and the choice into `sweep.json`; returns the text for the terminal."""
+    settings = settings_of(found)
+    choice = _choice(found, settings)
+    said = _verdict(found, settings, choice)
+    text, sections = [], ["# Sweep", said]
+    tables: dict[str, list[dict[str, Any]]] = {}
+    for suite in dict.fromkeys(each for each in (found.validation, found.tasks) if each):
+        use = "what the choice is made on" if suite == found.validation else "reported; no part in the choice"
+        headers, rows, tables[suite] = _table(found, settings, choice, suite)
+        text += [f"{suite} ({use})", text_table(headers, rows)]
+        sections += [f"## {suite} ({use})", markdown_table(headers, rows)]
+    notes = [_about(found, settings)] if tables else []
+    shown = found.tasks or found.validation
+    if shown:
+        try:
+            _draw(found, settings, choice, shown, out / "sweep.png")
+            sections.append("![trade-off](sweep.png)")
+        except UserError as error:
+            notes.append(f"No figure: {error}")
+    for name, why in found.failed.items():
+        notes.append(f"failed: {name}: {why}")
+    files.write_text(out / "sweep.md", "\n\n".join([*sections, *notes]) + "\n")
+    chosen = settings[choice.index] if choice and choice.index is not None else None
+    near = settings[choice.nearest] if choice and choice.nearest is not None else None
+    write_index(
+        found,
+        out,
+        verdict=said,
+        chosen=None if chosen is None else {"fields": dict(chosen.fields), "runs": [p.name for p in chosen.points]},
+        nearest=None
+        if near is None or chosen
+        else {"fields": dict(near.fields), "runs": [p.name for p in near.points]},
+        settings=tables,
+    )
+    return "\n\n".join([*text, *notes, said])
+
+
+def _choice(found: Result, settings: Sequence[Setting]) -> Choice | None:
+    if found.rule is None or found.validation is None:
+        return None
+    suite = found.validation
+    values = [
+        {key: each.value or 0.0 for key, each in setting.estimates(found.scores, suite).items()}
+        if not setting.failed
+        else None
+        for setting in settings
+    ]
+    bases = [found.bases[setting.base][suite].means() for setting in settings]
+    return choose(found.rule, values, bases, found.bases[settings[0].base][suite].chance)
+
+
+def _verdict(found: Result, settings: Sequence[Setting], choice: Choice | None) -> str:
+    """What was chosen, in a paragraph."""
+    if choice is None or found.rule is None:
+        if found.tasks:
+            return "No point is chosen: that needs questions of its own (--validation SUITE)."
+        return "Trained; nothing is scored or chosen without --tasks and --validation."
+    rule = f"Rule, on {found.validation}: {found.rule.text}."
+    tried = f"{len(settings)} settings tried"
+    if choice.index is not None:
+        setting = settings[choice.index]
+        kept = sum(not words and not each.failed for words, each in zip(choice.broken, settings, strict=True))
+        folders = ", ".join(f"runs/{point.name}" for point in setting.points)
+        return f"{rule} Chosen: {setting.name} ({tried}, {kept} within the bounds). {folders}"
+    if choice.nearest is None:
+        return f"{rule} No point is chosen: each setting has a seed that failed ({tried})."
+    broken = " and ".join(choice.broken[choice.nearest])
+    return f"{rule} No point satisfies the bounds ({tried}); the nearest is {settings[choice.nearest].name}: {broken}."
+
+
+def _table(
+    found: Result, settings: Sequence[Setting], choice: Choice | None, suite: str
+) -> tuple[list[str], list[list[str]], list[dict[str, Any]]]:
+    """Headers and rows of one suite, the base models first, and the numbers behind them."""
+    base = {
+        name: {key: over_seeds(each[None]) for key, each in scores[suite].values.items()}
+        for name, scores in found.bases.items()
+    }
+    lines: list[tuple[str, str, dict[str, Estimate]]] = [
+        ("base" if len(base) == 1 else f"base {name}", "", cells) for name, cells in base.items()
+    ]
+    for index, setting in enumerate(settings):
+        note = f"{setting.failed} of {len(setting.points)} failed" if setting.failed else ""
+        if choice and index == choice.index:
+            note = "chosen"
+        elif choice and suite == found.validation and choice.broken[index]:
+            note = "; ".join(choice.broken[index])
+        lines.append((setting.name, note, setting.estimates(found.scores, suite)))
+    measures = [each for each in MEASURES if any(each in cells for _, _, cells in lines)]
+    rows = [[name, *(_cell(each, cells.get(each)) for each in measures), note] for name, note, cells in lines]
+    numbers = [
+        {"name": name, "note": note, **{each: cells[each].as_dict() for each in measures if each in cells}}
+        for name, note, cells in lines
+    ]
+    return ["setting", *(HEADERS[each] for each in measures), ""], rows, numbers
+
+
+def _cell(measure: str, estimate: Estimate | None) -> str:
+    if estimate is None or estimate.value is None:
+        return ""
+    form, scale = ("+.3f", 1) if measure == "excess_harm" else (".1f", 100)
+    text = f"{scale * estimate.value:{form}}"
+    if estimate.low is None or estimate.high is None:
+        return text
+    ends = "+.3f" if scale == 1 else ".0f"
+    return f"{text} [{scale * estimate.low:{ends}}, {scale * estimate.high:{ends}}]"
+
+
+def _about(found: Result, settings: Sequence[Setting]) -> str:
+    seeds = sorted({len(setting.points) for setting in settings})
+    counts = []
+    for suite, answers in next(iter(found.bases.values())).items():
+        sizes = ", ".join(f"{len(values)} {measure}" for measure, values in answers.values.items())
+        counts.append(f"{suite}: {sizes}")
+    return (
+        f"95 % intervals over seeds and questions; seeds a setting: {', '.join(map(str, seeds))}. Questions: "
+        f"{'; '.join(counts)}. Perturbed: retain questions with a forget-token in them."
+    )
+
+
+def _draw(found: Result, settings: Sequence[Setting], choice: Choice | None, suite: str, path: Path) -> None:
+    """Panels over forget accuracy, of retain, perturbed and excess harm; a line for each kind of setting."""
+    axis = _axis(settings)
+    lines: dict[str, list[int]] = {}
+    for index, setting in enumerate(settings):
+        rest = {key: value for key, value in setting.fields.items() if key != axis}
+        lines.setdefault(label(rest) or f"over {axis}", []).append(index)
+    cells = [setting.estimates(found.scores, suite) for setting in settings]
+    measures = [each for each in MEASURES[1:] if any(each in own and "forget" in own for own in cells)]
+    if not measures:
+        raise UserError(f"{suite} has no forget task beside others, so there is no trade-off to draw.")
+    panels = []
+    for measure in measures:
+        series = [
+            Series(f"base {name}" if len(found.bases) > 1 else "base", [_pair(scores[suite].values, measure)], "s")
+            for name, scores in found.bases.items()
+        ]
+        for name, indices in lines.items():
+            drawn = [each for each in indices if measure in cells[each]]
+            notes = [
+                label({axis: settings[each].fields[axis]}).partition("=")[2] if axis in settings[each].fields else ""
+                for each in drawn
+            ]
+            pairs = [(cells[each]["forget"], cells[each][measure]) for each in drawn]
+            series.append(Series(name, pairs, "o", joined=True, notes=notes))
+        if choice and choice.index is not None and measure in cells[choice.index]:
+            own = cells[choice.index]
+            series.append(Series(f"chosen: {settings[choice.index].name}", [(own["forget"], own[measure])], "*"))
+        panels.append((HEADERS[measure].replace(", %", " accuracy"), series))
+    title = f"Trade-off on {suite} (95 % intervals over seeds and questions; numbers: {axis})"
+    trade_off(panels, "forget accuracy (less is more forgotten)", title, path)
+
+
+def _pair(values: Mapping[str, Any], measure: str) -> tuple[Estimate, Estimate]:
+    return over_seeds(values["forget"][None]), over_seeds(values[measure][None])
+
+
+def _axis(settings: Sequence[Setting]) -> str:
+    """The field with most values: what a line of the figure runs along."""
+    values: dict[str, set[str]] = {}
+    for setting in settings:
+        for key, value in setting.fields.items():
+            values.setdefault(key, set()).add(repr(value))
+    return max(values, key=lambda key: len(values[key]), default="setting")
