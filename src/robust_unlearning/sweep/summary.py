@@ -26,11 +26,15 @@ HEADERS = {
 }  # fmt: skip
 
 
+FIGURE = "sweep.png"
+
+
 @dataclass(frozen=True)
 class Setting:
     """Points that differ in their seeds only. `failed` counts those without a model."""
 
     name: str
+    source: str
     fields: Mapping[str, Any]
     base: str
     points: tuple[Point, ...]
@@ -51,6 +55,7 @@ def settings_of(found: Result) -> list[Setting]:
     return [
         Setting(
             label(points[0].setting) or points[0].source,
+            points[0].source,
             points[0].setting,
             base,
             tuple(points),
@@ -63,76 +68,83 @@ def settings_of(found: Result) -> list[Setting]:
 def summarise(found: Result, out: Path) -> str:
     """Choose, write `sweep.md`, `sweep.png` and the choice into `sweep.json`; returns the text for the terminal."""
     settings = settings_of(found)
-    choice = _choice(found, settings)
-    said = _verdict(found, settings, choice)
-    text, sections = [], ["# Sweep", said]
+    choices = _choices(found, settings)
+    said = _verdict(found, settings, choices)
+    text, sections, notes = [], ["# Sweep", *said], []
     tables: dict[str, list[dict[str, Any]]] = {}
     for suite in dict.fromkeys(each for each in (found.validation, found.tasks) if each):
         use = "what the choice is made on" if suite == found.validation else "reported; no part in the choice"
-        headers, rows, tables[suite] = _table(found, settings, choice, suite)
+        headers, rows, tables[suite] = _table(found, settings, choices, suite)
         text += [f"{suite} ({use})", text_table(headers, rows)]
         sections += [f"## {suite} ({use})", markdown_table(headers, rows)]
-    notes = [_about(found, settings)] if tables else []
     shown = found.tasks or found.validation
     if shown:
+        notes.append(_about(found, settings))
         try:
-            _draw(found, settings, choice, shown, out / "sweep.png")
-            sections.append("![trade-off](sweep.png)")
+            _draw(found, settings, choices, shown, out / FIGURE)
+            sections.append(f"![trade-off]({FIGURE})")
         except UserError as error:
             notes.append(f"No figure: {error}")
-    for name, why in found.failed.items():
-        notes.append(f"failed: {name}: {why}")
+    notes += [f"failed: {name}: {why}" for name, why in found.failed.items()]
     files.write_text(out / "sweep.md", "\n\n".join([*sections, *notes]) + "\n")
-    chosen = settings[choice.index] if choice and choice.index is not None else None
-    near = settings[choice.nearest] if choice and choice.nearest is not None else None
-    write_index(
-        found,
-        out,
-        verdict=said,
-        chosen=None if chosen is None else {"fields": dict(chosen.fields), "runs": [p.name for p in chosen.points]},
-        nearest=None
-        if near is None or chosen
-        else {"fields": dict(near.fields), "runs": [p.name for p in near.points]},
-        settings=tables,
-    )
-    return "\n\n".join([*text, *notes, said])
+    write_index(found, out, choices=[_as_dict(settings, *each) for each in choices.items()], settings=tables)
+    return "\n\n".join([*text, *notes, *said])
 
 
-def _choice(found: Result, settings: Sequence[Setting]) -> Choice | None:
+def _choices(found: Result, settings: Sequence[Setting]) -> dict[str, Choice]:
+    """What the rule chose of each recipe's settings; indices are those of `settings`."""
     if found.rule is None or found.validation is None:
-        return None
+        return {}
     suite = found.validation
     values = [
-        {key: each.value or 0.0 for key, each in setting.estimates(found.scores, suite).items()}
-        if not setting.failed
-        else None
-        for setting in settings
+        None if each.failed else {key: cell.value or 0.0 for key, cell in each.estimates(found.scores, suite).items()}
+        for each in settings
     ]
-    bases = [found.bases[setting.base][suite].means() for setting in settings]
-    return choose(found.rule, values, bases, found.bases[settings[0].base][suite].chance)
+    choices = {}
+    for source in dict.fromkeys(each.source for each in settings):
+        own = [values[index] if each.source == source else None for index, each in enumerate(settings)]
+        bases = [found.bases[each.base][suite].means() for each in settings]
+        choices[source] = choose(found.rule, own, bases, found.bases[settings[0].base][suite].chance)
+    return choices
 
 
-def _verdict(found: Result, settings: Sequence[Setting], choice: Choice | None) -> str:
-    """What was chosen, in a paragraph."""
-    if choice is None or found.rule is None:
-        if found.tasks:
-            return "No point is chosen: that needs questions of its own (--validation SUITE)."
-        return "Trained; nothing is scored or chosen without --tasks and --validation."
-    rule = f"Rule, on {found.validation}: {found.rule.text}."
-    tried = f"{len(settings)} settings tried"
-    if choice.index is not None:
-        setting = settings[choice.index]
-        kept = sum(not words and not each.failed for words, each in zip(choice.broken, settings, strict=True))
-        folders = ", ".join(f"runs/{point.name}" for point in setting.points)
-        return f"{rule} Chosen: {setting.name} ({tried}, {kept} within the bounds). {folders}"
-    if choice.nearest is None:
-        return f"{rule} No point is chosen: each setting has a seed that failed ({tried})."
-    broken = " and ".join(choice.broken[choice.nearest])
-    return f"{rule} No point satisfies the bounds ({tried}); the nearest is {settings[choice.nearest].name}: {broken}."
+def _verdict(found: Result, settings: Sequence[Setting], choices: Mapping[str, Choice]) -> list[str]:
+    """What was chosen: the rule, then a sentence for each recipe."""
+    if found.rule is None:
+        wanted = "--validation SUITE" if found.tasks else "--tasks SUITE and --validation SUITE"
+        return [f"No point is chosen: that needs questions of its own ({wanted})."]
+    said = [f"Rule, on {found.validation}: {found.rule.text}."]
+    for source, choice in choices.items():
+        own = [index for index, each in enumerate(settings) if each.source == source]
+        tried = f"{len(own)} settings tried"
+        if choice.index is not None:
+            setting = settings[choice.index]
+            kept = sum(not choice.broken[index] and not settings[index].failed for index in own)
+            folders = ", ".join(f"runs/{point.name}" for point in setting.points)
+            said.append(f"{source}: chosen {setting.name} ({tried}, {kept} within the bounds): {folders}")
+        elif choice.nearest is None:
+            said.append(f"{source}: no point is chosen, as every setting has a seed that failed ({tried}).")
+        else:
+            broken = " and ".join(choice.broken[choice.nearest])
+            near = settings[choice.nearest].name
+            said.append(f"{source}: no point satisfies the bounds ({tried}); the nearest is {near}, with {broken}.")
+    return said
+
+
+def _as_dict(settings: Sequence[Setting], source: str, choice: Choice) -> dict[str, Any]:
+    """A choice for `sweep.json`."""
+
+    def setting(index: int | None) -> dict[str, Any] | None:
+        if index is None:
+            return None
+        return {"fields": dict(settings[index].fields), "points": [each.name for each in settings[index].points]}
+
+    near = None if choice.index is not None else setting(choice.nearest)
+    return {"recipe": source, "chosen": setting(choice.index), "nearest": near}
 
 
 def _table(
-    found: Result, settings: Sequence[Setting], choice: Choice | None, suite: str
+    found: Result, settings: Sequence[Setting], choices: Mapping[str, Choice], suite: str
 ) -> tuple[list[str], list[list[str]], list[dict[str, Any]]]:
     """Headers and rows of one suite, the base models first, and the numbers behind them."""
     base = {
@@ -144,6 +156,7 @@ def _table(
     ]
     for index, setting in enumerate(settings):
         note = f"{setting.failed} of {len(setting.points)} failed" if setting.failed else ""
+        choice = choices.get(setting.source)
         if choice and index == choice.index:
             note = "chosen"
         elif choice and suite == found.validation and choice.broken[index]:
@@ -181,7 +194,7 @@ def _about(found: Result, settings: Sequence[Setting]) -> str:
     )
 
 
-def _draw(found: Result, settings: Sequence[Setting], choice: Choice | None, suite: str, path: Path) -> None:
+def _draw(found: Result, settings: Sequence[Setting], choices: Mapping[str, Choice], suite: str, path: Path) -> None:
     """Panels over forget accuracy, of retain, perturbed and excess harm; a line for each kind of setting."""
     axis = _axis(settings)
     lines: dict[str, list[int]] = {}
@@ -206,9 +219,10 @@ def _draw(found: Result, settings: Sequence[Setting], choice: Choice | None, sui
             ]
             pairs = [(cells[each]["forget"], cells[each][measure]) for each in drawn]
             series.append(Series(name, pairs, "o", joined=True, notes=notes))
-        if choice and choice.index is not None and measure in cells[choice.index]:
-            own = cells[choice.index]
-            series.append(Series(f"chosen: {settings[choice.index].name}", [(own["forget"], own[measure])], "*"))
+        chosen = [cells[each.index] for each in choices.values() if each.index is not None]
+        pairs = [(own["forget"], own[measure]) for own in chosen if measure in own]
+        if pairs:
+            series.append(Series("chosen", pairs, "*"))
         panels.append((HEADERS[measure].replace(", %", " accuracy"), series))
     title = f"Trade-off on {suite} (95 % intervals over seeds and questions; numbers: {axis})"
     trade_off(panels, "forget accuracy (less is more forgotten)", title, path)
