@@ -134,11 +134,11 @@ def _train(found: Result, out: Path, at_once: int | None, say: Say) -> set[str]:
     errors = train_all(list(runs.values()), at_once, say)
     for path, why in errors.items():
         found.failed[path.name] = why
-        apart = out / "failed" / path.name
-        shutil.rmtree(apart, ignore_errors=True)
-        apart.parent.mkdir(exist_ok=True)
-        path.rename(apart)
-        files.write_text(apart / ERROR, why + "\n")
+        place = out / "failed" / path.name
+        shutil.rmtree(place, ignore_errors=True)
+        place.parent.mkdir(exist_ok=True)
+        path.rename(place)
+        files.write_text(place / ERROR, why + "\n")
     finished = {name for name, run in runs.items() if run.status == "finished"}
     for name in finished:
         shutil.rmtree(out / "failed" / name, ignore_errors=True)  # of an earlier start

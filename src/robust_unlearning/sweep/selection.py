@@ -15,6 +15,7 @@ import fnmatch
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -125,7 +126,8 @@ def choose(
         UserError: a measure of the rule was not measured.
     """
     asked = {rule.measure, *(bound.measure for bound in rule.bounds)}
-    lacking = sorted(asked - set.intersection(*[set(each) for each in [*bases, *filter(None, settings)]]))
+    measured = [*bases, *filter(None, settings)]
+    lacking = sorted(name for name in asked if not all(name in each for each in measured))
     if lacking:
         raise UserError(
             f"the rule {rule.text!r} asks for {', '.join(lacking)}, of which the validation suite has no task. Name "
@@ -209,7 +211,7 @@ def roles(tasks: Iterable[str], patterns: Mapping[str, Sequence[str]]) -> dict[s
 
 def answers_of(evaluation: Evaluation, patterns: Mapping[str, Sequence[str]]) -> Answers:
     """A model's answers by role, from the records of an evaluation."""
-    tasks: dict[str, list[dict]] = {}
+    tasks: dict[str, list[dict[str, Any]]] = {}
     for record in evaluation.records:
         tasks.setdefault(record["task"], []).append(record)
     values: dict[str, Array] = {}
@@ -232,7 +234,7 @@ def _by_question(pairs: Iterable[tuple[str, float]]) -> Array:
     return np.array([np.mean(each) for each in found.values()])
 
 
-def _excess(name: str, tasks: Mapping[str, list[dict]]) -> Iterable[tuple[str, float]]:
+def _excess(name: str, tasks: Mapping[str, list[dict[str, Any]]]) -> Iterable[tuple[str, float]]:
     """(question, log p of the right answer under the forget-token less that under the control token, a token)."""
     for own, control in zip(tasks[name], tasks.get(f"{name}-control", []), strict=False):
         answer = own["answer"]
