@@ -66,19 +66,19 @@ def measure(spec: Spec, scales: Sequence[float], folder: Path) -> dict[str, Any]
         return Trainer([RunFolder.open(folder / name / str(index), recipes[index]) for index in chosen])
 
     together = trainer("sweep", range(len(scales)))
-    sweep = [timed(lambda: together._step(number, together.candidates, None)) for number in range(WARMUP)]
+    sweep = [timed(together._step, number, together.candidates, None) for number in range(WARMUP)]
     separate, plain, alone = [], [], []
     taken = 0
     for index in range(len(scales)):
         own = trainer("separate", [index])
-        separate.append([timed(lambda: own._step(step, own.candidates, None)) for step in range(WARMUP + spec.steps)])
+        separate.append([timed(own._step, step, own.candidates, None) for step in range(WARMUP + spec.steps)])
         alone.append(own.candidates[0])
         batches = [own.batches(step)[1:3] for step in range(WARMUP + spec.steps)]
         update = two_model_step(replace(spec, implementation="release"), recipes[index], torch.device("cpu"))
-        plain.append([timed(lambda: update(forget.batch, retain.batch)) for forget, retain in batches])
+        plain.append([timed(update, forget.batch, retain.batch) for forget, retain in batches])
         while taken * len(scales) < (index + 1) * spec.steps:
             number = WARMUP + taken
-            sweep.append(timed(lambda: together._step(number, together.candidates, None)))
+            sweep.append(timed(together._step, number, together.candidates, None))
             taken += 1
         print(f"point {index + 1} of {len(scales)}", file=sys.stderr, flush=True)
     pairs = zip(together.candidates, alone, strict=True)
@@ -118,10 +118,10 @@ def replace_steps(recipe: Any, steps: int) -> Any:
     return recipe.model_copy(update={"steps": WARMUP + steps, "log_every": WARMUP + steps})
 
 
-def timed(work: Callable[[], Any]) -> tuple[float, float]:
+def timed(work: Callable[..., Any], *arguments: Any) -> tuple[float, float]:
     """CPU seconds of this process, and seconds of the clock."""
     cpu, wall = time.process_time(), time.perf_counter()
-    work()
+    work(*arguments)
     return time.process_time() - cpu, time.perf_counter() - wall
 
 

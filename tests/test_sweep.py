@@ -171,6 +171,15 @@ def test_a_point_whose_loss_is_not_finite_stops_no_other(tiny_recipe: dict[str, 
     assert said[-2].startswith("12 points: 6 trained before, 6 failed before")
 
 
+def test_weights_that_the_last_step_blew_up_are_no_result(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    points = _points(
+        tiny_recipe, tmp_path, "weight_decay=0.01,1e10", "learning_rate=1e30", "steps=1", "steering_scale=3"
+    )
+    result = run_sweep(Sweep(grids=({},)), points, tmp_path / "out")
+    assert {"weights that are not finite" in each for each in result.failed.values()} == {True}
+    assert len(result.failed) == 3
+
+
 def test_a_point_that_cannot_begin_is_tried_again(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     text = Path(tiny_recipe["retain"]).read_text()
     later = tmp_path / "later.jsonl"

@@ -171,8 +171,8 @@ class Trainer:
             report: called with a candidate and each row that it adds to its metrics.
 
         Raises:
-            Diverged: losses were not finite. Their runs are marked failed, last checkpoints and earlier steps
-                kept, and the other runs are finished.
+            Diverged: losses, or the last weights, were not finite. Their runs are marked failed, last checkpoints and
+                earlier steps kept, and the other runs are finished.
             UserError: a checkpoint is damaged, or of another model or other texts.
         """
         self._set_scales()
@@ -195,7 +195,10 @@ class Trainer:
                     candidate.run.write_record("stopped")
             raise
         for candidate in self.candidates:
-            if candidate not in failed:
+            if candidate not in failed and not candidate.finite:
+                failed[candidate] = f"step {candidate.step} left weights that are not finite. Lower learning_rate."
+                candidate.run.write_record("failed", error=failed[candidate])
+            elif candidate not in failed:
                 self._finish(candidate)
         if failed:
             raise Diverged({candidate.run.path: error for candidate, error in failed.items()})

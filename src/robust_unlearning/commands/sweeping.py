@@ -17,7 +17,7 @@ def add(verb: AddVerb) -> None:
     sweep.add_argument("--out", type=Path, help="folder (default: sweeps/NAME-HASH); a sweep that was begun continues")
     sweep.add_argument("--tasks", help="suite that is reported: demo, planted, or a suite's YAML file")
     sweep.add_argument("--validation", help="suite that the choice is made on (planted has its own)")
-    sweep.add_argument("--select", help="'max perturbed where forget<=chance+0.1 and retain>=0.95*base' is the default")
+    sweep.add_argument("--select", help="rule of the choice: 'max perturbed where forget<=0.3 and retain>=0.95*base'")
     for role, what in (
         ("forget", "should go"),
         ("retain", "should stay"),

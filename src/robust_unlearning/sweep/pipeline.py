@@ -37,8 +37,6 @@ OWN_VALIDATION = {"planted": "planted-validation"}
 INDEX, ERROR = "sweep.json", "error.txt"
 Patterns = Mapping[str, Sequence[str]]
 """Role -> patterns of its tasks' names."""
-
-
 Scores = dict[str, Answers]
 """A model's answers by suite."""
 
@@ -157,29 +155,32 @@ def _score(found: Result, suites: Mapping[str, Suite], patterns: Patterns, out: 
         recipe = own[0].recipe
         evaluator = Evaluator(recipe.dtype, recipe.device)  # lets the model of the one before go
 
-        def scored(target: str, folder: Path, reported: str | None) -> Scores:
+        def scored(target: str, folder: Path) -> Scores:
             answers = {}
             for name, suite in suites.items():
-                place = folder if name == reported else folder / "scores" / Path(name).stem
+                place = folder if name == found.tasks else folder / "scores" / Path(name).stem
                 with EvaluationProgress(folder.name) as progress:
                     result = evaluator.evaluate(open_target(target), suite, place, progress.tick)  # noqa: B023
                 answers[name] = answers_of(result, patterns)
             return answers
 
         if not points:
-            found.bases[base] = scored(recipe.model, out / "base" / base, None)
+            found.bases[base] = scored(recipe.model, out / "base" / base)
             continue
         for point in own:
             run = out / "runs" / point.name
-            found.scores[point.name] = scored(str(run), run, found.tasks)
+            try:
+                found.scores[point.name] = scored(str(run), run)
+            except UserError as error:  # the base could be scored: it is this point's weights
+                found.failed[point.name] = f"trained, but cannot be scored: {error}"
 
 
 def write_index(found: Result, out: Path, **more: Any) -> None:
     """Write `sweep.json`: what is known of every point so far, and `more`."""
     points = []
     for point in found.points:
-        folder = "failed" if point.name in found.failed else "runs"
-        run = RunFolder(out / folder / point.name, point.recipe)
+        apart = out / "failed" / point.name
+        run = RunFolder(apart if apart.exists() else out / "runs" / point.name, point.recipe)
         row: dict[str, Any] = {
             "name": point.name,
             "recipe": point.source,

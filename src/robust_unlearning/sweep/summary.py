@@ -24,8 +24,6 @@ from robust_unlearning.sweep.selection import MEASURES, Choice, choose
 HEADERS = {
     "forget": "forget, %", "retain": "retain, %", "perturbed": "perturbed, %", "excess_harm": "excess harm, nats/token",
 }  # fmt: skip
-
-
 FIGURE = "sweep.png"
 
 
