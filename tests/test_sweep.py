@@ -410,7 +410,8 @@ def test_the_command(
     alone = [files.read_json(out / each["folder"] / "scores.json") for each in index["points"][:2]]
     mean = np.mean([each["forget/letters/clean"]["acc"] for each in alone])
     assert table[1]["forget"]["value"] == pytest.approx(mean)
-    assert (out / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("sweep.png", "sweep-curve.png"):
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
     assert "| base |" in (out / "sweep.md").read_text()
 
     assert main([*words, "--select", "max perturbed where forget<=base-2"]) == 0  # scored already; another rule

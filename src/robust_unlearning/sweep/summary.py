@@ -1,4 +1,4 @@
-"""A sweep's trade-off for people: the table, `sweep.md` and `sweep.png`, with the chosen setting marked.
+"""A sweep's trade-off for people: the table, `sweep.md` and two figures, with the chosen setting marked.
 
 A row is a setting: points that differ in their seeds only are one, with intervals over seeds and questions.
 """
@@ -24,7 +24,7 @@ from robust_unlearning.sweep.selection import MEASURES, Choice, choose
 HEADERS = {
     "forget": "forget, %", "retain": "retain, %", "perturbed": "perturbed, %", "excess_harm": "excess harm, nats/token",
 }  # fmt: skip
-FIGURE = "sweep.png"
+TRADE_OFF, CURVE = "sweep.png", "sweep-curve.png"
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def settings_of(found: Result) -> list[Setting]:
 
 
 def summarise(found: Result, out: Path) -> str:
-    """Choose, write `sweep.md`, `sweep.png` and the choice into `sweep.json`; returns the text for the terminal."""
+    """Choose, write `sweep.md`, the figures and the choice into `sweep.json`; returns the text for the terminal."""
     settings = settings_of(found)
     choices = _choices(found, settings)
     said = _verdict(found, settings, choices)
@@ -79,8 +79,8 @@ def summarise(found: Result, out: Path) -> str:
     if shown:
         notes.append(_about(found, settings))
         try:
-            _draw(found, settings, choices, shown, out / FIGURE)
-            sections.append(f"![trade-off]({FIGURE})")
+            _draw(found, settings, choices, shown, out)
+            sections += [f"![{name}]({name})" for name in (TRADE_OFF, CURVE) if (out / name).exists()]
         except UserError as error:
             notes.append(f"No figure: {error}")
     notes += [f"failed: {name}: {why}" for name, why in found.failed.items()]
@@ -145,10 +145,7 @@ def _table(
     found: Result, settings: Sequence[Setting], choices: Mapping[str, Choice], suite: str
 ) -> tuple[list[str], list[list[str]], list[dict[str, Any]]]:
     """Headers and rows of one suite, the base models first, and the numbers behind them."""
-    base = {
-        name: {key: over_seeds(each[None]) for key, each in scores[suite].values.items()}
-        for name, scores in found.bases.items()
-    }
+    base = {name: _estimates(scores[suite].values) for name, scores in found.bases.items()}
     lines: list[tuple[str, str, dict[str, Estimate]]] = [
         ("base" if len(base) == 1 else f"base {name}", "", cells) for name, cells in base.items()
     ]
@@ -192,48 +189,62 @@ def _about(found: Result, settings: Sequence[Setting]) -> str:
     )
 
 
-def _draw(found: Result, settings: Sequence[Setting], choices: Mapping[str, Choice], suite: str, path: Path) -> None:
-    """Panels over forget accuracy, of retain, perturbed and excess harm; a line for each kind of setting."""
+def _draw(found: Result, settings: Sequence[Setting], choices: Mapping[str, Choice], suite: str, out: Path) -> None:
+    """`TRADE_OFF`: retain, perturbed and excess harm over forget accuracy; `CURVE`: all of them over the field with
+    most values, in order of the values and equally spaced, the base first. A line for each other combination.
+    """
     axis = _axis(settings)
+    cells = [setting.estimates(found.scores, suite) for setting in settings]
+    bases = {name: _estimates(scores[suite].values) for name, scores in found.bases.items()}
+    shown = [_value(setting, axis) for setting in settings]
+    places = {each: float(place) for place, each in enumerate(dict.fromkeys(["base", *shown]))}
     lines: dict[str, list[int]] = {}
     for index, setting in enumerate(settings):
         rest = {key: value for key, value in setting.fields.items() if key != axis}
         lines.setdefault(label(rest) or f"over {axis}", []).append(index)
-    cells = [setting.estimates(found.scores, suite) for setting in settings]
-    measures = [each for each in MEASURES[1:] if any(each in own and "forget" in own for own in cells)]
-    if not measures:
-        raise UserError(f"{suite} has no forget task beside others, so there is no trade-off to draw.")
-    panels = []
-    for measure in measures:
-        series = [
-            Series(f"base {name}" if len(found.bases) > 1 else "base", [_pair(scores[suite].values, measure)], "s")
-            for name, scores in found.bases.items()
-        ]
-        for name, indices in lines.items():
-            drawn = [each for each in indices if measure in cells[each]]
-            notes = [
-                label({axis: settings[each].fields[axis]}).partition("=")[2] if axis in settings[each].fields else ""
-                for each in drawn
+    chosen = {each.index for each in choices.values()}
+
+    def panels(measures: Sequence[str], over: str | None) -> list[tuple[str, list[Series]]]:
+        drawn = []
+        for measure in measures:
+
+            def points(own: Sequence[int], measure: str = measure) -> list[tuple[Estimate, Estimate]]:
+                return [
+                    (cells[each][over] if over else Estimate(places[shown[each]]), cells[each][measure]) for each in own
+                ]
+
+            series = [
+                Series(name if len(bases) > 1 else "base", [(own[over] if over else Estimate(0.0), own[measure])], "s")
+                for name, own in bases.items()
             ]
-            pairs = [(cells[each]["forget"], cells[each][measure]) for each in drawn]
-            series.append(Series(name, pairs, "o", joined=True, notes=notes))
-        chosen = [cells[each.index] for each in choices.values() if each.index is not None]
-        pairs = [(own["forget"], own[measure]) for own in chosen if measure in own]
-        if pairs:
-            series.append(Series("chosen", pairs, "*"))
-        panels.append((HEADERS[measure].replace(", %", " accuracy"), series))
-    title = f"Trade-off on {suite} (95 % intervals over seeds and questions; numbers: {axis})"
-    trade_off(panels, "forget accuracy (less is more forgotten)", title, path)
+            for name, indices in lines.items():
+                own = [each for each in indices if measure in cells[each]]
+                series.append(Series(name, points(own), "o", joined=True, notes=[shown[each] for each in own]))
+            if own := [each for each in range(len(settings)) if each in chosen and measure in cells[each]]:
+                series.append(Series("chosen", points(own), "*"))
+            drawn.append((HEADERS[measure].replace(", %", " accuracy"), series))
+        return drawn
+
+    measures = [each for each in MEASURES if all(each in own for own in bases.values())]
+    about = f"{suite}; 95 % intervals over seeds and questions; beside the points: {axis}"
+    trade_off(panels(measures, None), f"{axis}, not to scale", f"Over {axis} on {about}", out / CURVE)
+    if "forget" in measures and len(measures) > 1:
+        over = panels([each for each in measures if each != "forget"], "forget")
+        trade_off(over, "forget accuracy (less is more forgotten)", f"Trade-off on {about}", out / TRADE_OFF)
 
 
-def _pair(values: Mapping[str, Any], measure: str) -> tuple[Estimate, Estimate]:
-    return over_seeds(values["forget"][None]), over_seeds(values[measure][None])
+def _estimates(values: Mapping[str, Any]) -> dict[str, Estimate]:
+    return {measure: over_seeds(each[None]) for measure, each in values.items()}
+
+
+def _value(setting: Setting, axis: str) -> str:
+    return label({axis: setting.fields[axis]}).partition("=")[2] if axis in setting.fields else "none"
 
 
 def _axis(settings: Sequence[Setting]) -> str:
-    """The field with most values: what a line of the figure runs along."""
+    """The field with most values, the recipe only where there is no other: what a line of a figure runs along."""
     values: dict[str, set[str]] = {}
     for setting in settings:
         for key, value in setting.fields.items():
             values.setdefault(key, set()).add(repr(value))
-    return max(values, key=lambda key: len(values[key]), default="setting")
+    return max(values, key=lambda key: (key != "recipe", len(values[key])), default="setting")
