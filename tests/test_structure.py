@@ -20,7 +20,7 @@ ORDER = [
     "errors", "files", "layers", "losses", "lm_head", "noise", "methods", "recipe", "corpora", "questions", "scores",
     "comparison", "answers", "compare", "perturb", "perturbed", "likelihood", "evaluate", "conversion", "models",
     "band", "delta", "runs", "objective", "references", "candidate", "train", "targets", "embedders", "ngrams",
-    "progress", "report", "planted", "demo", "commands", "cli",
+    "progress", "report", "sweep", "planted", "demo", "commands", "cli",
 ]
 # fmt: on
 

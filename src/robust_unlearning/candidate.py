@@ -91,6 +91,11 @@ class Candidate:
         self.step += 1
         return losses
 
+    @property
+    def finite(self) -> bool:
+        """Whether every trained number is one."""
+        return all(bool(master.isfinite().all()) for master in self.masters.values())
+
     def state(self) -> dict[str, Tensor]:
         """Everything a resumed run needs, as named tensors."""
         state: dict[str, Tensor] = {}
@@ -107,9 +112,8 @@ class Candidate:
         """Write the resumable state, atomically, without pickles; weights that are not finite never replace it."""
         from safetensors.torch import save_file
 
-        if not all(master.isfinite().all() for master in self.masters.values()):
+        if not self.finite:
             return
-
         metadata = {"step": str(self.step), "seconds": repr(self.seconds), "tokens": str(self.tokens)}
         with files.replacing(self.run.checkpoint) as temporary:
             save_file({key: value.contiguous() for key, value in self.state().items()}, temporary, metadata)

@@ -17,13 +17,14 @@ EPILOG = """examples:
   unlearn run smollm2/rmu noise_std=1 --out runs/rna
   unlearn eval runs/rna --tasks demo
   unlearn perturb mmlu/ --keyword SARS-CoV-2 --to data/mmlu-sars-cov-2
+  unlearn sweep tiny/rmu noise_std=0,3,10 --tasks planted
   unlearn apply runs/rna --to models/unlearned   a folder that from_pretrained opens
 """
 
 
 def _parser() -> argparse.ArgumentParser:
     from robust_unlearning import __version__
-    from robust_unlearning.commands import comparing, evaluation, ngrams, perturbing, planted, training
+    from robust_unlearning.commands import comparing, evaluation, ngrams, perturbing, planted, sweeping, training
 
     parser = argparse.ArgumentParser(
         prog="unlearn",
@@ -39,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(function=function)
         return added
 
-    for module in (training, evaluation, comparing, perturbing, ngrams, planted):
+    for module in (training, evaluation, sweeping, comparing, perturbing, ngrams, planted):
         module.add(verb)
     return parser
 

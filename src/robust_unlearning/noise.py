@@ -19,6 +19,37 @@ from robust_unlearning import layers as structure
 Site = Literal["block", "mlp"]
 
 
+class Draws:
+    """Standard normal tensors, each drawn once for all who ask for it from equal generators.
+
+    A draw depends on the generator's state and the shape, and on nothing else. So noises of one seed that are
+    asked for side by side, whatever their scales, share one draw (common random numbers), and each is what it
+    would be alone, to the bit.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[torch.Size, bytes], tuple[Tensor, Tensor]] = {}
+
+    def normal(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
+        """N(0, 1) of a shape, in float32 on the generator's device, which is left as if it had drawn."""
+        key = shape, generator.get_state().numpy().tobytes()
+        if key in self._known:
+            values, after = self._known[key]
+            generator.set_state(after)
+        else:
+            values = _normal(shape, generator)
+            self._known[key] = values, generator.get_state()
+        return values
+
+    def clear(self) -> None:
+        """Forget what was drawn, for its memory."""
+        self._known.clear()
+
+
+def _normal(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    return torch.empty(shape, dtype=torch.float32, device=generator.device).normal_(generator=generator)
+
+
 class RandomNoiseAugmentation:
     """Adds N(0, std²) noise to the representations of chosen layers while attached to a model.
 
@@ -67,6 +98,8 @@ class RandomNoiseAugmentation:
         self.variance = variance if variance is not None else scale**2
         self.seed = seed
         self.site = site
+        self.draws: Draws | None = None
+        """Set where several noises of one seed are asked for side by side."""
         self._generators: dict[str, torch.Generator] = {}
 
     def _generator(self, device: torch.device) -> torch.Generator:
@@ -78,9 +111,8 @@ class RandomNoiseAugmentation:
     def noisy(self, hidden: Tensor) -> Tensor:
         """`hidden` + δ, δ ~ N(0, std² I) of the same shape, drawn in float32 on the tensor's device."""
         generator = self._generator(hidden.device)
-        delta = torch.empty(hidden.shape, dtype=torch.float32, device=hidden.device)
-        delta.normal_(0.0, self.std, generator=generator)
-        return hidden + delta.to(hidden.dtype)
+        draw = self.draws.normal if self.draws is not None else _normal
+        return hidden + (draw(hidden.shape, generator) * self.std).to(hidden.dtype)
 
     def _hook(self, _module: nn.Module, _args: Any, output: Any) -> Any:
         if isinstance(output, tuple):  # older layer classes return (hidden, …)

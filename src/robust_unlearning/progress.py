@@ -69,6 +69,38 @@ class TrainingProgress:
         )
 
 
+class GroupProgress:
+    """Shows how far many candidates are together, not their rows; `total` counts the steps of all of them."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.done: dict[int, int] = {}
+        self.began = time.perf_counter()
+        self.shown = 0
+        self.bar = tqdm(total=total, unit="step", dynamic_ncols=True) if sys.stderr.isatty() else None
+
+    def __enter__(self) -> GroupProgress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def row(self, candidate: Candidate, row: dict[str, Any]) -> None:
+        """Count the steps behind a row that a candidate has just added; each tenth of the whole is a line."""
+        self.done[id(candidate)] = row["step"]
+        done = sum(self.done.values())
+        if self.bar is not None:
+            self.bar.n = done
+            self.bar.refresh()
+        elif 10 * done // self.total > self.shown:
+            self.shown = 10 * done // self.total
+            seconds = time.perf_counter() - self.began
+            print(f"  {done} of {self.total} steps of all points, {_clock(seconds)}", flush=True)
+
+
 class EvaluationProgress:
     """Shows how many prompts of a question set are scored, or how many of another `unit` are done."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from robust_unlearning.delta import Delta
 from robust_unlearning.errors import UserError
 from robust_unlearning.layers import check_layers, match_tensors
 from robust_unlearning.methods import Preference
+from robust_unlearning.noise import Draws
 from robust_unlearning.objective import View
 from robust_unlearning.recipe import Recipe
 from robust_unlearning.references import References
@@ -36,6 +38,15 @@ OWN_FIELDS = {
     "checkpoint_every", "snapshots",
 }  # fmt: skip
 """Recipe fields in which candidates trained in lockstep may differ."""
+
+
+class Diverged(UserError):
+    """Losses were not finite; what else was trained beside them is finished. `runs`: run folder -> the sentence."""
+
+    def __init__(self, runs: dict[Path, str]) -> None:
+        several = len(runs) > 1
+        super().__init__("\n".join(f"{path}: {text}" if several else text for path, text in runs.items()))
+        self.runs = runs
 
 
 class Trainer:
@@ -52,7 +63,7 @@ class Trainer:
         self.runs = list(runs)
         self.recipe = recipe = runs[0].recipe
         for run in runs[1:]:
-            differing = _shared(run.recipe).items() - _shared(recipe).items()
+            differing = shared_fields(run.recipe).items() - shared_fields(recipe).items()
             if differing:
                 fields = ", ".join(sorted(key for key, _ in differing))
                 raise UserError(f"{run.path}: cannot be trained in lockstep with {runs[0].path}; differs in {fields}.")
@@ -95,6 +106,16 @@ class Trainer:
             sides = {(topic, side): corpus for (topic, side), corpus in self.corpora.items() if side != "retain"}
             self.references = {key: References(self.engine, each, whole, kind) for key, each in sides.items()}
         self.candidates = [Candidate(run, self.trained, self.engine.width, self.device) for run in self.runs]
+        self._draws: dict[int, Draws] = {}
+        self._share_draws()
+
+    def _share_draws(self) -> None:
+        """Let candidates whose noises have the same seed draw it once."""
+        seeds = Counter(each.rna.seed for each in self.candidates if each.rna)
+        self._draws = {seed: Draws() for seed, count in seeds.items() if count > 1}
+        for candidate in self.candidates:
+            if candidate.rna:
+                candidate.rna.draws = self._draws.get(candidate.rna.seed)
 
     def _corpus(self, topic: str, side: str, tokenizer: Any) -> Corpus:
         source = getattr(self.recipe.topics[topic], side, None) or getattr(self.recipe, side)
@@ -150,7 +171,9 @@ class Trainer:
             report: called with a candidate and each row that it adds to its metrics.
 
         Raises:
-            UserError: a loss is not finite; the run is marked failed, its last checkpoint and earlier steps kept.
+            Diverged: losses, or the last weights, were not finite. Their runs are marked failed, last checkpoints and
+                earlier steps kept, and the other runs are finished.
+            UserError: a checkpoint is damaged, or of another model or other texts.
         """
         self._set_scales()
         for candidate in self.candidates:
@@ -159,23 +182,36 @@ class Trainer:
                 _check_unchanged(candidate.run.record, record)
             candidate.run.write_record("running", **record)
         waiting = [each for each in self.candidates if each.step < each.recipe.steps]
+        failed: dict[Candidate, str] = {}
         self._prepare_references(max(self._lengths(waiting)))
         try:
             for step in range(min((each.step for each in waiting), default=0), max(self._lengths(waiting))):
-                self._step(step, [each for each in waiting if each.step == step < each.recipe.steps], report)
+                due = [each for each in waiting if each.step == step < each.recipe.steps and each not in failed]
+                if due:
+                    failed |= self._step(step, due, report)
         except BaseException:
             for candidate in waiting:
                 if candidate.run.status == "running":
                     candidate.run.write_record("stopped")
             raise
         for candidate in self.candidates:
-            self._finish(candidate)
+            if candidate not in failed and not candidate.finite:
+                failed[candidate] = f"step {candidate.step} left weights that are not finite. Lower learning_rate."
+                candidate.run.write_record("failed", error=failed[candidate])
+            elif candidate not in failed:
+                self._finish(candidate)
+        if failed:
+            raise Diverged({candidate.run.path: error for candidate, error in failed.items()})
 
     @staticmethod
     def _lengths(waiting: Sequence[Candidate]) -> list[int]:
         return [each.recipe.steps for each in waiting] or [0]
 
-    def _step(self, step: int, due: Sequence[Candidate], report: Callable[..., None] | None) -> None:
+    def _step(self, step: int, due: Sequence[Candidate], report: Callable[..., None] | None) -> dict[Candidate, str]:
+        """Update the candidates that are due; returns those whose loss was not finite, with the sentence."""
+        failed = {}
+        for draws in self._draws.values():
+            draws.clear()
         began = time.perf_counter()
         topic, forget, retain, refusals = self.batches(step)
         tokens = forget.batch.tokens + retain.batch.tokens
@@ -184,7 +220,9 @@ class Trainer:
                 losses = candidate.update(topic, forget, retain, refusals)
             except UserError as error:
                 candidate.run.write_record("failed", error=str(error))  # its last checkpoint stays as it is
-                raise
+                failed[candidate] = str(error)
+                continue
+            candidate.optimiser.zero_grad(set_to_none=True)  # the others need the memory
             now = time.perf_counter()
             candidate.seconds, candidate.tokens = candidate.seconds + now - began, candidate.tokens + tokens
             began = now
@@ -197,6 +235,7 @@ class Trainer:
                 self.delta(candidate).save(candidate.run.snapshot(candidate.step))
             if candidate.step % candidate.recipe.checkpoint_every == 0:
                 candidate.save_checkpoint()
+        return failed
 
     def delta(self, candidate: Candidate) -> Delta:
         """The candidate's trained tensors under the checkpoint's names and in the checkpoint's types."""
@@ -273,8 +312,8 @@ def _check_unchanged(before: dict[str, Any], now: dict[str, Any]) -> None:
             )
 
 
-def _shared(recipe: Recipe) -> dict[str, str]:
-    """What candidates in lockstep must agree on, as comparable text."""
+def shared_fields(recipe: Recipe) -> dict[str, str]:
+    """What candidates in lockstep must agree on: field -> its value, as comparable text."""
     data = recipe.model_dump(mode="json")
     for topic in data["topics"].values():
         for field in OWN_FIELDS & topic.keys():

@@ -21,12 +21,13 @@ from robust_unlearning import files
 from robust_unlearning.errors import UserError, unknown
 from robust_unlearning.evaluate import load_suite
 from robust_unlearning.planted.measure import Measured
-from robust_unlearning.progress import EvaluationProgress, TrainingProgress
+from robust_unlearning.progress import EvaluationProgress
 from robust_unlearning.recipe import Strict, checked, load_recipe
 from robust_unlearning.runs import RunFolder
 from robust_unlearning.scores import Array
+from robust_unlearning.sweep.grid import override_words
+from robust_unlearning.sweep.training import train_all
 from robust_unlearning.targets import Evaluator, open_target
-from robust_unlearning.train import Trainer
 
 
 class Study(Strict):
@@ -91,14 +92,9 @@ def run_study(study: Study, out: Path) -> Measurements:
     bases = {run.recipe.model for run in runs.values()}
     if len(bases) > 1:
         raise UserError(f"a study has one base model; its recipes name {', '.join(sorted(bases))}.")
-    for seed in study.seeds:
-        waiting = [run for (_, own, _, _), run in runs.items() if own == seed and run.status != "finished"]
-        if waiting:
-            print(f"seed {seed}: training {len(waiting)} candidates side by side", flush=True)
-            trainer = Trainer(waiting)
-            names = {id(each): each.run.path.name for each in trainer.candidates}
-            with TrainingProgress(sum(run.recipe.steps for run in waiting), names):
-                trainer.train()
+    failed = train_all(list(runs.values()))
+    if failed:
+        raise UserError("\n".join(f"{path}: {why}" for path, why in failed.items()))
     recipe = next(iter(runs.values())).recipe
     evaluator = Evaluator(recipe.dtype, recipe.device)
 
@@ -125,17 +121,13 @@ def _runs(study: Study, out: Path) -> Iterator[tuple[tuple[str, int, float, floa
             for noise in (0.0, *study.noise_std):
                 for weight in study.weights:
                     own = {"seed": seed, "noise_std": noise, "retain_weight": weight_of * weight}
-                    recipe = load_recipe(name, [f"{key}={_as_yaml(value)}" for key, value in {**common, **own}.items()])
+                    recipe = load_recipe(name, override_words({**common, **own}))
                     folder = out / "runs" / _folder_name(name) / f"seed{seed}-noise{noise:g}-weight{weight:g}"
                     yield (name, seed, noise, weight), RunFolder.open(folder, recipe, resume=True)
 
 
 def _folder_name(recipe: str) -> str:
     return Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe.replace("/", "-")
-
-
-def _as_yaml(value: Any) -> str:
-    return yaml.safe_dump(value, default_flow_style=True).strip().removesuffix("...").strip()
 
 
 def forgetting(model: Measured) -> float:
