@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from robust_unlearning.errors import UserError
+from robust_unlearning.launch import followers_silent
 
 EPILOG = """examples:
   unlearn demo                                   see the effect on a small real model
@@ -47,10 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 0 when well, 2 for a user's error, 130 when interrupted."""
     parser = _parser()
     # intermixed, so that options may stand before, between and after field=value
-    arguments = _parse(parser, sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else list(argv)
+    arguments = _parse(parser, argv)
+    arguments.argv = argv
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        arguments.function(arguments)
+        with followers_silent():
+            arguments.function(arguments)
     except UserError as error:
         print(f"unlearn: {error}", file=sys.stderr)
         return 2
