@@ -29,21 +29,19 @@ from robust_unlearning.train import Trainer
 CPU = torch.device("cpu")
 PREFERENCE = {"steering_scale": None, "retain_weight": 1, "temperature": 0.5, "log_every": 1}
 CASES: dict[str, dict[str, Any]] = {
-    "rmu, uneven": {"noise_std": 0.3, "batch_size": 5},
-    "rmu in hidden norms": {"steering_scale": 1.5, "steering_unit": "hidden_norm", "noise_std": 0.1},
+    "rmu, uneven": {"noise_std": 0.3, "batch_size": 5, "steering_scale": 1.5, "steering_unit": "hidden_norm"},
     "adaptive rmu": {"method": "adaptive_rmu", "adaptive_scale": 2, "batch_size": 3},
     "adaptive rmu, first batch": {"method": "adaptive_rmu", "adaptive_scale": 2, "coefficient": "first_batch"},
-    "rsv, noise inside": {"method": "rsv", "noise_std": 0.3, "noise_layers": [1, 3], "noise_site": "mlp"},
     "npo+kl": {**PREFERENCE, "method": "npo", "retain_loss": "kl", "noise_std": 0.1, "batch_size": 3},
-    "simnpo+kl": {**PREFERENCE, "method": "simnpo", "retain_loss": "kl"},
     "dpo+mse": {**PREFERENCE, "method": "dpo", "retain_loss": "mse", "noise_std": 0.2, "noise_layers": [2, 3, 5]},
 }
 """Recipes of whole runs; the first is stopped and resumed in another number of processes too."""
 
 WORK = """
-import json, sys
+import contextlib, io, json, sys
 from pathlib import Path
 from robust_unlearning import UserError, load_recipe, unlearn
+from robust_unlearning.cli import main
 from robust_unlearning.evaluate import load_suite
 from robust_unlearning.runs import RunFolder
 from robust_unlearning.targets import Evaluator, open_target
@@ -56,7 +54,10 @@ for name, recipe in work["recipes"].items():
     unlearn(load_recipe(recipe), out / name, report=lambda _candidate, row: shown.append(row["step"]))
 first = next(iter(work["recipes"]))
 unlearn(load_recipe(work["recipes"][first]), out.parent / "one, then two", resume=True)
-unlearn(load_recipe(work["recipes"][work["sharded"]]), out / "sharded", shard=True)
+recipe = out.parent / "sharded.yaml"
+recipe.write_text(json.dumps(work["recipes"][work["sharded"]]))
+with contextlib.redirect_stdout(io.StringIO()) as printed:
+    assert main(["run", str(recipe), "--out", str(out / "sharded"), "--processes", "2", "--shard"]) == 0
 
 runs = [RunFolder(out / f"lockstep {number}", load_recipe(each)) for number, each in enumerate(work["lockstep"])]
 trainer = Trainer(runs)
@@ -91,6 +92,7 @@ suite = load_suite(work["suite"])
 evaluation = Evaluator(device="cpu").evaluate(open_target(str(out / first)), suite, out / "scores")
 reused = Evaluator(device="cpu").evaluate(open_target(str(out / first)), suite, out / "scores")
 said = {"told": told, "shown": len(shown), "same": evaluation == reused, "tasks": list(evaluation.scores)}
+said["printed"] = printed.getvalue()
 (out / f"said {trainer.processes.rank}.json").write_text(json.dumps(said))
 """
 
@@ -261,10 +263,12 @@ def test_a_part_gets_its_rows_of_the_noise_of_the_whole_batch() -> None:
     "changes",
     [
         *CASES.values(),
+        {"method": "rsv", "noise_std": 0.3, "noise_layers": [1, 3], "noise_site": "mlp"},
+        {**PREFERENCE, "method": "simnpo", "retain_loss": "kl"},
         {**PREFERENCE, "method": "dpo", "log_ratio": "token_mean"},
         {"retain_loss": "kl", "noise_std": 0.2, "noise_layers": [3, 5]},
     ],
-    ids=[*CASES, "dpo, token means", "rmu+kl"],
+    ids=[*CASES, "rsv", "simnpo+kl", "dpo, token means", "rmu+kl"],
 )
 def test_losses_and_gradients_of_the_parts_add_up_to_those_of_the_whole(
     changes: dict[str, Any], tiny_recipe: dict[str, Any], tmp_path: Path
@@ -307,17 +311,20 @@ def test_a_part_without_a_predicted_token_has_no_part_in_the_loss(tiny_recipe: d
 # --- starting them
 
 
-def test_the_command_starts_processes_and_reports_once(
-    tiny_recipe: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_the_command_prints_in_the_first_process_only(work: tuple[dict[str, dict[str, Any]], Path, Path]) -> None:
+    first, second = (json.loads((work[1] / "two" / f"said {rank}.json").read_text())["printed"] for rank in (0, 1))
+    assert first.count("finished after 8 steps") == 1
+    assert second == ""
+
+
+def test_the_command_starts_processes_and_ends_as_they_do(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "src"))
-    path = tmp_path / "mine.yaml"
-    path.write_text(json.dumps({**tiny_recipe, "method": "npo", "retain_loss": "kl"}), encoding="utf-8")
-    assert main(["run", str(path), "--out", str(tmp_path / "run"), "--processes", "2", "--shard"]) == 0
-    out, err = capfd.readouterr()
-    assert out.count("finished after 8 steps") == 1
-    assert "Traceback" not in err
-    assert open_run(tmp_path / "run").record["processes"] == 2
+    with pytest.raises(SystemExit) as ended:
+        main(["eval", "tiny", "--tasks", "planetd", "--processes", "2"])
+    assert ended.value.code == 2
+    assert capfd.readouterr().err.count("no such file or folder: 'planetd'") == 1
 
 
 def test_a_wrong_number_of_processes_is_an_error_at_once(

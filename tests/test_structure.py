@@ -19,8 +19,8 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     "errors", "files", "launch", "distributed", "layers", "losses", "lm_head", "noise", "methods", "recipe",
     "corpora", "questions", "scores", "perturb", "likelihood", "evaluate", "conversion", "models", "band", "delta",
-    "runs", "objective", "references", "candidate", "train", "targets", "progress", "report", "planted", "demo",
-    "commands", "cli",
+    "runs", "objective", "references", "candidate", "train", "targets", "progress", "report", "search", "planted",
+    "demo", "commands", "cli",
 ]
 # fmt: on
 

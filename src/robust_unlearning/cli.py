@@ -23,7 +23,7 @@ EPILOG = """examples:
 
 def _parser() -> argparse.ArgumentParser:
     from robust_unlearning import __version__
-    from robust_unlearning.commands import evaluation, planted, training
+    from robust_unlearning.commands import evaluation, planted, searching, training
 
     parser = argparse.ArgumentParser(
         prog="unlearn",
@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(function=function)
         return added
 
-    for module in (training, evaluation, planted):
+    for module in (training, evaluation, searching, planted):
         module.add(verb)
     return parser
 
