@@ -182,6 +182,7 @@ def load_ours(spec: Spec, recipes: Sequence[Recipe], device: torch.device) -> tu
 
     from robust_unlearning.band import BandEngine
     from robust_unlearning.candidate import Candidate
+    from robust_unlearning.distributed import Processes
     from robust_unlearning.layers import match_tensors
     from robust_unlearning.runs import RunFolder
     from robust_unlearning.train import Trainer
@@ -200,7 +201,7 @@ def load_ours(spec: Spec, recipes: Sequence[Recipe], device: torch.device) -> tu
         for layer in recipe.band_layers
         for name in match_tensors(engine.layers[layer], recipe.train_tensors)
     }
-    return engine, [Candidate(run, trained, engine.width, device) for run in runs]
+    return engine, [Candidate(run, trained, engine.width, Processes(device)) for run in runs]
 
 
 Step = Callable[["TokenBatch", "TokenBatch"], tuple[float, float]]

@@ -17,10 +17,10 @@ PACKAGE = files.package_dir()
 ROOT = Path(__file__).parent.parent
 # fmt: off
 ORDER = [
-    "errors", "files", "layers", "losses", "lm_head", "noise", "methods", "recipe", "corpora", "questions", "scores",
-    "comparison", "answers", "compare", "perturb", "perturbed", "likelihood", "evaluate", "conversion", "models",
-    "band", "delta", "runs", "objective", "references", "candidate", "train", "targets", "embedders", "ngrams",
-    "progress", "report", "sweep", "planted", "demo", "commands", "cli",
+    "errors", "files", "launch", "distributed", "layers", "losses", "lm_head", "noise", "methods", "recipe",
+    "corpora", "questions", "scores", "comparison", "answers", "compare", "perturb", "perturbed", "likelihood",
+    "evaluate", "conversion", "models", "band", "delta", "runs", "objective", "references", "candidate", "train",
+    "targets", "embedders", "ngrams", "progress", "report", "search", "sweep", "planted", "demo", "commands", "cli",
 ]
 # fmt: on
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from robust_unlearning import files
 from robust_unlearning.corpora import derived_seed
+from robust_unlearning.distributed import Processes
 from robust_unlearning.errors import UserError
 from robust_unlearning.noise import RandomNoiseAugmentation
 from robust_unlearning.objective import Term, View, forget_objective, retain_term
@@ -22,7 +23,7 @@ Key = tuple[int, str]
 
 @dataclass
 class Losses:
-    """A step's total loss, a scalar with gradients, and the terms it is made of."""
+    """A step's total loss, a scalar with gradients, and the terms it is made of: this process's parts of them."""
 
     total: Tensor
     forget: Term
@@ -32,8 +33,9 @@ class Losses:
 class Candidate:
     """One set of band weights: float32 masters of the trained tensors, their objective, optimiser and noise."""
 
-    def __init__(self, run: RunFolder, base: dict[Key, Tensor], width: int, device: torch.device) -> None:
+    def __init__(self, run: RunFolder, base: dict[Key, Tensor], width: int, processes: Processes) -> None:
         self.run = run
+        self.processes = processes
         self.recipe = recipe = run.recipe
         self.types = {key: value.dtype for key, value in base.items()}
         self.masters = {key: nn.Parameter(value.detach().float().clone()) for key, value in base.items()}
@@ -41,7 +43,7 @@ class Candidate:
             self.masters.values(),
             lr=recipe.learning_rate,
             weight_decay=recipe.weight_decay,
-            fused=device.type == "cuda",
+            fused=processes.device.type == "cuda",
         )
         self.rna: RandomNoiseAugmentation | None = None
         if recipe.noise_scale > 0:
@@ -49,7 +51,7 @@ class Candidate:
             self.rna = RandomNoiseAugmentation(
                 recipe.noised_layers, recipe.noise_scale, derived_seed(seed, "noise"), site=recipe.noise_site
             )
-        self.forget = forget_objective(recipe, width, device)
+        self.forget = forget_objective(recipe, width, processes.device)
         self.step = 0
         self.seconds = 0.0
         self.tokens = 0
@@ -73,20 +75,21 @@ class Candidate:
         return Losses(total, pushed, kept)
 
     def update(self, topic: str, forget: View, retain: View, refusals: View | None = None) -> Losses:
-        """One optimiser step.
+        """One optimiser step; returns the losses over the batch of all processes.
 
         Raises:
             UserError: the loss is not finite; the weights are left as they were.
         """
         losses = self.losses(topic, forget, retain, refusals)
+        self.optimiser.zero_grad(set_to_none=True)
+        losses.total.backward()
+        self._add_up(losses)
         if not math.isfinite(losses.total.item()):
             raise UserError(
                 f"step {self.step + 1}, topic {topic}: the loss is not finite (forget "
                 f"{losses.forget.loss.item():g}, retain {losses.retain.loss.item():g}). Lower learning_rate "
                 f"({self.recipe.learning_rate:g}) or {getattr(self.recipe.spec, 'scale_field', 'forget_weight')}."
             )
-        self.optimiser.zero_grad(set_to_none=True)
-        losses.total.backward()
         self.optimiser.step()
         self.step += 1
         return losses
@@ -95,6 +98,16 @@ class Candidate:
     def finite(self) -> bool:
         """Whether every trained number is one."""
         return all(bool(master.isfinite().all()) for master in self.masters.values())
+
+    def _add_up(self, losses: Losses) -> None:
+        """Sum gradients and losses over the processes, all in one message; each process has its part of them."""
+        if self.processes.count == 1:
+            return
+        gradients = [master.grad for master in self.masters.values() if master.grad is not None]
+        parts = [*gradients, losses.total.detach(), losses.forget.loss.detach(), losses.retain.loss.detach()]
+        sums = self.processes.sum(torch.cat([part.flatten().float() for part in parts]))
+        for part, total in zip(parts, sums.split([part.numel() for part in parts]), strict=True):
+            part.copy_(total.view_as(part))
 
     def state(self) -> dict[str, Tensor]:
         """Everything a resumed run needs, as named tensors."""
@@ -123,7 +136,7 @@ class Candidate:
         from safetensors import SafetensorError, safe_open
 
         if not self.run.checkpoint.exists():
-            self.run.drop_rows_after(0)  # of an earlier start that came to no checkpoint
+            self._drop_rows()  # of an earlier start that came to no checkpoint
             return False
         try:
             with safe_open(self.run.checkpoint, framework="pt") as file:
@@ -139,11 +152,18 @@ class Candidate:
             }
         self.forget.load_state(_below("forget/", state))
         if self.rna:
-            self.rna.load_state_dict(_below("noise/", state))
+            device = str(next(iter(self.masters.values())).device)
+            for value in _below("noise/", state).values():  # written by the first process, whose card has another name
+                self.rna.load_state_dict({device: value})
         self.step = int(metadata["step"])
         self.seconds, self.tokens = float(metadata["seconds"]), int(metadata["tokens"])
-        self.run.drop_rows_after(self.step)
+        self._drop_rows()
         return True
+
+    def _drop_rows(self) -> None:
+        """Forget metrics of steps that will be taken again."""
+        if self.processes.first:
+            self.run.drop_rows_after(self.step)
 
 
 def _below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -159,13 +179,19 @@ def _compare(hidden: Tensor, reference: Tensor, mask: Tensor) -> tuple[float, fl
 
 
 def metrics_row(candidate: Candidate, topic: str, losses: Losses, forget: View, retain: View) -> dict[str, Any]:
-    """A line of `metrics.jsonl`: losses in their own units, norms in those of the hidden state."""
+    """A line of `metrics.jsonl`: losses in their own units, norms in those of the hidden state.
+
+    All processes must ask for it: means are over the batch of all of them.
+    """
     row: dict[str, Any] = {"step": candidate.step, "topic": topic, "loss": losses.total.item()}
     row |= {"forget_loss": losses.forget.loss.item(), "retain_loss": losses.retain.loss.item()}
+    parts: dict[str, float] = {}
     for name, term, view in (("forget", losses.forget, forget), ("retain", losses.retain, retain)):
-        cosine, norm, base = _compare(term.hidden, view.reference, view.mask)
-        row |= {f"{name}_cosine": cosine, f"{name}_norm": norm, f"{name}_reference_norm": base}
-        row |= {key: value.item() for key, value in term.measures.items()}
+        means = zip(("cosine", "norm", "reference_norm"), _compare(term.hidden, view.reference, view.mask), strict=True)
+        parts |= {f"{name}_{kind}": mean * view.token_share for kind, mean in means}
+        parts |= {key: value.item() for key, value in term.measures.items()}
+    sums = candidate.processes.sum(torch.tensor(list(parts.values()), dtype=torch.float64))
+    row |= dict(zip(parts, sums.tolist(), strict=True))
     row["tokens_per_second"] = candidate.tokens / candidate.seconds if candidate.seconds else 0.0
     row["seconds"] = candidate.seconds
     return row

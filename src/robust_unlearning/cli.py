@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from robust_unlearning.errors import UserError
+from robust_unlearning.launch import followers_silent
 
 EPILOG = """examples:
   unlearn demo                                   see the effect on a small real model
@@ -24,7 +25,16 @@ EPILOG = """examples:
 
 def _parser() -> argparse.ArgumentParser:
     from robust_unlearning import __version__
-    from robust_unlearning.commands import comparing, evaluation, ngrams, perturbing, planted, sweeping, training
+    from robust_unlearning.commands import (
+        comparing,
+        evaluation,
+        ngrams,
+        perturbing,
+        planted,
+        searching,
+        sweeping,
+        training,
+    )
 
     parser = argparse.ArgumentParser(
         prog="unlearn",
@@ -40,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(function=function)
         return added
 
-    for module in (training, evaluation, sweeping, comparing, perturbing, ngrams, planted):
+    for module in (training, evaluation, searching, sweeping, comparing, perturbing, ngrams, planted):
         module.add(verb)
     return parser
 
@@ -49,10 +59,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 0 when well, 2 for a user's error, 130 when interrupted."""
     parser = _parser()
     # intermixed, so that options may stand before, between and after field=value
-    arguments = _parse(parser, sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else list(argv)
+    arguments = _parse(parser, argv)
+    arguments.argv = argv
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        arguments.function(arguments)
+        with followers_silent():
+            arguments.function(arguments)
     except UserError as error:
         print(f"unlearn: {error}", file=sys.stderr)
         return 2

@@ -165,6 +165,10 @@ class TokenBatch:
         """The same batch on a device."""
         return TokenBatch(self.ids.to(device), self.mask.to(device))
 
+    def rows(self, which: slice) -> TokenBatch:
+        """Some of its sequences, padded as they are."""
+        return TokenBatch(self.ids[which], self.mask[which])
+
     @property
     def tokens(self) -> int:
         """Tokens that are not padding."""

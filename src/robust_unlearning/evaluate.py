@@ -16,6 +16,7 @@ import numpy as np
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
+from robust_unlearning.distributed import Processes
 from robust_unlearning.errors import UserError
 from robust_unlearning.files import locate
 from robust_unlearning.likelihood import option_logprobs, text_nats
@@ -113,7 +114,12 @@ def _fields_at(location: tuple[int | str, ...]) -> Iterable[str]:
 
 
 def evaluate(
-    model: Any, tokenizer: Any, suite: Suite, progress: Progress | None = None, token_budget: int = 2048
+    model: Any,
+    tokenizer: Any,
+    suite: Suite,
+    progress: Progress | None = None,
+    token_budget: int = 2048,
+    processes: Processes | None = None,
 ) -> Evaluation:
     """Run a suite on a loaded causal language model.
 
@@ -126,12 +132,14 @@ def evaluate(
     Args:
         progress: called with (set, prompts done, prompts in all).
         token_budget: tokens run at a time; lower it where memory is short.
+        processes: they divide the prompts and documents; each must call this, and gets the whole result.
 
     Raises:
         UserError: an input cannot be read or used, or the model's log-probabilities are not finite.
     """
     from robust_unlearning.corpora import read_documents
 
+    divided = processes.divided if processes else _alone
     perturbs = any(source.perturb for source in suite.questions.values())
     pairs = match_controls(tokenizer, suite.forget_tokens, suite.control_tokens) if perturbs else []
     scores: dict[str, dict[str, Any]] = {}
@@ -147,7 +155,7 @@ def evaluate(
         ]
         items = [(prompt, [" " + option for option in options]) for *_, prompt, options in asked]
         tick = partial(progress, name) if progress else None
-        results = option_logprobs(model, tokenizer, items, token_budget, tick)
+        results = divided(items, partial(option_logprobs, model, tokenizer, token_budget=token_budget, progress=tick))
         _require_finite([logp for result in results for logp, _ in result], name)
         tasks: dict[str, list[dict[str, Any]]] = {}
         for (task, question, pair, _, options), result in zip(asked, results, strict=True):
@@ -157,7 +165,8 @@ def evaluate(
     for name, text in suite.texts.items():
         limits = {"min_chars": 1, "max_documents": text.limit}
         corpus = TextSource.model_validate({"path": text.path, "field": text.field, **limits})
-        counted = text_nats(model, tokenizer, read_documents(corpus), text.max_tokens, token_budget)
+        scored = partial(text_nats, model, tokenizer, max_tokens=text.max_tokens, token_budget=token_budget)
+        counted = divided(read_documents(corpus), scored)
         nats, tokens = zip(*counted, strict=True)
         _require_finite(nats, name)
         row = nats_per_token(nats, tokens, suite.seed).as_dict()
@@ -165,6 +174,11 @@ def evaluate(
         row["perplexity"] = exp(min(mean, 700.0))  # a float holds no more
         scores[f"{name}/text"] = {"nats_per_token": mean, **row, "tokens": sum(tokens)}
     return Evaluation(scores, records)
+
+
+def _alone(items: Sequence[Any], function: Callable[[Sequence[Any]], Sequence[Any]]) -> list[Any]:
+    """`Processes.divided` where there is one process."""
+    return list(function(items))
 
 
 def _record(

@@ -42,7 +42,7 @@ class _ByRow(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, head: Any, loss: RowLoss, rows: int) -> Tensor:
         wanted = ctx.needs_input_grad[0]
         values, gradients = [], []
-        for first in range(0, len(hidden), rows):
+        for first in range(0, max(1, len(hidden)), rows):  # no rows, no losses
             chunk = slice(first, min(first + rows, len(hidden)))
             part = hidden[chunk].detach().requires_grad_(wanted)
             with torch.set_grad_enabled(wanted):

@@ -101,6 +101,7 @@ class RandomNoiseAugmentation:
         self.draws: Draws | None = None
         """Set where several noises of one seed are asked for side by side."""
         self._generators: dict[str, torch.Generator] = {}
+        self._part: tuple[slice, int] | None = None
 
     def _generator(self, device: torch.device) -> torch.Generator:
         key = str(device)
@@ -111,8 +112,22 @@ class RandomNoiseAugmentation:
     def noisy(self, hidden: Tensor) -> Tensor:
         """`hidden` + δ, δ ~ N(0, std² I) of the same shape, drawn in float32 on the tensor's device."""
         generator = self._generator(hidden.device)
+        rows, of = self._part or (slice(None), len(hidden))
         draw = self.draws.normal if self.draws is not None else _normal
-        return hidden + (draw(hidden.shape, generator) * self.std).to(hidden.dtype)
+        delta = draw(torch.Size((of, *hidden.shape[1:])), generator) * self.std
+        return hidden + delta[rows].to(hidden.dtype)
+
+    @contextmanager
+    def part(self, rows: slice, of: int) -> Iterator[None]:
+        """Inside the block, what is noised are `rows` of a batch of `of` sequences.
+
+        The noise is drawn for the whole batch, so that a sequence gets the same however the batch is divided.
+        """
+        self._part = (rows, of)
+        try:
+            yield
+        finally:
+            self._part = None
 
     def _hook(self, _module: nn.Module, _args: Any, output: Any) -> Any:
         if isinstance(output, tuple):  # older layer classes return (hidden, …)

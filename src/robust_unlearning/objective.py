@@ -25,16 +25,39 @@ from robust_unlearning.recipe import Recipe
 
 
 class View:
-    """A batch as seen through the engine; each part is computed when first asked for, once for all candidates.
+    """This process's rows of a batch as seen through the engine; the same for all candidates.
+
+    Each part is computed when first asked for.
 
     Args:
-        logp: [b] reference log-probabilities of its sequences, where a loss asks for them.
+        whole: the batch of all processes, padded to one width.
+        logp: [b] reference log-probabilities of this process's rows, where a loss asks for them.
+        rows: which rows are this process's; all, where there is one process.
     """
 
-    def __init__(self, engine: BandEngine, batch: TokenBatch, logp: Tensor | None = None) -> None:
+    def __init__(
+        self, engine: BandEngine, whole: TokenBatch, logp: Tensor | None = None, rows: slice = slice(None)
+    ) -> None:
         self.engine = engine
-        self.batch = batch
+        self.whole = whole
+        self.rows = rows
+        self.batch = whole.rows(rows)
         self.logp = logp
+
+    @cached_property
+    def token_share(self) -> float:
+        """This process's tokens over those of all: what its mean over tokens counts for in the mean over all."""
+        return self.batch.tokens / self.whole.tokens
+
+    @property
+    def sequence_share(self) -> float:
+        """This process's sequences over those of all."""
+        return len(self.batch.ids) / len(self.whole.ids)
+
+    @cached_property
+    def predictions(self) -> int:
+        """Tokens predicted in the whole batch: all but each sequence's first."""
+        return int(self.whole.mask[:, 1:].sum())
 
     @cached_property
     def trunk(self) -> Trunk:
@@ -61,15 +84,18 @@ class View:
         last = self.engine.last
         if rna is None or min(rna.layers) > last:
             return self.reference
-        if rna.site == "block" and min(rna.layers) == last:
-            return rna.noisy(self.reference)
-        return self.engine.reference(self.trunk, rna)
+        with rna.part(self.rows, len(self.whole.ids)):
+            if rna.site == "block" and min(rna.layers) == last:
+                return rna.noisy(self.reference)
+            return self.engine.reference(self.trunk, rna)
 
     def noised_final(self, rna: RandomNoiseAugmentation | None) -> Tensor:
         """What the base's LM head reads under RNA, noise in band and tail."""
         if rna is None:
             return self.final
-        return self.engine.reference_tail(self.trunk, self.noised(rna), rna)
+        hidden = self.noised(rna)
+        with rna.part(self.rows, len(self.whole.ids)):
+            return self.engine.reference_tail(self.trunk, hidden, rna)
 
 
 @dataclass
@@ -77,9 +103,9 @@ class Term:
     """One loss term and what is worth writing down about it.
 
     Attributes:
-        loss: scalar, gradients attached.
+        loss: scalar, gradients attached: this process's part of a mean over the whole batch.
         hidden: [b, t, d] after the band, detached.
-        measures: name -> scalar tensor, for `metrics.jsonl`.
+        measures: name -> scalar tensor, for `metrics.jsonl`: parts of means likewise.
     """
 
     loss: Tensor
@@ -122,9 +148,12 @@ class Steered:
     def term(self, weights: Weights, topic: str, forget: View, refusals: View | None) -> Term:
         """Mean squared distance to the method's target."""
         hidden = forget.engine.band(forget.trunk, weights)
-        known = forget.reference if self.spec.needs_reference else None
-        target = self.spec.target(self.steering[topic], known, forget.mask)
-        return Term(hidden_mse(hidden, target, forget.mask), hidden.detach())
+        steering, seen = self.steering[topic], forget
+        if steering.keep_first and steering.frozen_norm is None and forget.sequence_share < 1:
+            seen = View(forget.engine, forget.whole)  # the norm that is kept is a mean over the whole batch
+        known = seen.reference if self.spec.needs_reference else None
+        target = self.spec.target(steering, known, seen.mask)
+        return Term(hidden_mse(hidden, target, forget.mask) * forget.token_share, hidden.detach())
 
     def state(self) -> dict[str, Tensor]:
         """What a resumed run needs, as named tensors."""
@@ -156,13 +185,13 @@ class Preferred:
     def term(self, weights: Weights, topic: str, forget: View, refusals: View | None) -> Term:
         """The method's loss; nats a forget token are measured too."""
         own, hidden = self._logp(weights, forget)
-        measures = {"forget_nats": -(own.logp.detach().sum() / own.length.sum())}
+        measures = {"forget_nats": -(own.logp.detach().sum() / forget.predictions)}
         preferred = None
         if self.spec.needs_refusals:
             assert refusals is not None
             preferred, _ = self._logp(weights, refusals)
-            measures["refusal_nats"] = -(preferred.logp.detach().sum() / preferred.length.sum())
-        return Term(self.spec.loss(own, preferred, self.temper), hidden, measures)
+            measures["refusal_nats"] = -(preferred.logp.detach().sum() / refusals.predictions)
+        return Term(self.spec.loss(own, preferred, self.temper) * forget.sequence_share, hidden, measures)
 
     def _logp(self, weights: Weights, view: View) -> tuple[LogProbs, Tensor]:
         hidden = view.engine.band(view.trunk, weights)
@@ -191,7 +220,7 @@ def retain_term(recipe: Recipe, weights: Weights, view: View, rna: RandomNoiseAu
     engine = view.engine
     hidden = engine.band(view.trunk, weights)
     if recipe.kept_by == "hidden_mse":
-        return Term(hidden_mse(hidden, view.noised(rna), view.mask), hidden.detach())
+        return Term(hidden_mse(hidden, view.noised(rna), view.mask) * view.token_share, hidden.detach())
     final = engine.tail(view.trunk, hidden, recompute=recipe.recompute_tail)
     wanted = predicted(view.trunk)
     known = view.noised_final(rna)[:, :-1][wanted]
@@ -202,4 +231,4 @@ def retain_term(recipe: Recipe, weights: Weights, view: View, rna: RandomNoiseAu
         return token_kl(logits, reference, recipe.kl) if recipe.kept_by == "kl" else token_mse(logits, reference)
 
     losses = losses_by_row(final[:, :-1][wanted], engine.head, loss, engine.vocabulary)
-    return Term(losses.mean(), hidden.detach())
+    return Term(losses.sum() / view.predictions, hidden.detach())

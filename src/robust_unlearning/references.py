@@ -9,7 +9,7 @@ Shapes: b sequences of a batch.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from robust_unlearning import files
 from robust_unlearning.band import BandEngine
 from robust_unlearning.corpora import Corpus
+from robust_unlearning.distributed import Processes
 from robust_unlearning.objective import sequence_logp
 
 BLOCK = 8
@@ -31,34 +32,50 @@ class References:
         corpus: the sequences.
         model: fingerprint of every tensor of the base.
         dtype: type of the forward pass.
+        processes: they share the work, and know the same values afterwards.
     """
 
-    def __init__(self, engine: BandEngine, corpus: Corpus, model: str, dtype: str) -> None:
-        self.engine, self.corpus = engine, corpus
+    def __init__(self, engine: BandEngine, corpus: Corpus, model: str, dtype: str, processes: Processes) -> None:
+        self.engine, self.corpus, self.processes = engine, corpus, processes
         said = repr((model, dtype, engine.device.type, corpus.rows))
         self.path = folder() / f"{hashlib.sha256(said.encode()).hexdigest()[:24]}.safetensors"
-        self.logp = torch.full((len(corpus.rows),), float("nan"), dtype=torch.float64)
-        if self.path.exists():
-            from safetensors.torch import load_file
+        self.logp = processes.on_first(self._kept)
 
-            self.logp = load_file(self.path)["logp"]
+    def _kept(self) -> Tensor:
+        """What is on disk, or NaN for every sequence."""
+        if not self.path.exists():
+            return torch.full((len(self.corpus.rows),), float("nan"), dtype=torch.float64)
+        from safetensors.torch import load_file
+
+        return load_file(self.path)["logp"]
 
     def prepare(self, rows: Iterable[int]) -> int:
         """Score those of `rows` that are not known yet, and keep them on disk; returns how many were scored."""
         blocks = sorted({row // BLOCK for row in rows if self.logp[row].isnan()})
-        for block in blocks:
-            own = list(range(block * BLOCK, min((block + 1) * BLOCK, len(self.logp))))
-            trunk = self.engine.trunk(self.corpus.collated(own))
-            with torch.no_grad():
-                final = self.engine.reference_tail(trunk, self.engine.reference(trunk))
-                self.logp[own] = sequence_logp(self.engine, trunk, final).logp.double().cpu()
-        if blocks:
+        asked = blocks + blocks[-1:] * (-len(blocks) % self.processes.count)  # sharded layers are run equally often
+        for block, logp in zip(asked, self.processes.divided(asked, self._scored), strict=True):
+            self.logp[self._rows(block)] = logp
+        if blocks and self.processes.first:
             from safetensors.torch import save_file
 
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with files.replacing(self.path) as temporary:
                 save_file({"logp": self.logp}, temporary)
         return len(blocks) * BLOCK
+
+    def _rows(self, block: int) -> list[int]:
+        """The sequences of a block."""
+        return list(range(block * BLOCK, min((block + 1) * BLOCK, len(self.logp))))
+
+    def _scored(self, blocks: Sequence[int]) -> list[Tensor]:
+        """log p of the sequences of each block."""
+        found = []
+        for block in blocks:
+            trunk = self.engine.trunk(self.corpus.collated(self._rows(block)))
+            with torch.no_grad():
+                final = self.engine.reference_tail(trunk, self.engine.reference(trunk))
+                found.append(sequence_logp(self.engine, trunk, final).logp.double().cpu())
+        return found
 
     def of(self, rows: list[int]) -> Tensor:
         """log p [b] of these sequences, in float32 on the engine's device."""

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from robust_unlearning import delta as deltas
+from robust_unlearning import distributed, files, models
 from robust_unlearning import evaluate as scoring
-from robust_unlearning import files, models
 from robust_unlearning.corpora import HUB
 from robust_unlearning.delta import Delta
 from robust_unlearning.runs import RECIPE, SCORES, environment, open_run
@@ -72,7 +72,8 @@ class Evaluator:
 
     def __init__(self, dtype: str = "auto", device: str = "auto") -> None:
         self.dtype = dtype
-        self.device = models.pick_device(device)
+        self.processes = distributed.join(models.pick_device(device))
+        self.device = self.processes.device
         self._loaded: tuple[str, models.Checkpoint, Any, Any] | None = None
 
     def _load(self, target: Target) -> tuple[models.Checkpoint, Any, Any]:
@@ -119,17 +120,17 @@ class Evaluator:
             UserError: the delta does not fit its base, or the suite cannot be run.
         """
         key = self._key(target, suite)
-        if folder is not None and (folder / ABOUT).exists() and files.read_json(folder / ABOUT)["key"] == key:
+        if folder is not None and self.processes.on_first(lambda: _key_in(folder) == key):
             records = [json.loads(line) for line in (folder / RECORDS).read_text(encoding="utf-8").splitlines()]
             return scoring.Evaluation(files.read_json(folder / SCORES), records)
         base, model, tokenizer = self._load(target)
         if target.delta is None:
-            result = scoring.evaluate(model, tokenizer, suite, progress)
+            result = scoring.evaluate(model, tokenizer, suite, progress, processes=self.processes)
         else:
             target.delta.check_base(base)
             with target.delta.applied(model):
-                result = scoring.evaluate(model, tokenizer, suite, progress)
-        if folder is not None:
+                result = scoring.evaluate(model, tokenizer, suite, progress, processes=self.processes)
+        if folder is not None and self.processes.first:
             (folder / ABOUT).unlink(missing_ok=True)  # never a key beside another evaluation's scores
             files.write_jsonl(folder / RECORDS, result.records)
             files.write_json(folder / SCORES, result.scores)
@@ -138,3 +139,8 @@ class Evaluator:
             if (folder / RECIPE).exists():
                 open_run(folder).write_card()
         return result
+
+
+def _key_in(folder: Path) -> str | None:
+    """The key of the evaluation whose scores lie in a folder."""
+    return files.read_json(folder / ABOUT)["key"] if (folder / ABOUT).exists() else None

@@ -12,12 +12,14 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from robust_unlearning import files, models
+from robust_unlearning import distributed, files, models
 from robust_unlearning.band import BandEngine
 from robust_unlearning.candidate import Candidate, Key, metrics_row
 from robust_unlearning.corpora import Corpus, read_documents
@@ -54,12 +56,13 @@ class Trainer:
 
     Args:
         runs: their open run folders; the recipes may differ in `OWN_FIELDS` only.
+        shard: divide the frozen layers among the processes, for models that no card holds.
 
     Raises:
         UserError: the recipes do not fit together, or anything they name cannot be used.
     """
 
-    def __init__(self, runs: Sequence[RunFolder]) -> None:
+    def __init__(self, runs: Sequence[RunFolder], *, shard: bool = False) -> None:
         self.runs = list(runs)
         self.recipe = recipe = runs[0].recipe
         for run in runs[1:]:
@@ -68,7 +71,9 @@ class Trainer:
                 fields = ", ".join(sorted(key for key, _ in differing))
                 raise UserError(f"{run.path}: cannot be trained in lockstep with {runs[0].path}; differs in {fields}.")
         began = time.perf_counter()
-        self.device = models.pick_device(recipe.device)
+        self.processes = distributed.join(models.pick_device(recipe.device))
+        self.device, self.shard = self.processes.device, shard
+        self.rows = self.processes.rows(recipe.batch_size)
         self.base = models.resolve(
             recipe.model, allow_pickle=recipe.allow_pickle, trust_remote_code=recipe.trust_remote_code
         )
@@ -83,14 +88,9 @@ class Trainer:
             self.corpora |= {(topic, "refusals"): self._corpus(topic, "refusals", tokenizer) for topic in recipe.topics}
         read = time.perf_counter()
         tail = any(run.recipe.needs_tail for run in runs)
-        if tail:
-            model = models.load_causal_lm(self.base, recipe.dtype, self.device)
-            noised = {layer for run in runs for layer in run.recipe.noised_layers}
-            check_layers(noised, len(models.decoder_layers(model)[1]), "noise_layers")
-        else:
-            model = models.load_truncated(self.base, recipe.layer + 1, recipe.dtype, self.device)
-        lowest = [min([*run.recipe.band_layers, *run.recipe.noised_layers]) for run in runs]
-        self.engine = BandEngine(model, min(*lowest, recipe.layer), recipe.layer, tail=tail)
+        lowest = min(min([*run.recipe.band_layers, *run.recipe.noised_layers, recipe.layer]) for run in runs)
+        model = self._model(tail, lowest)
+        self.engine = BandEngine(model, lowest, recipe.layer, tail=tail)
         self.trained: dict[Key, Tensor] = {
             (layer, name): self.engine.layers[layer].get_parameter(name)
             for layer in recipe.band_layers
@@ -104,8 +104,10 @@ class Trainer:
         if any(spec.needs_reference for spec in asking):
             whole, kind = self.base.fingerprint(self.base.weight_map), str(next(iter(self.trained.values())).dtype)
             sides = {(topic, side): corpus for (topic, side), corpus in self.corpora.items() if side != "retain"}
-            self.references = {key: References(self.engine, each, whole, kind) for key, each in sides.items()}
-        self.candidates = [Candidate(run, self.trained, self.engine.width, self.device) for run in self.runs]
+            self.references = {
+                key: References(self.engine, each, whole, kind, self.processes) for key, each in sides.items()
+            }
+        self.candidates = [Candidate(run, self.trained, self.engine.width, self.processes) for run in self.runs]
         self._draws: dict[int, Draws] = {}
         self._share_draws()
 
@@ -116,6 +118,21 @@ class Trainer:
         for candidate in self.candidates:
             if candidate.rna:
                 candidate.rna.draws = self._draws.get(candidate.rna.seed)
+
+    def _model(self, tail: bool, lowest: int) -> nn.Module:
+        """The base, as far as it is needed, on this process's device; the band begins at layer `lowest`."""
+        recipe = self.recipe
+        place = torch.device("cpu") if self.shard else self.device
+        if tail:
+            model = models.load_causal_lm(self.base, recipe.dtype, place)
+            noised = {layer for run in self.runs for layer in run.recipe.noised_layers}
+            check_layers(noised, len(models.decoder_layers(model)[1]), "noise_layers")
+        else:
+            model = models.load_truncated(self.base, recipe.layer + 1, recipe.dtype, place)
+        if self.shard:
+            _, layers = models.decoder_layers(model)
+            self.processes.shard([*layers[:lowest], *layers[recipe.layer + 1 :]])
+        return model.to(self.device)
 
     def _corpus(self, topic: str, side: str, tokenizer: Any) -> Corpus:
         source = getattr(self.recipe.topics[topic], side, None) or getattr(self.recipe, side)
@@ -141,7 +158,8 @@ class Trainer:
         corpus = self.corpora[topic, side]
         places = corpus.places(number)
         known = self.references.get((topic, side))
-        return View(self.engine, corpus.collated(places), known.of(places) if known else None)
+        logp = known.of(places)[self.rows] if known else None
+        return View(self.engine, corpus.collated(places), logp, self.rows)
 
     def _prepare_references(self, steps: int) -> None:
         """Score the forget sequences (and refusals) of all steps under the base, those that no run has scored yet."""
@@ -168,7 +186,7 @@ class Trainer:
         """Train every candidate to its last step, resuming from checkpoints that are there, and write the folders.
 
         Args:
-            report: called with a candidate and each row that it adds to its metrics.
+            report: called with a candidate and each row that it adds to its metrics; in the first process only.
 
         Raises:
             Diverged: losses, or the last weights, were not finite. Their runs are marked failed, last checkpoints and
@@ -180,7 +198,9 @@ class Trainer:
             record = self._record(candidate)
             if candidate.load_checkpoint():
                 _check_unchanged(candidate.run.record, record)
-            candidate.run.write_record("running", **record)
+            if self.processes.first:
+                candidate.run.write_record("running", **record)
+        self._check_steps()
         waiting = [each for each in self.candidates if each.step < each.recipe.steps]
         failed: dict[Candidate, str] = {}
         self._prepare_references(max(self._lengths(waiting)))
@@ -191,17 +211,31 @@ class Trainer:
                     failed |= self._step(step, due, report)
         except BaseException:
             for candidate in waiting:
-                if candidate.run.status == "running":
+                if self.processes.first and candidate.run.status == "running":
                     candidate.run.write_record("stopped")
             raise
         for candidate in self.candidates:
             if candidate not in failed and not candidate.finite:
                 failed[candidate] = f"step {candidate.step} left weights that are not finite. Lower learning_rate."
-                candidate.run.write_record("failed", error=failed[candidate])
+                self._fail(candidate, failed[candidate])
             elif candidate not in failed:
-                self._finish(candidate)
+                self.processes.on_first(partial(self._finish, candidate))
         if failed:
             raise Diverged({candidate.run.path: error for candidate, error in failed.items()})
+
+    def _fail(self, candidate: Candidate, error: str) -> None:
+        """Mark a run as failed; its last checkpoint stays as it is."""
+        if self.processes.first:
+            candidate.run.write_record("failed", error=error)
+
+    def _check_steps(self) -> None:
+        """See that all processes continue from the same checkpoints."""
+        steps = self.processes.gather([[each.step for each in self.candidates]])
+        if any(each != steps[0] for each in steps):
+            raise UserError(
+                f"the processes would go on from unlike steps, {steps}: the run folder must lie on a disk that all "
+                "machines share."
+            )
 
     @staticmethod
     def _lengths(waiting: Sequence[Candidate]) -> list[int]:
@@ -214,13 +248,13 @@ class Trainer:
             draws.clear()
         began = time.perf_counter()
         topic, forget, retain, refusals = self.batches(step)
-        tokens = forget.batch.tokens + retain.batch.tokens
+        tokens = forget.whole.tokens + retain.whole.tokens
         for candidate in due:
             try:
                 losses = candidate.update(topic, forget, retain, refusals)
             except UserError as error:
-                candidate.run.write_record("failed", error=str(error))  # its last checkpoint stays as it is
                 failed[candidate] = str(error)
+                self._fail(candidate, failed[candidate])
                 continue
             candidate.optimiser.zero_grad(set_to_none=True)  # the others need the memory
             now = time.perf_counter()
@@ -228,9 +262,12 @@ class Trainer:
             began = now
             if candidate.step % candidate.recipe.log_every == 0 or candidate.step == candidate.recipe.steps:
                 row = metrics_row(candidate, topic, losses, forget, retain)
-                candidate.run.add_row(row)
-                if report:
-                    report(candidate, row)
+                if self.processes.first:
+                    candidate.run.add_row(row)
+                    if report:
+                        report(candidate, row)
+            if not self.processes.first:
+                continue
             if candidate.step in candidate.recipe.snapshots:
                 self.delta(candidate).save(candidate.run.snapshot(candidate.step))
             if candidate.step % candidate.recipe.checkpoint_every == 0:
@@ -272,6 +309,8 @@ class Trainer:
             "steering_scales": {topic: each.scale for topic, each in candidate.forget.steering.items()},
             "trained_tensors": trained,
             "trained_parameters": sum(math.prod(shape) for shape in trained.values()),
+            "processes": self.processes.count,
+            "sharded": self.shard,
             "environment": environment(str(self.device)),
         }
 
@@ -327,8 +366,17 @@ def unlearn(
     *,
     resume: bool = False,
     report: Callable[[Candidate, dict[str, Any]], None] | None = None,
+    shard: bool = False,
 ) -> RunFolder:
     """Run one recipe into the folder `out`; a finished run of the same recipe is left as it is.
+
+    In a process that `accelerate launch` or `torchrun` started, the run is that of all processes, each of which
+    must call this.
+
+    Args:
+        resume: continue an unfinished run that is there.
+        report: see `Trainer.train`.
+        shard: see `Trainer`.
 
     Raises:
         UserError: see `load_recipe`, `RunFolder.open` and `Trainer`.
@@ -336,7 +384,9 @@ def unlearn(
     from robust_unlearning.recipe import load_recipe
 
     checked = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    run = RunFolder.open(Path(out), checked, resume=resume)
-    if run.status != "finished":
-        Trainer([run]).train(report)
+    processes = distributed.join(models.pick_device(checked.device))
+    run = RunFolder(Path(out), checked)
+    status = processes.on_first(lambda: RunFolder.open(run.path, checked, resume=resume).status)
+    if status != "finished":
+        Trainer([run], shard=shard).train(report)
     return run

@@ -23,6 +23,30 @@ def overrides(to: argparse.ArgumentParser, text: str = "change a field of the re
     to.add_argument("overrides", nargs="*", metavar="field=value", help=text)
 
 
+def processes_option(to: argparse.ArgumentParser) -> None:
+    """`--processes N`; a verb that takes it begins its work with `in_processes`."""
+    to.add_argument("--processes", type=int, default=1, metavar="N", help="divide the work among N processes")
+
+
+def in_processes(arguments: argparse.Namespace) -> bool:
+    """Whether the command has now been run in the processes it was to run in, and nothing is left to do here.
+
+    Raises:
+        UserError: `--processes` makes no sense.
+        SystemExit: one of the processes failed; it has said why.
+    """
+    import sys
+
+    from robust_unlearning.launch import launch, needed
+
+    if not needed(arguments.processes):
+        return False
+    status = launch([sys.executable, "-m", "robust_unlearning", *arguments.argv], arguments.processes)
+    if status:
+        raise SystemExit(status)
+    return True
+
+
 def unsafe_options(to: argparse.ArgumentParser) -> None:
     """The two options that let a checkpoint run code."""
     to.add_argument("--allow-pickle", action="store_true", help="load pickled weights (they can run code)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from robust_unlearning.commands import AddVerb, unsafe_options
+from robust_unlearning.commands import AddVerb, in_processes, processes_option, unsafe_options
 from robust_unlearning.errors import UserError
 
 
@@ -19,10 +19,13 @@ def add(verb: AddVerb) -> None:
     evaluation.add_argument("--out", help="folder for scores.json and records.jsonl (default: the run folder)")
     evaluation.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
     evaluation.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    processes_option(evaluation)
     unsafe_options(evaluation)
 
 
 def _eval(arguments: argparse.Namespace) -> None:
+    if in_processes(arguments):
+        return
     from robust_unlearning.evaluate import format_scores, load_suite
     from robust_unlearning.progress import EvaluationProgress
     from robust_unlearning.targets import Evaluator, open_target

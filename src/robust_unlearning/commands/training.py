@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from robust_unlearning.commands import AddVerb, overrides
+from robust_unlearning.commands import AddVerb, in_processes, overrides, processes_option
 
 
 def add(verb: AddVerb) -> None:
@@ -23,6 +23,10 @@ def add(verb: AddVerb) -> None:
     overrides(run)
     run.add_argument("--out", type=Path, help="run folder (default: runs/RECIPE-HASH)")
     run.add_argument("--resume", action="store_true", help="continue an unfinished run in that folder")
+    processes_option(run)
+    run.add_argument(
+        "--shard", action="store_true", help="divide the frozen layers among the processes (models that no card holds)"
+    )
 
     joining = verb("apply", _apply, "join a run's delta to its base: a model folder that anything opens")
     joining.add_argument("run", help="run folder or delta file")
@@ -62,18 +66,22 @@ def _show(arguments: argparse.Namespace) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    from robust_unlearning.launch import check_batch
     from robust_unlearning.recipe import load_recipe
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     name = Path(arguments.recipe).stem
     out = arguments.out or Path("runs") / f"{name}-{recipe.content_hash()[:8]}"
+    check_batch(recipe.batch_size, arguments.processes)
+    if in_processes(arguments):
+        return
 
     from robust_unlearning.progress import TrainingProgress
     from robust_unlearning.train import unlearn
 
     print(f"{recipe.title} on {recipe.model}, noise_std {recipe.noise_scale:g}, {recipe.steps} steps -> {out}")
     with TrainingProgress(recipe.steps) as progress:
-        run = unlearn(recipe, out, resume=arguments.resume, report=progress.row)
+        run = unlearn(recipe, out, resume=arguments.resume, report=progress.row, shard=arguments.shard)
     record = run.record
     shapes = ", ".join(record["trained_tensors"])
     print(f"trained {record['trained_parameters']:,} parameters: {shapes}")

@@ -1,0 +1,1 @@
+"""Search of a recipe's fields beyond grids, with Optuna."""
