@@ -110,7 +110,7 @@ def test_recurrent_models_fall_back_to_full_sequences(tokenizer: Any) -> None:
 def test_fall_back_and_models_without_logits_to_keep(
     llama: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_can_copy", lambda cache: False)
+    monkeypatch.setattr(module, "_takes_trees", lambda model, longest: False)
     check(llama, tokenizer)
     check(llama, tokenizer, token_budget=1)
     forward = llama.forward
@@ -122,23 +122,32 @@ def test_fall_back_and_models_without_logits_to_keep(
     check(llama, tokenizer)
 
 
-@pytest.mark.parametrize(
-    ("family", "batches"),
-    [
-        ("llama", [(4, 34)]),  # one batch, shorter prompts padded to the longest
-        ("mistral", [(1, 34), (2, 22), (1, 6)]),  # a sliding window: prompts of equal length only
-    ],
-)
-def test_each_distinct_prompt_is_run_once(family: str, batches: list[tuple[int, int]], tokenizer: Any) -> None:
-    model = small(family)
-    shapes: list[tuple[int, ...]] = []
-    hook = model.model.embed_tokens.register_forward_pre_hook(lambda _, args: shapes.append(args[0].shape))
+def run_lengths(model: Any, tokenizer: Any, **options: Any) -> list[int]:
+    """Tokens of each forward pass over `ITEMS`, three times given."""
+    lengths: list[int] = []
     seen: list[tuple[int, int]] = []
-    with hook:
-        option_logprobs(model, tokenizer, ITEMS * 3, progress=lambda done, total: seen.append((done, total)))
-    lengths = {len(tokenizer(prompt)["input_ids"]) for prompt, _ in ITEMS}
-    assert [shape for shape in shapes if shape[1] in lengths] == batches
-    assert seen[-1] == (4, 4)
+    with model.model.embed_tokens.register_forward_pre_hook(lambda _, args: lengths.append(args[0].numel())):
+        option_logprobs(model, tokenizer, ITEMS * 3, progress=lambda done, total: seen.append((done, total)), **options)
+    assert seen[-1][0] == seen[-1][1] == len(sequences(tokenizer))
+    return lengths
+
+
+def sequences(tokenizer: Any) -> set[tuple[int, ...]]:
+    """What has to be run for `ITEMS`: prompts with their continuations but for the last token."""
+    return {tuple(tokenizer(prompt + end)["input_ids"][:-1]) for prompt, ends in ITEMS for end in ends}
+
+
+def test_what_sequences_begin_with_is_run_once(tokenizer: Any) -> None:
+    model = small("llama")
+    beginnings = {each[:length] for each in sequences(tokenizer) for length in range(1, len(each) + 1)}
+    assert run_lengths(model, tokenizer)[-1] == len(beginnings)
+    assert sum(run_lengths(model, tokenizer, token_budget=60)) > len(beginnings)  # begun anew in each of more packs
+
+
+def test_windows_shorter_than_the_sequences_are_scored_in_full(tokenizer: Any) -> None:
+    full = sum(map(len, sequences(tokenizer)))
+    assert sum(run_lengths(small("mistral"), tokenizer, token_budget=1)) == full
+    assert sum(run_lengths(small("mistral", sliding_window=512), tokenizer)) < full
 
 
 def test_a_merge_across_the_boundary_is_scored_as_the_harness_does(llama: Any, tokenizer: Any) -> None:
@@ -208,7 +217,9 @@ def test_evaluate(folder: Path, llama: Any, tokenizer: Any) -> None:
     tasks = ["set/cloze/clean", *(f"set/letters/{form}" for form in forms)]  # a cloze prompt shows no options
     assert list(result.scores) == [*tasks, "plain/text"]
     assert len(result.records) == 12 * len(tasks)
-    assert ticks[-1] == ("set", 12 * len(tasks), 12 * len(tasks))
+    name, done, total = ticks[-1]
+    assert (name, done) == ("set", total)
+    assert total >= 12 * len(tasks)  # distinct sequences; a question has several where its answers are texts
     assert json.loads(json.dumps(result.scores, allow_nan=False)) == result.scores
     assert json.loads(json.dumps(result.records, allow_nan=False)) == result.records
 

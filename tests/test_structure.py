@@ -18,7 +18,8 @@ ROOT = Path(__file__).parent.parent
 # fmt: off
 ORDER = [
     "errors", "files", "layers", "losses", "lm_head", "noise", "methods", "recipe", "corpora", "questions", "scores",
-    "perturb", "likelihood", "evaluate", "conversion", "models", "band", "delta", "runs", "objective", "references",
+    "score_table", "perturb", "prefix_tree", "likelihood", "evaluate", "fast_lm", "task_data", "task_index", "harness",
+    "conversion", "models", "band", "delta", "runs", "objective", "references",
     "candidate", "train", "targets", "progress", "report", "planted", "demo", "commands",
     "cli",
 ]
