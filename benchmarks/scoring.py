@@ -138,9 +138,7 @@ def count(arguments: argparse.Namespace, subjects: list[str]) -> dict[str, Any]:
     from robust_unlearning.prefix_tree import packs
 
     base = models.resolve(arguments.model)
-    tokenizer, config = models.load_tokenizer(base), models.read_config(base)
-    budget = max(512, config.get_text_config().hidden_size // 2)
-    assert default_budget
+    tokenizer, budget = models.load_tokenizer(base), default_budget(models.read_config(base))
     sequences = set()
     asked = 0
     for subject in subjects:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import random_model
+from conftest import FAMILIES, byte_tokenizer, random_model
 
-from robust_unlearning import files
+from robust_unlearning import files, prefix_tree
 from robust_unlearning import likelihood as module
 from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate import (
@@ -39,18 +39,7 @@ ITEMS = [
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    """Bytes as tokens, a few pairs merged, with a beginning-of-text token in front."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = [("e", "r"), ("Ġ", "a"), ("t", "h"), ("i", "v")]
-    tokens = ["<s>", "</s>", *alphabet, *("".join(each) for each in merges)]
-    bpe = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, merges))
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    bpe.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>")
+    return byte_tokenizer()
 
 
 def small(family: str, **changes: Any) -> Any:
@@ -107,6 +96,29 @@ def test_recurrent_models_fall_back_to_full_sequences(tokenizer: Any) -> None:
     check(MambaForCausalLM(config).eval(), tokenizer)
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gemma3", "phi3", "qwen3", "gpt_neox", "gpt2"])
+def test_stems_and_packs_equal_full_sequences(family: str, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefix_tree, "STEM", 8)
+    wide = {"sliding_window": 512} if "sliding_window" in FAMILIES[family][1] else {}
+    model = small(family, **wide)
+    assert module._takes_trees(model, longest=500)
+    header = "A header that all of these have in common.\n\n"
+    items = [(f"{header}{prompt}", ends) for prompt, ends in ITEMS]
+    budget = 90
+    stems = [each.stem for each in prefix_tree.packs(dict.fromkeys(run_sequences(tokenizer, items), 99), budget)]
+    assert len(stems) > 1
+    assert any(stems)
+    check(model, tokenizer, [*items, *ITEMS], token_budget=budget)
+
+
+def test_trees_are_not_trusted_blindly(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert module._takes_trees(llama, longest=500)
+    assert not module._takes_trees(small("mistral"), longest=5)  # its window is 4
+    everything = lambda pack, dtype, device: torch.zeros(1, 1, len(pack.ids), len(pack.stem + tuple(pack.ids)))  # noqa: E731
+    monkeypatch.setattr(module, "_tree_mask", everything)
+    assert not module._takes_trees(llama, longest=500)
+
+
 def test_fall_back_and_models_without_logits_to_keep(
     llama: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,6 +134,11 @@ def test_fall_back_and_models_without_logits_to_keep(
     check(llama, tokenizer)
 
 
+def run_sequences(tokenizer: Any, items: Any) -> set[tuple[int, ...]]:
+    """What has to be run: prompts with their continuations but for the last token."""
+    return {tuple(tokenizer(prompt + end)["input_ids"][:-1]) for prompt, ends in items for end in ends}
+
+
 def run_lengths(model: Any, tokenizer: Any, **options: Any) -> list[int]:
     """Tokens of each forward pass over `ITEMS`, three times given."""
     lengths: list[int] = []
@@ -133,8 +150,8 @@ def run_lengths(model: Any, tokenizer: Any, **options: Any) -> list[int]:
 
 
 def sequences(tokenizer: Any) -> set[tuple[int, ...]]:
-    """What has to be run for `ITEMS`: prompts with their continuations but for the last token."""
-    return {tuple(tokenizer(prompt + end)["input_ids"][:-1]) for prompt, ends in ITEMS for end in ends}
+    """What has to be run for `ITEMS`."""
+    return run_sequences(tokenizer, ITEMS)
 
 
 def test_what_sequences_begin_with_is_run_once(tokenizer: Any) -> None:

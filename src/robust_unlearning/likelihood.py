@@ -53,7 +53,7 @@ def continuation_logps(
             starts[sequence] = min(starts.get(sequence, len(sequence)), len(context) - 1)
     done = 0
     with _scoring(model):
-        for logits, rows in _logits(model, starts, token_budget or default_budget(model)):
+        for logits, rows in _logits(model, starts, token_budget or default_budget(model.config)):
             indices = [index for sequence in rows for index in asked[sequence]]
             ends = [pairs[index][1] for index in indices]
             own = [rows[pairs[index][0] + end[:-1]][-len(end) :] for index, end in zip(indices, ends, strict=True)]
@@ -65,13 +65,13 @@ def continuation_logps(
     return results
 
 
-def default_budget(model: Any) -> int:
-    """Tokens of a pack: 512, or half the model's width where that is more.
+def default_budget(config: Any) -> int:
+    """Tokens of a pack: 512, or half the width of a model of this config where that is more.
 
     In a pack every token is compared with every other, so attention costs t / (6 d) of what the layers' weights
     cost (d the width): 15 % at 512 tokens of SmolLM2-135M, 8 % at 2048 of a 7B model. Smaller packs repeat more.
     """
-    return max(512, getattr(model.config.get_text_config(), "hidden_size", 0) // 2)
+    return max(512, getattr(config.get_text_config(), "hidden_size", 0) // 2)
 
 
 def option_logprobs(

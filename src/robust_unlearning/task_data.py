@@ -6,11 +6,13 @@ that lists its configs, and their files.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from robust_unlearning import files
 from robust_unlearning.errors import UserError, unknown
 
 FILE_FORMATS = {"arrow", "csv", "json", "parquet", "text"}
@@ -32,6 +34,7 @@ def local_data(root: Path | None) -> Iterator[None]:
     if root is not None and not root.is_dir():
         raise UserError(f"--data-root {str(root)!r} is no folder.")
     original, bars = datasets.load_dataset, datasets.are_progress_bars_disabled()
+    caches: dict[Path, str] = {}
 
     def load(path: str, name: str | None = None, **options: Any) -> Any:
         if path in FILE_FORMATS or Path(path).exists():
@@ -40,6 +43,9 @@ def local_data(root: Path | None) -> Iterator[None]:
             return _from_hub(original, path, name, options)
         folder = find_copy(root, path)
         options.pop("revision", None)
+        if folder not in caches:
+            caches[folder] = _cache_of(folder)
+        options["cache_dir"] = caches[folder]
         try:
             return original(str(folder), name, **options)
         except ValueError as error:
@@ -76,6 +82,17 @@ def find_copy(root: Path, path: str) -> Path:
         f"there is {', '.join(there) or 'no folder at all'}. Put a copy of the hub's repository there: its README.md "
         "and its files."
     )
+
+
+def _cache_of(folder: Path) -> str:
+    """Where `datasets` keeps what it makes of the files as they are now.
+
+    In its own cache it finds a folder by its path and gives what the files held when they were first read.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(each for each in folder.rglob("*") if each.is_file()):
+        digest.update(f"{file.relative_to(folder)} {files.sha256_file(file)}\n".encode())
+    return str(files.cache_dir() / "datasets" / digest.hexdigest()[:16])
 
 
 def _from_hub(original: Any, path: str, name: str | None, options: dict[str, Any]) -> Any:
