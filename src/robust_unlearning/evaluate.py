@@ -56,7 +56,7 @@ class Suite(Strict):
     def fingerprint(self) -> str:
         """What the scores depend on besides the model, hashed: the suite and the files that it names."""
         digest = hashlib.sha256(self.model_dump_json().encode())
-        for source in [each.path for each in (*self.questions.values(), *self.texts.values())]:
+        for source in [each.path for each in self.questions.values()] + [each.path for each in self.texts.values()]:
             if source.startswith(HUB):
                 continue
             path = locate(source)

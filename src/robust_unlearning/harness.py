@@ -17,7 +17,7 @@ from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +27,9 @@ from robust_unlearning.questions import LETTERS
 from robust_unlearning.scores import accuracy
 from robust_unlearning.task_data import local_data
 from robust_unlearning.task_index import check_names, task_manager
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
 
 SEEDS = {"random": 0, "numpy": 1234, "torch": 1234, "fewshot": 1234}
 """lm-eval's own defaults."""
@@ -53,14 +56,24 @@ class Harness:
     num_fewshot: int | None = None
 
     @cached_property
+    def manager(self) -> TaskManager:
+        """lm-eval's task manager, which knows every one of `names`.
+
+        Raises:
+            UserError: lm-eval is missing, an unknown name, or a path that is not there.
+        """
+        manager = task_manager(self.include_paths)
+        check_names(self.names, manager, BUNDLED_SUITES)
+        return manager
+
+    @cached_property
     def loaded(self) -> dict[str, Any]:
         """`tasks` and `groups` by name, with their data; loaded once.
 
         Raises:
-            UserError: lm-eval is missing, an unknown name, data that is not there, or a task that cannot be made.
+            UserError: as for `manager`; data that is not there, or a task that cannot be made.
         """
-        manager = task_manager(self.include_paths)
-        check_names(self.names, manager, BUNDLED_SUITES)
+        manager = self.manager
         _seed_everything()
         with local_data(self.data_root), _only_errors():
             try:

@@ -8,7 +8,7 @@
 | `checkpoint.safetensors` | while unfinished: all that `--resume` needs |
 | `delta.safetensors` | the changed tensors; `snapshots/step-N.safetensors` earlier ones, when asked for |
 | `README.md` | the model card |
-| `scores.json`, `records.jsonl` | after `unlearn eval` |
+| `scores.json`, `records.jsonl`, `evaluation.json` | after `unlearn eval`: the latest; all are in `evaluations` |
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from robust_unlearning.delta import Delta
 from robust_unlearning.evaluate import Evaluation, Plan
 from robust_unlearning.runs import RECIPE, SCORES, environment, open_run
 
-RECORDS, ABOUT = "records.jsonl", "evaluation.json"
+RECORDS, ABOUT, KEPT = "records.jsonl", "evaluation.json", "evaluations"
 
 
 @dataclass(frozen=True)
@@ -104,31 +104,37 @@ class Evaluator:
         folder: Path | None = None,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> Evaluation:
-        """Score a target; with `folder`, write `scores.json` and `records.jsonl` there, or reuse what is there.
+        """Score a target; with `folder`, write `scores.json`, `records.jsonl` and `evaluation.json` there.
 
-        Results are reused only if target, plan, the plan's files, the type and this package's version are the same.
-        A run folder's model card is written again with its scores.
+        Every evaluation is kept in `folder`/evaluations by its key, and one that is there already is not run again;
+        the three files of `folder` are those of the latest one asked for. The key covers the target, the plan and
+        its files, the type and this package's version. A run folder's model card is written again with its scores.
 
         Raises:
             UserError: the delta does not fit its base, or the plan cannot be run.
         """
+        if folder is None:
+            return self._run(target, plan, progress)
         key = self._key(target, plan)
-        if folder is not None and (folder / ABOUT).exists() and files.read_json(folder / ABOUT)["key"] == key:
-            records = [json.loads(line) for line in (folder / RECORDS).read_text(encoding="utf-8").splitlines()]
-            return Evaluation(files.read_json(folder / SCORES), records)
+        kept = folder / KEPT / key
+        if not (kept / ABOUT).exists():
+            result = self._run(target, plan, progress)
+            files.write_jsonl(kept / RECORDS, result.records)
+            files.write_json(kept / SCORES, result.scores)
+            about = {"key": key, "target": target.name, "base": target.base, "dtype": self.dtype, **plan.about()}
+            files.write_json(kept / ABOUT, {**about, "environment": environment(str(self.device))})
+        (folder / ABOUT).unlink(missing_ok=True)  # never a key beside another evaluation's scores
+        for name in (RECORDS, SCORES, ABOUT):
+            files.write_text(folder / name, (kept / name).read_text(encoding="utf-8"))
+        if (folder / RECIPE).exists():
+            open_run(folder).write_card()
+        records = [json.loads(line) for line in (kept / RECORDS).read_text(encoding="utf-8").splitlines()]
+        return Evaluation(files.read_json(kept / SCORES), records)
+
+    def _run(self, target: Target, plan: Plan, progress: Callable[[str, int, int], None] | None = None) -> Evaluation:
         base, model, tokenizer = self._load(target)
         if target.delta is None:
-            result = plan.run(model, tokenizer, progress, self.token_budget)
-        else:
-            target.delta.check_base(base)
-            with target.delta.applied(model):
-                result = plan.run(model, tokenizer, progress, self.token_budget)
-        if folder is not None:
-            (folder / ABOUT).unlink(missing_ok=True)  # never a key beside another evaluation's scores
-            files.write_jsonl(folder / RECORDS, result.records)
-            files.write_json(folder / SCORES, result.scores)
-            about = {"key": key, "target": target.name, "base": target.base, "dtype": self.dtype, **plan.about()}
-            files.write_json(folder / ABOUT, {**about, "environment": environment(str(self.device))})
-            if (folder / RECIPE).exists():
-                open_run(folder).write_card()
-        return result
+            return plan.run(model, tokenizer, progress, self.token_budget)
+        target.delta.check_base(base)
+        with target.delta.applied(model):
+            return plan.run(model, tokenizer, progress, self.token_budget)

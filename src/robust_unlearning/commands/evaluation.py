@@ -99,7 +99,7 @@ def _plans(arguments: argparse.Namespace) -> dict[str, Plan]:
     if tasks:
         from robust_unlearning.harness import Harness
 
-        plans["lm-eval"] = Harness(
+        harness = Harness(
             tasks,
             data_root=arguments.data_root,
             include_paths=tuple(arguments.include_path),
@@ -107,4 +107,6 @@ def _plans(arguments: argparse.Namespace) -> dict[str, Plan]:
             limit=arguments.limit,
             num_fewshot=arguments.num_fewshot,
         )
+        _ = harness.manager  # an unknown name is found before anything is loaded
+        plans["lm-eval"] = harness
     return plans
