@@ -89,6 +89,21 @@ def save_tokenizer(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
+def byte_tokenizer() -> Any:
+    """Bytes as tokens, a few pairs merged, with a beginning-of-text token in front."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("e", "r"), ("Ġ", "a"), ("t", "h"), ("i", "v")]
+    tokens = ["<s>", "</s>", *alphabet, *("".join(each) for each in merges)]
+    bpe = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, merges))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    bpe.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>")
+
+
 def random_model(family: str, **changes: Any) -> Any:
     """A small causal LM with weights large enough that every part of it shows in the hidden states."""
     import torch

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import random_model
+from conftest import FAMILIES, byte_tokenizer, random_model
 
-from robust_unlearning import files
+from robust_unlearning import files, prefix_tree
 from robust_unlearning import likelihood as module
 from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate import (
@@ -39,18 +39,7 @@ ITEMS = [
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    """Bytes as tokens, a few pairs merged, with a beginning-of-text token in front."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = [("e", "r"), ("Ġ", "a"), ("t", "h"), ("i", "v")]
-    tokens = ["<s>", "</s>", *alphabet, *("".join(each) for each in merges)]
-    bpe = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, merges))
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    bpe.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>")
+    return byte_tokenizer()
 
 
 def small(family: str, **changes: Any) -> Any:
@@ -107,10 +96,33 @@ def test_recurrent_models_fall_back_to_full_sequences(tokenizer: Any) -> None:
     check(MambaForCausalLM(config).eval(), tokenizer)
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gemma3", "phi3", "qwen3", "gpt_neox", "gpt2"])
+def test_stems_and_packs_equal_full_sequences(family: str, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefix_tree, "STEM", 8)
+    wide = {"sliding_window": 512} if "sliding_window" in FAMILIES[family][1] else {}
+    model = small(family, **wide)
+    assert module._takes_trees(model, longest=500)
+    header = "A header that all of these have in common.\n\n"
+    items = [(f"{header}{prompt}", ends) for prompt, ends in ITEMS]
+    budget = 90
+    stems = [each.stem for each in prefix_tree.packs(dict.fromkeys(run_sequences(tokenizer, items), 99), budget)]
+    assert len(stems) > 1
+    assert any(stems)
+    check(model, tokenizer, [*items, *ITEMS], token_budget=budget)
+
+
+def test_trees_are_not_trusted_blindly(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert module._takes_trees(llama, longest=500)
+    assert not module._takes_trees(small("mistral"), longest=5)  # its window is 4
+    everything = lambda pack, dtype, device: torch.zeros(1, 1, len(pack.ids), len(pack.stem + tuple(pack.ids)))  # noqa: E731
+    monkeypatch.setattr(module, "_tree_mask", everything)
+    assert not module._takes_trees(llama, longest=500)
+
+
 def test_fall_back_and_models_without_logits_to_keep(
     llama: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_can_copy", lambda cache: False)
+    monkeypatch.setattr(module, "_takes_trees", lambda model, longest: False)
     check(llama, tokenizer)
     check(llama, tokenizer, token_budget=1)
     forward = llama.forward
@@ -122,23 +134,37 @@ def test_fall_back_and_models_without_logits_to_keep(
     check(llama, tokenizer)
 
 
-@pytest.mark.parametrize(
-    ("family", "batches"),
-    [
-        ("llama", [(4, 34)]),  # one batch, shorter prompts padded to the longest
-        ("mistral", [(1, 34), (2, 22), (1, 6)]),  # a sliding window: prompts of equal length only
-    ],
-)
-def test_each_distinct_prompt_is_run_once(family: str, batches: list[tuple[int, int]], tokenizer: Any) -> None:
-    model = small(family)
-    shapes: list[tuple[int, ...]] = []
-    hook = model.model.embed_tokens.register_forward_pre_hook(lambda _, args: shapes.append(args[0].shape))
+def run_sequences(tokenizer: Any, items: Any) -> set[tuple[int, ...]]:
+    """What has to be run: prompts with their continuations but for the last token."""
+    return {tuple(tokenizer(prompt + end)["input_ids"][:-1]) for prompt, ends in items for end in ends}
+
+
+def run_lengths(model: Any, tokenizer: Any, **options: Any) -> list[int]:
+    """Tokens of each forward pass over `ITEMS`, three times given."""
+    lengths: list[int] = []
     seen: list[tuple[int, int]] = []
-    with hook:
-        option_logprobs(model, tokenizer, ITEMS * 3, progress=lambda done, total: seen.append((done, total)))
-    lengths = {len(tokenizer(prompt)["input_ids"]) for prompt, _ in ITEMS}
-    assert [shape for shape in shapes if shape[1] in lengths] == batches
-    assert seen[-1] == (4, 4)
+    with model.model.embed_tokens.register_forward_pre_hook(lambda _, args: lengths.append(args[0].numel())):
+        option_logprobs(model, tokenizer, ITEMS * 3, progress=lambda done, total: seen.append((done, total)), **options)
+    assert seen[-1][0] == seen[-1][1] == len(sequences(tokenizer))
+    return lengths
+
+
+def sequences(tokenizer: Any) -> set[tuple[int, ...]]:
+    """What has to be run for `ITEMS`."""
+    return run_sequences(tokenizer, ITEMS)
+
+
+def test_what_sequences_begin_with_is_run_once(tokenizer: Any) -> None:
+    model = small("llama")
+    beginnings = {each[:length] for each in sequences(tokenizer) for length in range(1, len(each) + 1)}
+    assert run_lengths(model, tokenizer)[-1] == len(beginnings)
+    assert sum(run_lengths(model, tokenizer, token_budget=60)) > len(beginnings)  # begun anew in each of more packs
+
+
+def test_windows_shorter_than_the_sequences_are_scored_in_full(tokenizer: Any) -> None:
+    full = sum(map(len, sequences(tokenizer)))
+    assert sum(run_lengths(small("mistral"), tokenizer, token_budget=1)) == full
+    assert sum(run_lengths(small("mistral", sliding_window=512), tokenizer)) < full
 
 
 def test_a_merge_across_the_boundary_is_scored_as_the_harness_does(llama: Any, tokenizer: Any) -> None:
@@ -208,7 +234,9 @@ def test_evaluate(folder: Path, llama: Any, tokenizer: Any) -> None:
     tasks = ["set/cloze/clean", *(f"set/letters/{form}" for form in forms)]  # a cloze prompt shows no options
     assert list(result.scores) == [*tasks, "plain/text"]
     assert len(result.records) == 12 * len(tasks)
-    assert ticks[-1] == ("set", 12 * len(tasks), 12 * len(tasks))
+    name, done, total = ticks[-1]
+    assert (name, done) == ("set", total)
+    assert total >= 12 * len(tasks)  # distinct sequences; a question has several where its answers are texts
     assert json.loads(json.dumps(result.scores, allow_nan=False)) == result.scores
     assert json.loads(json.dumps(result.records, allow_nan=False)) == result.records
 

@@ -11,6 +11,7 @@ import pytest
 
 from robust_unlearning import scores
 from robust_unlearning.errors import UserError
+from robust_unlearning.score_table import format_scores
 from robust_unlearning.scores import Estimate
 
 RNG = np.random.default_rng(0)
@@ -205,7 +206,7 @@ def test_estimates_print_and_go_to_json() -> None:
 
 def test_table_is_aligned() -> None:
     harm = Estimate(-0.5, -0.7, -0.3, 0.1, 10).as_dict()
-    table = scores.format_scores(
+    table = format_scores(
         {
             "general/cloze/clean": {**scores.accuracy([1, 0] * 5), "acc_norm": 0.5},
             "general/cloze/option": {**scores.accuracy([1] * 10), "acc_norm": 1.0, "excess_harm": harm},

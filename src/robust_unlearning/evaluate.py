@@ -5,26 +5,28 @@ A suite (YAML) names the questions, the texts and the tokens. Scoring itself is 
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import exp, isfinite
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
+from robust_unlearning.corpora import HUB
 from robust_unlearning.distributed import Processes
 from robust_unlearning.errors import UserError
-from robust_unlearning.files import locate
+from robust_unlearning.files import locate, sha256_file
 from robust_unlearning.likelihood import option_logprobs, text_nats
 from robust_unlearning.perturb import QuestionSet, TokenPair, match_controls
 from robust_unlearning.questions import STYLES, Question
 from robust_unlearning.recipe import Strict, TextSource, explain
+from robust_unlearning.score_table import format_scores as format_scores
 from robust_unlearning.scores import accuracy, excess_harm, nats_per_token
-from robust_unlearning.scores import format_scores as format_scores
 
 Progress = Callable[[str, int, int], None]
 BUNDLED_SUITES = {
@@ -52,6 +54,33 @@ class Suite(Strict):
     control_tokens: tuple[str, ...] = ()
     seed: int = 0
 
+    def fingerprint(self) -> str:
+        """What the scores depend on besides the model, hashed: the suite and the files that it names."""
+        digest = hashlib.sha256(self.model_dump_json().encode())
+        for source in [each.path for each in self.questions.values()] + [each.path for each in self.texts.values()]:
+            if source.startswith(HUB):
+                continue
+            path = locate(source)
+            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+                if file.is_file():
+                    digest.update(sha256_file(file).encode())
+        return digest.hexdigest()
+
+    def about(self) -> dict[str, Any]:
+        """The suite, for the record of an evaluation."""
+        return {"suite": self.model_dump(mode="json")}
+
+    def run(
+        self,
+        model: Any,
+        tokenizer: Any,
+        progress: Progress | None = None,
+        token_budget: int | None = None,
+        processes: Processes | None = None,
+    ) -> Evaluation:
+        """`evaluate` with this suite."""
+        return evaluate(model, tokenizer, self, progress, token_budget, processes)
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -59,6 +88,29 @@ class Evaluation:
 
     scores: dict[str, dict[str, Any]]
     records: list[dict[str, Any]]
+
+
+class Plan(Protocol):
+    """What an evaluation runs: a suite, or tasks of lm-evaluation-harness."""
+
+    def fingerprint(self) -> str:
+        """What the scores depend on besides the model, hashed."""
+
+    def about(self) -> dict[str, Any]:
+        """What was run, for the record of an evaluation."""
+
+    def run(
+        self,
+        model: Any,
+        tokenizer: Any,
+        progress: Progress | None = None,
+        token_budget: int | None = None,
+        processes: Processes | None = None,
+    ) -> Evaluation:
+        """Score a loaded model; `progress` gets (name, done, in all), `token_budget` tokens are run at a time.
+
+        Where there are several processes, each calls this and gets the whole result.
+        """
 
 
 def load_suite(path_or_name: str | os.PathLike[str]) -> Suite:
@@ -118,7 +170,7 @@ def evaluate(
     tokenizer: Any,
     suite: Suite,
     progress: Progress | None = None,
-    token_budget: int = 2048,
+    token_budget: int | None = None,
     processes: Processes | None = None,
 ) -> Evaluation:
     """Run a suite on a loaded causal language model.
@@ -130,8 +182,8 @@ def evaluate(
     `low`, `high`, `perplexity`, `n` (documents) and `tokens`.
 
     Args:
-        progress: called with (set, prompts done, prompts in all).
-        token_budget: tokens run at a time; lower it where memory is short.
+        progress: called with (set, sequences done, sequences in all).
+        token_budget: tokens run at a time, see `likelihood.default_budget`.
         processes: they divide the prompts and documents; each must call this, and gets the whole result.
 
     Raises:
@@ -156,7 +208,7 @@ def evaluate(
         items = [(prompt, [" " + option for option in options]) for *_, prompt, options in asked]
         tick = partial(progress, name) if progress else None
         results = divided(items, partial(option_logprobs, model, tokenizer, token_budget=token_budget, progress=tick))
-        _require_finite([logp for result in results for logp, _ in result], name)
+        require_finite([logp for result in results for logp, _ in result], name)
         tasks: dict[str, list[dict[str, Any]]] = {}
         for (task, question, pair, _, options), result in zip(asked, results, strict=True):
             tasks.setdefault(task, []).append({"task": task, **_record(question, pair, options, result)})
@@ -168,7 +220,7 @@ def evaluate(
         scored = partial(text_nats, model, tokenizer, max_tokens=text.max_tokens, token_budget=token_budget)
         counted = divided(read_documents(corpus), scored)
         nats, tokens = zip(*counted, strict=True)
-        _require_finite(nats, name)
+        require_finite(nats, name)
         row = nats_per_token(nats, tokens, suite.seed).as_dict()
         mean = row.pop("value")
         row["perplexity"] = exp(min(mean, 700.0))  # a float holds no more
@@ -216,7 +268,8 @@ def _task_scores(task: str, tasks: dict[str, list[dict[str, Any]]], seed: int) -
     return row | ({"excess_harm": harm.excess.as_dict()} if control else {})
 
 
-def _require_finite(values: Iterable[float], name: str) -> None:
+def require_finite(values: Iterable[float], name: str) -> None:
+    """Raise UserError if a log-probability of the task `name` is not a number."""
     if not all(map(isfinite, values)):
         raise UserError(
             f"{name}: log p is not finite: the model's weights hold NaN, or its dtype overflows. "

@@ -1,43 +1,93 @@
 """Log-probabilities of continuations and of texts under a Hugging Face causal language model.
 
-Continuations of one prompt share it: a prompt is run once, and its key-value cache is copied for each of them.
-The result equals scoring every full sequence by itself.
+What sequences begin with in common is run once, and logits are made only where a token is predicted: see
+`prefix_tree`. The result equals scoring every full sequence by itself. A model that cannot be run on a tree
+(recurrent state, a window shorter than the sequences) is scored on full sequences.
 
-Shapes: b sequences of a batch, t tokens of a sequence.
+Shapes: b sequences of a batch, t tokens of a pack or a batch, s tokens of a stem, r rows of logits, V vocabulary.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from robust_unlearning.errors import UserError
+from robust_unlearning.prefix_tree import Pack, Tokens, packs
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Tokens = tuple[int, ...]
+Run = Iterator[tuple["Tensor", dict[Tokens, list[int]]]]
+"""For some sequences at a time: logits [r, V], and sequence -> which rows are its own, from its start on."""
+ROWS = 64
+"""Rows of logits that are made float32 at a time."""
+
+
+def continuation_logps(
+    model: Any,
+    pairs: Sequence[tuple[Tokens, Tokens]],
+    token_budget: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[tuple[float, bool]]:
+    """For each (context, continuation) log p(continuation | context) in nats, and whether it is the greedy one.
+
+    log p is the sum over the continuation's tokens of logit - logsumexp, in float32. Greedy means that each of
+    them has the highest logit. As nothing follows a continuation's last token, that token is never run: the four
+    letters of a question cost no more than the question.
+
+    Args:
+        pairs: token ids, at least one in a context; a continuation without tokens gives (0, True).
+        token_budget: tokens run at a time (one sequence at least); left out, `default_budget`.
+        progress: called with (sequences done, sequences in all); each distinct sequence is run once.
+    """
+    results = [(0.0, True)] * len(pairs)
+    asked: dict[Tokens, list[int]] = {}
+    starts: dict[Tokens, int] = {}
+    for index, (context, continuation) in enumerate(pairs):
+        if continuation:
+            sequence = context + continuation[:-1]
+            asked.setdefault(sequence, []).append(index)
+            starts[sequence] = min(starts.get(sequence, len(sequence)), len(context) - 1)
+    done = 0
+    with _scoring(model):
+        for logits, rows in _logits(model, starts, token_budget or default_budget(model.config)):
+            indices = [index for sequence in rows for index in asked[sequence]]
+            ends = [pairs[index][1] for index in indices]
+            own = [rows[pairs[index][0] + end[:-1]][-len(end) :] for index, end in zip(indices, ends, strict=True)]
+            for index, result in zip(indices, _scored(logits, own, ends), strict=True):
+                results[index] = result
+            done += len(rows)
+            if progress:
+                progress(done, len(asked))
+    return results
+
+
+def default_budget(config: Any) -> int:
+    """Tokens of a pack: 512, or half the width of a model of this config where that is more.
+
+    In a pack every token is compared with every other, so attention costs t / (6 d) of what the layers' weights
+    cost (d the width): 15 % at 512 tokens of SmolLM2-135M, 8 % at 2048 of a 7B model. Smaller packs repeat more.
+    """
+    return max(512, getattr(config.get_text_config(), "hidden_size", 0) // 2)
 
 
 def option_logprobs(
     model: Any,
     tokenizer: Any,
     items: Sequence[tuple[str, Sequence[str]]],
-    token_budget: int = 2048,
+    token_budget: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[list[tuple[float, int]]]:
-    """log p(continuation | prompt) of every continuation of every item, scored in groups that share a prompt.
+    """log p(continuation | prompt) of every continuation of every item; see `continuation_logps`.
 
     As lm-evaluation-harness does it, prompt and prompt + continuation are encoded, and the continuation's
-    tokens are those after the prompt's length. Equal prompts are run once. log p is logit - logsumexp in
-    float32. A model whose cache cannot be copied (recurrent state, say) is scored on full sequences.
+    tokens are those after the prompt's length.
 
     Args:
         items: (prompt, continuations with their leading space).
-        token_budget: prompt tokens, and option tokens, run at a time (one prompt at least).
-        progress: called with (prompts done, prompts in all).
 
     Returns:
         For each item, (sum of log p in nats, tokens) per continuation.
@@ -45,41 +95,23 @@ def option_logprobs(
     Raises:
         UserError: an empty prompt, or a continuation that adds no token to its prompt.
     """
-    pad = _pad_id(tokenizer)
     encoded = _encode(tokenizer, items)
-    options: dict[Tokens, dict[Tokens, float]] = {}
-    for pairs in encoded:
-        for prompt, continuation in pairs:
-            options.setdefault(prompt, {})[continuation] = 0.0
-    done = 0
-    with _scoring(model):
-        for prompts in _prompt_batches(options, token_budget, _may_pad(model)):
-            owners = [(row, each) for row, prompt in enumerate(prompts) for each in options[prompt]]
-            scored = _cached_logps(model, prompts, owners, pad)
-            if scored is None:
-                sequences = [(prompts[row] + each, len(prompts[row])) for row, each in owners]
-                scored = _full_logps(model, sequences, pad, token_budget)
-            for (row, each), logp in zip(owners, scored, strict=True):
-                options[prompts[row]][each] = logp
-            done += len(prompts)
-            if progress:
-                progress(done, len(options))
-    return [[(options[prompt][each], len(each)) for prompt, each in pairs] for pairs in encoded]
+    scored = continuation_logps(model, [pair for pairs in encoded for pair in pairs], token_budget, progress)
+    logps = iter(scored)
+    return [[(next(logps)[0], len(each)) for _, each in pairs] for pairs in encoded]
 
 
 def text_nats(
-    model: Any, tokenizer: Any, texts: Sequence[str], max_tokens: int, token_budget: int = 2048
+    model: Any, tokenizer: Any, texts: Sequence[str], max_tokens: int, token_budget: int | None = None
 ) -> list[tuple[float, int]]:
     """(sum of -log p in nats, tokens predicted) per document, cut to `max_tokens` tokens.
 
     The first token of a document (the beginning-of-text token where the tokenizer sets one) is not predicted;
-    a document of fewer than two tokens gives (0, 0). Padding is on the right and never counted.
+    a document of fewer than two tokens gives (0, 0).
     """
     encoded = tokenizer(list(texts), truncation=True, max_length=max_tokens)["input_ids"] if texts else []
-    sequences = [(tuple(each), 1) for each in encoded]
-    with _scoring(model):
-        logps = _full_logps(model, sequences, _pad_id(tokenizer), token_budget)
-    return [(-logp, max(0, len(each) - 1)) for logp, each in zip(logps, encoded, strict=True)]
+    scored = continuation_logps(model, [(tuple(each[:1]), tuple(each[1:])) for each in encoded], token_budget)
+    return [(-logp, max(0, len(each) - 1)) for (logp, _), each in zip(scored, encoded, strict=True)]
 
 
 def _encode(tokenizer: Any, items: Sequence[tuple[str, Sequence[str]]]) -> list[list[tuple[Tokens, Tokens]]]:
@@ -97,127 +129,140 @@ def _encode(tokenizer: Any, items: Sequence[tuple[str, Sequence[str]]]) -> list[
     return encoded
 
 
-def _may_pad(model: Any) -> bool:
-    """Whether prompts of unlike lengths may share a batch: every layer attends to all that the mask lets it see.
+def _logits(model: Any, starts: Mapping[Tokens, int], budget: int) -> Run:
+    """The logits that predict what follows each sequence's token number `starts` and all after it."""
+    if starts and _takes_trees(model, max(map(len, starts))):
+        return _tree_logits(model, packs(starts, budget), starts)
+    return _full_logits(model, starts, budget)
 
-    A sliding window counts padding as distance, so there only prompts of equal length go together.
+
+def _takes_trees(model: Any, longest: int) -> bool:
+    """Whether the model computes on a tree of sequences what it computes on each by itself.
+
+    No layer may have another memory than attention over at least `longest` tokens; and two short sequences, run on
+    a tree behind a stem, must get the logits that they get alone, but for rounding.
     """
+    import torch
+
     config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    plain = kinds == {"full_attention"} and getattr(config, "sliding_window", None) is None
-    return plain and "position_ids" in inspect.signature(model.forward).parameters
+    window = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention" if window is None else "sliding_attention"])
+    narrow = "sliding_attention" in kinds and window is not None and longest > window
+    if narrow or not kinds <= {"full_attention", "sliding_attention"}:
+        return False
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        return False
+    pack = Pack(stem=(5,))
+    pack.add((5, 6, 7, 8), shared=1)
+    pack.add((5, 6, 9, 7, 8), shared=2)
+    starts = {sequence: len(sequence) - 1 for sequence in pack.paths}
+    try:
+        ((logits, rows),) = _tree_logits(model, [pack], starts)
+    except (RuntimeError, TypeError, ValueError):
+        return False
+    for alone, (sequence,) in _full_logits(model, starts, budget=1):
+        largest = (logits[rows[sequence]] - alone).float().abs().max()
+        if not largest < torch.finfo(model.dtype).eps ** 0.5 * alone.float().std():
+            return False
+    return True
 
 
-def _prompt_batches(options: dict[Tokens, dict[Tokens, float]], budget: int, may_pad: bool) -> Iterator[list[Tokens]]:
-    """Prompts, longest first, within the budget for prompt tokens and for option tokens; of equal length unless
-    they may be padded.
-    """
-    batch: list[Tokens] = []
-    rows = width = 0
-    for prompt in sorted(options, key=lambda each: (-len(each), each)):
-        own, longest = len(options[prompt]), max(map(len, options[prompt]))
-        full = (len(batch) + 1) * len(batch[0] if batch else prompt) > budget or (rows + own) * max(
-            width, longest
-        ) > budget
-        if batch and (full or (len(prompt) != len(batch[0]) and not may_pad)):
-            yield batch
-            batch, rows, width = [], 0, 0
-        batch.append(prompt)
-        rows, width = rows + own, max(width, longest)
-    if batch:
-        yield batch
+def _tree_logits(model: Any, of: Iterable[Pack], starts: Mapping[Tokens, int]) -> Run:
+    """Pack by pack; a stem's key-value cache is kept while packs of that stem follow."""
+    import torch
+    from transformers import DynamicCache
+
+    device = next(model.parameters()).device
+    stem: Tokens = ()
+    cache: Any = None
+    for pack in of:
+        if pack.stem != stem:
+            stem, cache = pack.stem, DynamicCache() if pack.stem else None
+            if stem:
+                ids = torch.tensor([stem], device=device)
+                model(input_ids=ids, past_key_values=cache, use_cache=True, **_kept(model, [0], device))
+        own = {each: path[starts[each] - len(stem) :] for each, path in pack.paths.items()}
+        wanted = sorted({place for places in own.values() for place in places})
+        row = {place: index for index, place in enumerate(wanted)}
+        kept = _kept(model, wanted, device)
+        logits = model(
+            input_ids=torch.tensor([pack.ids], device=device),
+            position_ids=torch.tensor([pack.positions], device=device),
+            attention_mask=_tree_mask(pack, model.dtype, device),
+            past_key_values=cache,
+            use_cache=cache is not None,
+            **kept,
+        ).logits[0]
+        if cache is not None:
+            cache.crop(-len(pack.ids))
+        yield (
+            logits if kept else logits[wanted],
+            {each: [row[place] for place in places] for each, places in own.items()},
+        )
 
 
-def _cached_logps(model: Any, prompts: list[Tokens], owners: list[tuple[int, Tokens]], pad: int) -> list[float] | None:
-    """log p of each (row of its prompt, continuation); None where the model's cache cannot be copied.
-
-    Prompts of unlike lengths are padded on the left, masked and numbered by their own positions; options are
-    padded on the right, where no token sees what comes after it.
+def _tree_mask(pack: Pack, dtype: Any, device: Any) -> Tensor:
+    """What is added to attention scores [1, 1, t, s + t]: 0 towards the stem and what stands on a token's way from
+    the root, the lowest number elsewhere.
     """
     import torch
 
-    device = next(model.parameters()).device
-    width = max(map(len, prompts))
-    gaps = torch.tensor([width - len(prompt) for prompt in prompts], device=device)
-    ids = torch.tensor([(pad,) * (width - len(prompt)) + prompt for prompt in prompts], device=device)
-    padded = bool(gaps.any())
-
-    def placed(rows: Tensor, first: int, last: int) -> dict[str, Tensor]:
-        """Mask over columns 0 to `last` and positions of columns `first` to `last`, for prompts `rows`."""
-        if not padded:
-            return {}
-        columns = torch.arange(last, device=device)
-        mask = (columns >= gaps[rows, None]).long()
-        return {"attention_mask": mask, "position_ids": (columns[first:] - gaps[rows, None]).clamp(min=0)}
-
-    every = torch.arange(len(prompts), device=device)
-    last_one = _keep(model, width - 1, width, device)
-    output = model(input_ids=ids, use_cache=True, **placed(every, 0, width), **last_one)
-    row = torch.tensor([each for each, _ in owners], device=device)
-    firsts = torch.tensor([continuation[0] for _, continuation in owners], device=device)
-    last = output.logits[:, -1].float()
-    total = last[row, firsts] - last.logsumexp(dim=-1)[row]
-    longer = [index for index, (_, continuation) in enumerate(owners) if len(continuation) > 1]
-    if longer:
-        cache: Any = getattr(output, "past_key_values", None)
-        if not _can_copy(cache):
-            return None
-        cache.batch_select_indices(row[longer])  # [prompts, …] -> [options, …]
-        ids, real = _padded([owners[index][1] for index in longer], pad, device)
-        where = placed(row[longer], width, width + ids.shape[1] - 1)
-        logits = model(input_ids=ids[:, :-1], past_key_values=cache, use_cache=True, **where).logits
-        total[longer] += _token_logps(logits, ids[:, 1:]).masked_fill(~real[:, 1:], 0).sum(dim=1)
-    return total.tolist()
+    size = len(pack.ids)
+    sees = torch.zeros(size, size, dtype=torch.bool)
+    for first, last, parent in pack.branches:
+        if parent is not None:
+            sees[first:last] = sees[parent]
+        sees[first:last, first:last] = torch.ones(last - first, last - first, dtype=torch.bool).tril()
+    stem = torch.ones(size, len(pack.stem), dtype=torch.bool)
+    hidden = torch.cat([stem, sees], dim=1).logical_not().to(device)
+    return torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill(hidden, torch.finfo(dtype).min)[None, None]
 
 
-def _can_copy(cache: Any) -> bool:
-    """Whether copying rows of this cache is known to copy all that a model remembers of a prompt."""
-    from transformers import cache_utils
-
-    kinds = (cache_utils.DynamicLayer, cache_utils.DynamicSlidingWindowLayer)
-    return type(cache) is cache_utils.DynamicCache and all(type(layer) in kinds for layer in cache.layers)
-
-
-def _full_logps(model: Any, sequences: Sequence[tuple[Tokens, int]], pad: int, budget: int) -> list[float]:
-    """For each (tokens, start), the sum of log p of the tokens from `start` (at least 1) on."""
-    device = next(model.parameters()).device
-    result = [0.0] * len(sequences)
-    order = [index for index, (ids, start) in enumerate(sequences) if len(ids) > start]
-    order.sort(key=lambda index: -len(sequences[index][0]))
-    while order:
-        rows = max(1, budget // len(sequences[order[0]][0]))
-        batch, order = order[:rows], order[rows:]
-        ids, real = _padded([sequences[index][0] for index in batch], pad, device)
-        first = min(sequences[index][1] for index in batch)
-        kept = _keep(model, first - 1, ids.shape[1] - 1, device)  # what predicts tokens from `first` on
-        logits = model(input_ids=ids, use_cache=False, **kept).logits
-        logits = logits if kept else logits[:, first - 1 : -1]
-        for line, index in enumerate(batch):
-            real[line, : sequences[index][1]] = False
-        sums = _token_logps(logits, ids[:, first:]).masked_fill(~real[:, first:], 0).sum(dim=1)
-        for index, logp in zip(batch, sums.tolist(), strict=True):
-            result[index] = logp
-    return result
-
-
-def _token_logps(logits: Any, targets: Any) -> Any:
-    """log p [b, t] in float32 of tokens [b, t] under logits [b, t, vocabulary], row by row for memory."""
+def _full_logits(model: Any, starts: Mapping[Tokens, int], budget: int) -> Run:
+    """Batches of full sequences, longest first, padded on the right, where no token sees what comes after it."""
     import torch
 
-    norm = torch.stack([row.float().logsumexp(dim=-1) for row in logits])
-    return logits.gather(-1, targets[..., None])[..., 0].float() - norm
-
-
-def _padded(rows: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[Any, Any]:
-    """Token ids [b, t] padded on the right, and True where a token is real."""
     from robust_unlearning.corpora import collate
 
-    batch = collate([list(row) for row in rows], pad).to(device)
-    return batch.ids, batch.mask.bool()
+    device = next(model.parameters()).device
+    order = sorted(starts, key=lambda each: -len(each))
+    while order:
+        rows = max(1, budget // len(order[0]))
+        batch, order = order[:rows], order[rows:]
+        ids = collate([list(each) for each in batch], 0).to(device).ids
+        first, width = min(starts[each] for each in batch), ids.shape[1]
+        kept = _kept(model, range(first, width), device)
+        logits = model(input_ids=ids, use_cache=False, **kept).logits
+        logits = logits if kept else logits[:, first:]
+        own: dict[Tokens, list[int]] = {}
+        parts: list[Tensor] = []
+        before = 0
+        for line, each in enumerate(batch):
+            parts.append(logits[line, starts[each] - first : len(each) - first])
+            own[each] = list(range(before, before := before + len(each) - starts[each]))
+        yield torch.cat(parts), own
 
 
-def _keep(model: Any, first: int, last: int, device: Any) -> dict[str, Tensor]:
-    """The argument that limits logits to columns `first` to `last` - 1, for models that take it.
+def _scored(logits: Tensor, rows: Sequence[list[int]], ends: Sequence[Tokens]) -> list[tuple[float, bool]]:
+    """(log p, greedy) of continuations, each given by its rows of `logits` [r, V] and the tokens that they predict."""
+    import torch
+
+    norm = torch.cat([part.float().logsumexp(dim=-1) for part in logits.split(ROWS)])
+    best = torch.cat([part.argmax(dim=-1) for part in logits.split(ROWS)])
+    row = torch.tensor([each for own in rows for each in own], device=logits.device)
+    token = torch.tensor([each for end in ends for each in end], device=logits.device)
+    logps = (logits[row, token].float() - norm[row]).tolist()
+    greedy = (best[row] == token).tolist()
+    results, before = [], 0
+    for end in ends:
+        after = before + len(end)
+        results.append((sum(logps[before:after]), all(greedy[before:after])))
+        before = after
+    return results
+
+
+def _kept(model: Any, columns: Sequence[int], device: Any) -> dict[str, Tensor]:
+    """The argument that limits logits to some columns, for models that take it.
 
     As indices, not as a count: with a count the models take a slice, whose rows are not contiguous, and the LM
     head then reads its whole weight once a row (see docs/log.md).
@@ -225,11 +270,7 @@ def _keep(model: Any, first: int, last: int, device: Any) -> dict[str, Tensor]:
     import torch
 
     takes = "logits_to_keep" in inspect.signature(model.forward).parameters
-    return {"logits_to_keep": torch.arange(first, last, device=device)} if takes else {}
-
-
-def _pad_id(tokenizer: Any) -> int:
-    return next((each for each in (tokenizer.pad_token_id, tokenizer.eos_token_id) if each is not None), 0)
+    return {"logits_to_keep": torch.tensor(list(columns), device=device)} if takes else {}
 
 
 @contextmanager

@@ -8,7 +8,7 @@
 | `checkpoint.safetensors` | while unfinished: all that `--resume` needs |
 | `delta.safetensors` | the changed tensors; `snapshots/step-N.safetensors` earlier ones, when asked for |
 | `README.md` | the model card |
-| `scores.json`, `records.jsonl` | after `unlearn eval` |
+| `scores.json`, `records.jsonl`, `evaluation.json` | after `unlearn eval`: the latest; all are in `evaluations` |
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from robust_unlearning.delta import FILE as DELTA
 from robust_unlearning.errors import UserError
 from robust_unlearning.methods import RNA_BIBTEX
 from robust_unlearning.recipe import Recipe, load_recipe
+from robust_unlearning.score_table import counted
 
 Status = Literal["running", "finished", "failed", "stopped"]
 RECIPE = files.RECIPE
@@ -220,9 +221,9 @@ def _score_lines(scores: dict[str, Any]) -> list[str]:
     lines = []
     for task, score in scores.items():
         if "acc" in score:
-            lines.append(
-                f"| {task} | {100 * score['acc']:.1f} ± {100 * score['stderr']:.1f} % | {score['n']} questions |"
-            )
+            stderr = "" if score["stderr"] is None else f" ± {100 * score['stderr']:.1f}"
+            kind = f", {score['scored']} scored" if "scored" in score else ""
+            lines.append(f"| {task}{kind} | {100 * score['acc']:.1f}{stderr} % | {counted(score)} questions |")
         elif "perplexity" in score:
             interval = f"{score['nats_per_token']:.3f} ({score['low']:.3f} to {score['high']:.3f}) nats a token"
             lines.append(f"| {task} | {interval} | {score['n']} documents |")

@@ -9,7 +9,7 @@ Shapes: n questions or documents, S seeds, R resamples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import Any
@@ -240,36 +240,6 @@ def over_seeds(per_seed_values: ArrayLike, seed: int = 0, resamples: int = 10_00
         means.append(np.take_along_axis(drawn_seeds @ table, questions, axis=1).mean(axis=1))
     note = "one seed: the interval is over questions only" if seeds == 1 else ""
     return summarise(float(table.mean()), np.concatenate(means), n, level, seeds=seeds, note=note)
-
-
-def format_scores(scores: Mapping[str, Mapping[str, Any]]) -> str:
-    """An evaluation's scores as aligned text for the terminal: one table of questions, one of texts."""
-    questions = [("task", "acc", "95 % interval", "acc_norm", "excess harm, nats/token", "n")]
-    texts = [("text", "nats/token", "95 % interval", "perplexity", "tokens", "n")]
-    for task, row in scores.items():
-        if "acc" in row:
-            acc = f"{row['acc']:.3f}" + ("" if row["stderr"] is None else f" ± {row['stderr']:.3f}")
-            harm = row.get("excess_harm")
-            shown = f"{harm['value']:+.3f} {_span(harm, '+.3f')}" if harm else ""
-            questions.append((task, acc, _span(row, ".3f"), f"{row['acc_norm']:.3f}", shown, str(row["n"])))
-        elif "nats_per_token" in row:
-            nats, sizes = f"{row['nats_per_token']:.4f}", (str(row["tokens"]), str(row["n"]))
-            texts.append((task, nats, _span(row, ".4f"), f"{row['perplexity']:.2f}", *sizes))
-    return "\n\n".join(_aligned(table) for table in (questions, texts) if len(table) > 1)
-
-
-def _span(row: Mapping[str, Any], form: str) -> str:
-    return "" if row["low"] is None else f"[{row['low']:{form}}, {row['high']:{form}}]"
-
-
-def _aligned(table: Sequence[Sequence[str]]) -> str:
-    """Columns two spaces apart, the first to the left and the others to the right."""
-    first, *widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = []
-    for name, *cells in table:
-        padded = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
-        lines.append("  ".join([name.ljust(first), *padded]).rstrip())
-    return "\n".join(lines)
 
 
 def reductions(sums: Array) -> Array:

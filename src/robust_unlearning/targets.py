@@ -14,12 +14,11 @@ from typing import Any
 
 from robust_unlearning import delta as deltas
 from robust_unlearning import distributed, files, models
-from robust_unlearning import evaluate as scoring
-from robust_unlearning.corpora import HUB
 from robust_unlearning.delta import Delta
+from robust_unlearning.evaluate import Evaluation, Plan
 from robust_unlearning.runs import RECIPE, SCORES, environment, open_run
 
-RECORDS, ABOUT = files.RECORDS, "evaluation.json"
+RECORDS, ABOUT, KEPT = files.RECORDS, "evaluation.json", "evaluations"
 
 
 @dataclass(frozen=True)
@@ -68,10 +67,12 @@ class Evaluator:
     Args:
         dtype: of the forward pass, `auto` for the checkpoint's own.
         device: `auto`, or a torch device.
+        token_budget: tokens run at a time, see `likelihood.default_budget`.
     """
 
-    def __init__(self, dtype: str = "auto", device: str = "auto") -> None:
+    def __init__(self, dtype: str = "auto", device: str = "auto", token_budget: int | None = None) -> None:
         self.dtype = dtype
+        self.token_budget = token_budget
         self.processes = distributed.join(models.pick_device(device))
         self.device = self.processes.device
         self._loaded: tuple[str, models.Checkpoint, Any, Any] | None = None
@@ -84,16 +85,9 @@ class Evaluator:
             self._loaded = (target.base, base, model, models.load_tokenizer(base))
         return self._loaded[1:]
 
-    def _key(self, target: Target, suite: scoring.Suite) -> str:
-        """What an evaluation's result depends on, hashed: target, suite and the files it names, type, version."""
-        digest = hashlib.sha256(suite.model_dump_json().encode())
-        for source in [each.path for each in suite.questions.values()] + [each.path for each in suite.texts.values()]:
-            if source.startswith(HUB):
-                continue
-            path = files.locate(source)
-            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-                if file.is_file():
-                    digest.update(files.sha256_file(file).encode())
+    def _key(self, target: Target, plan: Plan) -> str:
+        """What an evaluation's result depends on, hashed: target, plan and its files, type, budget, version."""
+        digest = hashlib.sha256(plan.fingerprint().encode())
         if target.delta is not None:
             digest.update(target.delta.digest().encode())
         else:  # a model folder may change under its name
@@ -101,46 +95,59 @@ class Evaluator:
             stats = {file.name: file.stat() for file in sorted(folder.glob("*.safetensors"))}
             digest.update(repr([(name, each.st_size, each.st_mtime_ns) for name, each in stats.items()]).encode())
         versions = environment(str(self.device))
-        digest.update(json.dumps([target.base, self.dtype, versions["robust_unlearning"]]).encode())
+        digest.update(json.dumps([target.base, self.dtype, self.token_budget, versions["robust_unlearning"]]).encode())
         return digest.hexdigest()[:16]
 
     def evaluate(
         self,
         target: Target,
-        suite: scoring.Suite,
+        plan: Plan,
         folder: Path | None = None,
         progress: Callable[[str, int, int], None] | None = None,
-    ) -> scoring.Evaluation:
-        """Score a target; with `folder`, write `scores.json` and `records.jsonl` there, or reuse what is there.
+    ) -> Evaluation:
+        """Score a target; with `folder`, write `scores.json`, `records.jsonl` and `evaluation.json` there.
 
-        Results are reused only if target, suite, the suite's files, the type and this package's version are the
-        same. A run folder's model card is written again with its scores.
+        Every evaluation is kept in `folder`/evaluations by its key, and one that is there already is not run again;
+        the three files of `folder` are those of the latest one asked for. The key covers the target, the plan and
+        its files, the type and this package's version. A run folder's model card is written again with its scores.
 
         Raises:
-            UserError: the delta does not fit its base, or the suite cannot be run.
+            UserError: the delta does not fit its base, or the plan cannot be run.
         """
-        key = self._key(target, suite)
-        if folder is not None and self.processes.on_first(lambda: _key_in(folder) == key):
-            records = [json.loads(line) for line in (folder / RECORDS).read_text(encoding="utf-8").splitlines()]
-            return scoring.Evaluation(files.read_json(folder / SCORES), records)
+        if folder is None:
+            return self._run(target, plan, progress)
+        key = self.processes.on_first(lambda: self._key(target, plan))
+        kept = folder / KEPT / key
+        if not self.processes.on_first((kept / ABOUT).exists):
+            result = self._run(target, plan, progress)
+            about = {"key": key, "target": target.name, "base": target.base, "dtype": self.dtype, **plan.about()}
+            about["environment"] = environment(str(self.device))
+            self.processes.on_first(lambda: _keep(kept, result, about))
+        return self.processes.on_first(lambda: _show(folder, kept))
+
+    def _run(self, target: Target, plan: Plan, progress: Callable[[str, int, int], None] | None = None) -> Evaluation:
         base, model, tokenizer = self._load(target)
         if target.delta is None:
-            result = scoring.evaluate(model, tokenizer, suite, progress, processes=self.processes)
-        else:
-            target.delta.check_base(base)
-            with target.delta.applied(model):
-                result = scoring.evaluate(model, tokenizer, suite, progress, processes=self.processes)
-        if folder is not None and self.processes.first:
-            (folder / ABOUT).unlink(missing_ok=True)  # never a key beside another evaluation's scores
-            files.write_jsonl(folder / RECORDS, result.records)
-            files.write_json(folder / SCORES, result.scores)
-            about = {"key": key, "target": target.name, "base": target.base, "dtype": self.dtype}
-            files.write_json(folder / ABOUT, {**about, "environment": environment(str(self.device))})
-            if (folder / RECIPE).exists():
-                open_run(folder).write_card()
-        return result
+            return plan.run(model, tokenizer, progress, self.token_budget, self.processes)
+        target.delta.check_base(base)
+        with target.delta.applied(model):
+            return plan.run(model, tokenizer, progress, self.token_budget, self.processes)
 
 
-def _key_in(folder: Path) -> str | None:
-    """The key of the evaluation whose scores lie in a folder."""
-    return files.read_json(folder / ABOUT)["key"] if (folder / ABOUT).exists() else None
+def _keep(kept: Path, result: Evaluation, about: dict[str, Any]) -> None:
+    """Write an evaluation into a folder of its own, what it is about last."""
+    files.write_jsonl(kept / RECORDS, result.records)
+    files.write_json(kept / SCORES, result.scores)
+    files.write_json(kept / ABOUT, about)
+
+
+def _show(folder: Path, kept: Path) -> Evaluation:
+    """Make a kept evaluation the one that a folder shows."""
+    (folder / ABOUT).unlink(missing_ok=True)  # never a key beside another evaluation's scores
+    for name in (RECORDS, SCORES, ABOUT):
+        files.write_text(folder / name, (kept / name).read_text(encoding="utf-8"))
+    if (folder / RECIPE).exists():
+        open_run(folder).write_card()
+    with (kept / RECORDS).open(encoding="utf-8") as lines:
+        records = [json.loads(line) for line in lines]
+    return Evaluation(files.read_json(kept / SCORES), records)

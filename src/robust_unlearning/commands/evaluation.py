@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from robust_unlearning.commands import AddVerb, in_processes, processes_option, unsafe_options
 from robust_unlearning.errors import UserError
+
+if TYPE_CHECKING:
+    from robust_unlearning.evaluate import Plan
 
 
 def add(verb: AddVerb) -> None:
@@ -14,23 +18,47 @@ def add(verb: AddVerb) -> None:
     evaluation = verb("eval", _eval, "score a run folder, a delta file or a model")
     evaluation.add_argument("target", help="run folder, delta file, model folder, GGUF file, hub id or bundled model")
     evaluation.add_argument(
-        "--tasks", required=True, help="'demo', 'planted' or a suite's YAML file; several with commas"
+        "--tasks",
+        required=True,
+        help="a suite ('demo', 'planted', a YAML file), or tasks and groups of lm-evaluation-harness (mmlu, wmdp_bio, "
+        "a task's YAML file); several with commas. 'unlearn list tasks' shows those of this package",
     )
     evaluation.add_argument("--out", help="folder for scores.json and records.jsonl (default: the run folder)")
     evaluation.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
     evaluation.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     processes_option(evaluation)
+    evaluation.add_argument(
+        "--batch-tokens", type=_positive, metavar="N", help="tokens run at a time (default: by the model's width)"
+    )
+    harness = evaluation.add_argument_group("tasks of lm-evaluation-harness")
+    harness.add_argument(
+        "--data-root", type=Path, metavar="DIR", help="local copies of data sets, DIR/ORG/NAME or DIR/NAME"
+    )
+    harness.add_argument(
+        "--include-path", type=Path, action="append", default=[], metavar="DIR", help="folder of further task YAMLs"
+    )
+    harness.add_argument("--scorer", default="fast", choices=["fast", "hf"], help="hf: lm-eval's own (default: fast)")
+    harness.add_argument("--num-fewshot", type=int, metavar="N", help="worked examples before each question")
+    harness.add_argument(
+        "--limit", type=_positive, metavar="N", help="only the first N questions of each task: partial scores"
+    )
     unsafe_options(evaluation)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    return int(text)
 
 
 def _eval(arguments: argparse.Namespace) -> None:
     if in_processes(arguments):
         return
-    from robust_unlearning.evaluate import format_scores, load_suite
+    from robust_unlearning.evaluate import format_scores
     from robust_unlearning.progress import EvaluationProgress
     from robust_unlearning.targets import Evaluator, open_target
 
-    suites = {name: load_suite(name) for name in arguments.tasks.split(",")}
+    plans = _plans(arguments)
     target = open_target(
         arguments.target, allow_pickle=arguments.allow_pickle, trust_remote_code=arguments.trust_remote_code
     )
@@ -40,11 +68,48 @@ def _eval(arguments: argparse.Namespace) -> None:
             f"{arguments.target!r} is no run folder and no delta file; if it is a model, say where its scores go: "
             "--out DIR"
         )
-    evaluator = Evaluator(arguments.dtype, arguments.device)
+    evaluator = Evaluator(arguments.dtype, arguments.device, arguments.batch_tokens)
     folder = Path(out)
-    for name, suite in suites.items():
-        place = folder if len(suites) == 1 else folder / "scores" / Path(name).stem
+    for name, plan in plans.items():
+        place = folder if len(plans) == 1 else folder / "scores" / Path(name).stem
         with EvaluationProgress() as progress:
-            result = evaluator.evaluate(target, suite, place, progress.tick)
+            result = evaluator.evaluate(target, plan, place, progress.tick)
         print(format_scores(result.scores))
+        if any(row.get("partial") for row in result.scores.values()):
+            print(f"partial: only the first {arguments.limit} questions of each task were asked (--limit)")
         print(f"written to {place / 'scores.json'}, one line a question in {place / 'records.jsonl'}")
+
+
+def _plans(arguments: argparse.Namespace) -> dict[str, Plan]:
+    """Each suite by its name, and under `lm-eval` all tasks of the harness together."""
+    from robust_unlearning.evaluate import BUNDLED_SUITES, load_suite
+    from robust_unlearning.task_index import is_task_file
+
+    names = [name for name in arguments.tasks.split(",") if name]
+
+    def is_suite(name: str) -> bool:
+        path = Path(name)
+        is_file = path.suffix in {".yaml", ".yml"} or len(path.parts) > 1
+        return name in BUNDLED_SUITES or (is_file and not (path.is_file() and is_task_file(path)))
+
+    plans: dict[str, Plan] = {name: load_suite(name) for name in names if is_suite(name)}
+    tasks = tuple(name for name in dict.fromkeys(names) if not is_suite(name))
+    if plans and arguments.limit:
+        raise UserError(
+            f"--limit is for tasks of lm-evaluation-harness; the suite {next(iter(plans))!r} has limits of its own, in "
+            "its YAML."
+        )
+    if tasks:
+        from robust_unlearning.harness import Harness
+
+        harness = Harness(
+            tasks,
+            data_root=arguments.data_root,
+            include_paths=tuple(arguments.include_path),
+            scorer=arguments.scorer,
+            limit=arguments.limit,
+            num_fewshot=arguments.num_fewshot,
+        )
+        _ = harness.manager  # an unknown name is found before anything is loaded
+        plans["lm-eval"] = harness
+    return plans

@@ -11,8 +11,8 @@ from robust_unlearning.commands import AddVerb, in_processes, overrides, process
 
 def add(verb: AddVerb) -> None:
     """Register the verbs."""
-    listing = verb("list", _list, "list recipes, sweeps, methods and bundled models")
-    listing.add_argument("what", nargs="?", choices=["recipes", "sweeps", "methods", "models"])
+    listing = verb("list", _list, "list recipes, sweeps, methods, bundled models, and tasks to evaluate on")
+    listing.add_argument("what", nargs="?", choices=["recipes", "sweeps", "methods", "models", "tasks"])
 
     show = verb("show", _show, "print a whole recipe, defaults filled in")
     show.add_argument("recipe", help="a shipped recipe or a YAML file")
@@ -40,15 +40,22 @@ def add(verb: AddVerb) -> None:
 
 def _list(arguments: argparse.Namespace) -> None:
     from robust_unlearning.conversion import BUNDLED_MODELS
+    from robust_unlearning.evaluate import BUNDLED_SUITES
     from robust_unlearning.methods import METHODS
     from robust_unlearning.recipe import recipe_names, recipe_summary
     from robust_unlearning.sweep.grid import sweep_names, sweep_summary
+    from robust_unlearning.task_index import shipped_groups
 
     sections: dict[str, Callable[[], dict[str, str]]] = {
         "recipes": lambda: {name: recipe_summary(name) for name in recipe_names()},
         "sweeps": lambda: {name: sweep_summary(name) for name in sweep_names()},
         "methods": lambda: {name: f"{each.summary} ({each.paper})" for name, each in METHODS.items()},
         "models": lambda: {name: each.about for name, each in BUNDLED_MODELS.items()},
+        "tasks": lambda: {
+            **dict.fromkeys(BUNDLED_SUITES, "a suite of this package"),
+            **shipped_groups(),
+            "and": "every task of lm-evaluation-harness by its name: lm-eval ls tasks",
+        },
     }
     for kind in [arguments.what] if arguments.what else list(sections):
         rows = sections[kind]()
