@@ -1,7 +1,8 @@
 """One command in several processes: they are started here, and none is left waiting for one that failed.
 
 Each process runs the same command line and finds the others through the environment, as under `torchrun` and
-`accelerate launch`. Inside, `distributed.join` does the rest.
+`accelerate launch --multi_gpu` (which starts processes on CPUs too; with `--cpu` Accelerate starts a single one).
+Inside, `distributed.join` does the rest.
 """
 
 from __future__ import annotations

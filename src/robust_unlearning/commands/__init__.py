@@ -6,6 +6,7 @@ A module's `add` registers its verbs. Nothing heavy is imported before a verb ru
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from typing import Protocol
 
@@ -35,8 +36,6 @@ def in_processes(arguments: argparse.Namespace) -> bool:
         UserError: `--processes` makes no sense.
         SystemExit: one of the processes failed; it has said why.
     """
-    import sys
-
     from robust_unlearning.launch import launch, needed
 
     if not needed(arguments.processes):
