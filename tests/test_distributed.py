@@ -76,7 +76,7 @@ cut = RunFolder(out / "two, then one", load_recipe(work["recipes"][first]))
 trainer.processes.on_first(lambda: RunFolder.open(cut.path, cut.recipe).status)
 trainer = Trainer([cut])
 step = trainer._step
-trainer._step = lambda *given: (stop(trainer.candidates[0]), step(*given))
+trainer._step = lambda *given: (stop(trainer.candidates[0]), step(*given))[1]
 try:
     trainer.train()
 except Cut:
@@ -324,7 +324,7 @@ def test_the_command_starts_processes_and_ends_as_they_do(
     with pytest.raises(SystemExit) as ended:
         main(["eval", "tiny", "--tasks", "planetd", "--processes", "2"])
     assert ended.value.code == 2
-    assert capfd.readouterr().err.count("no such file or folder: 'planetd'") == 1
+    assert capfd.readouterr().err.count("unknown task 'planetd'") == 1
 
 
 def test_a_wrong_number_of_processes_is_an_error_at_once(
