@@ -197,6 +197,13 @@ def test_a_run_folder_scores_as_lm_eval_scores_the_applied_model(
     monkeypatch.undo()
     write_quiz(root / "org" / "quiz", seed=1)  # the same files with other questions
     assert evaluate(run, "--tasks", "quiz_all", *options) == 0
+    direct = tmp_path / "direct.yaml"  # a task that names the folder itself reads it as it is now, too
+    direct.write_text(
+        yaml.safe_dump({"task": "direct", **TASK, "dataset_path": f"{root}/org/quiz", "dataset_name": "beta"})
+    )
+    now = Harness((str(direct),)).loaded["tasks"]["direct"].eval_docs["choices"]
+    write_quiz(root / "org" / "quiz", seed=2)
+    assert Harness((str(direct),)).loaded["tasks"]["direct"].eval_docs["choices"] != now
     again = [json.loads(line) for line in (run / "records.jsonl").read_text().splitlines()]
     assert {each["doc_hash"] for each in again} != {each["doc_hash"] for each in records}
 

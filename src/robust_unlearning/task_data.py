@@ -23,6 +23,7 @@ FILE_FORMATS = {"arrow", "csv", "json", "parquet", "text"}
 def local_data(root: Path | None) -> Iterator[None]:
     """While it lasts, `datasets.load_dataset` takes data sets from under `root`; with None, from the hub as usual.
 
+    A folder is read as it is now, also where `datasets` has read it before.
     Tasks of lm-eval load their data by that function when they are made. Their configs stay as they are, so a
     task is the same task wherever its data lies.
 
@@ -37,11 +38,14 @@ def local_data(root: Path | None) -> Iterator[None]:
     caches: dict[Path, str] = {}
 
     def load(path: str, name: str | None = None, **options: Any) -> Any:
-        if path in FILE_FORMATS or Path(path).exists():
+        if path in FILE_FORMATS:
             return original(path, name, **options)
-        if root is None:
+        if Path(path).is_dir():  # a task that names a folder
+            folder = Path(path)
+        elif root is None:
             return _from_hub(original, path, name, options)
-        folder = find_copy(root, path)
+        else:
+            folder = find_copy(root, path)
         options.pop("revision", None)
         if folder not in caches:
             caches[folder] = _cache_of(folder)

@@ -54,7 +54,7 @@ def _list(arguments: argparse.Namespace) -> None:
         "tasks": lambda: {
             **dict.fromkeys(BUNDLED_SUITES, "a suite of this package"),
             **shipped_groups(),
-            "and": "every task of lm-evaluation-harness by its name: lm-eval ls tasks",
+            "mmlu, arc_easy, …": "every task of lm-evaluation-harness by its name: lm-eval ls tasks",
         },
     }
     for kind in [arguments.what] if arguments.what else list(sections):
