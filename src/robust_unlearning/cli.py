@@ -22,7 +22,7 @@ EPILOG = """examples:
 
 def _parser() -> argparse.ArgumentParser:
     from robust_unlearning import __version__
-    from robust_unlearning.commands import evaluation, planted, training
+    from robust_unlearning.commands import analyzing, evaluation, planted, training
 
     parser = argparse.ArgumentParser(
         prog="unlearn",
@@ -38,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(function=function)
         return added
 
-    for module in (training, evaluation, planted):
+    for module in (training, evaluation, analyzing, planted):
         module.add(verb)
     return parser
 
