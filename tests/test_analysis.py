@@ -390,7 +390,7 @@ def test_every_analysis_runs_on_a_base_and_two_runs(
     assert len(rows) == 6 * 3  # layers, and base and two runs
     first = [row for row in rows if row["layer"] == 0]
     assert first[0]["applied"] == first[1]["applied"]  # below the band nothing has changed
-    assert first[1]["applied_less_base"]["value"] == 0
+    assert first[1]["applied_change"]["value"] == 0
 
     sizes = ["--documents", "3", "--draws", "20", "--probes", "1", "--questions", "24"]
     assert cli.main(["analyze", "theory", *runs, "--tasks", str(suite), *sizes, *end]) == 0

@@ -149,14 +149,15 @@ def analyse(
         "documents": {key: len(value) for key, value in texts.items()},
         "questions": {key: len(value) for key, value in questions.items()},
     }
-    where = next(iter(questions))
+    where, names = next(iter(questions)), about["targets"]
     panels = [
         Panel(f"shift at the answer, token in {where}, over ‖h_clean‖\nforget-token less control word",
-              _lines(question_rows, where, "answer", "excess")),
+              _lines(question_rows, names, where, "answer", "excess")),
         Panel(f"cosine to u at the token, in {where}\nforget-token less control word",
-              _lines(question_rows, where, "token", "excess_toward")),
+              _lines(question_rows, names, where, "token", "excess_toward")),
     ]  # fmt: skip
-    return Report("activations", "Activations", about, notes, tables, [each for each in panels if each.lines], "layer")
+    panels = [each for each in panels if any(each.lines.values())]
+    return Report("activations", "Activations", about, notes, tables, panels, "layer")
 
 
 def _texts(stack: Stack, subjects: Subjects, target: Target, sequences: Sequence[Sequence[int]]) -> Texts:
@@ -206,11 +207,14 @@ def _question_row(name: str, where: str, place: str, own: Pull, layer: int) -> d
     return row
 
 
-def _lines(rows: Sequence[dict[str, Any]], where: str, place: str, field: str) -> dict[str, list[tuple[float, Any]]]:
-    lines: dict[str, list[tuple[float, Any]]] = {}
+def _lines(
+    rows: Sequence[dict[str, Any]], names: Sequence[str], where: str, place: str, field: str
+) -> dict[str, list[tuple[float, Any]]]:
+    """A line over layers for each model; an empty one where there is nothing, so that colours mean the same model."""
+    lines: dict[str, list[tuple[float, Any]]] = {name: [] for name in names}
     for row in rows:
         if (row["where"], row["place"]) == (where, place) and row[field] != "":
-            lines.setdefault(row["target"], []).append((row["layer"], row[field]))
+            lines[row["target"]].append((row["layer"], row[field]))
     return lines
 
 

@@ -33,7 +33,7 @@ from robust_unlearning.analysis.inputs import batches
 from robust_unlearning.analysis.output import Panel, Report, Table, side
 from robust_unlearning.analysis.stack import Stack
 from robust_unlearning.analysis.subjects import Subjects
-from robust_unlearning.scores import mean_interval, paired_difference
+from robust_unlearning.scores import Estimate, mean_interval
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,9 @@ COLUMNS = {
     "layer": "layer",
     "target": "model",
     "applied": "‖Jξ‖²/‖Jz‖²",
-    "applied_less_base": "less the base's",
+    "applied_change": "against base",
     "moved": "‖J(z+ξ)−J(z)‖²/‖J(z)‖²",
-    "moved_less_base": "less the base's",
+    "moved_change": "against base",
     "gain": "gain of J",
     "norm": "‖z‖ a token",
     "n": "n",
@@ -138,19 +138,21 @@ def analyse(
         for layer, answer in found.items():
             rows.append(_row(layer, target.name, answer, base[layer] if target.delta is not None else None))
     rows.sort(key=lambda row: row["layer"])
-    names = {"applied": "‖Jξ‖²/‖Jz‖²", "moved": "‖J(z+ξ)−J(z)‖²/‖J(z)‖²"}
     notes = [
         f"ξ ~ N(0, {settings.std:g}² I); {settings.probes} probes a document, {len(documents)} documents, 95 % "
         "intervals over documents (they hold the probes' error too). Two readings of Eq. 33, see the module. A layer's "
-        "input is the output of the layer before it; layers count from 0.",
-        "The paper expects unlearned models to be less sensitive than the base. "
-        + " ".join(f"By {name}: {text}." for reading, name in names.items() if (text := _counted(rows, reading))),
+        "input is the output of the layer before it; layers count from 0. Against base: the ratio to the base's, less "
+        "1, mean over documents.",
+        "Where the gain of J stays as it is, the first reading falls as ‖z‖² grows, and says no more than that.",
     ]
-    panels = [
-        Panel(label, {each.name: [(row["layer"], row[field]) for row in rows if row["target"] == each.name]
-                      for each in subjects.targets})
-        for field, label in names.items()
-    ]  # fmt: skip
+    names = [each.name for each in subjects.targets if each.delta is not None]
+    panels = []
+    for reading in ("applied", "moved") if names else ():
+        title, field = COLUMNS[reading], f"{reading}_change"
+        lines = {name: [(row["layer"], row[field]) for row in rows if row["target"] == name] for name in names}
+        panels.append(Panel(f"{title}\nagainst the base (0 is the same, −1 is none left)", lines))
+        said = "; ".join(f"{name}: {_counted(points)}" for name, points in lines.items())
+        notes.append(f"The paper expects unlearned models below the base. By {title}: {said}.")
     about = {
         "base": subjects.checkpoint.name,
         "targets": [each.name for each in subjects.targets],
@@ -170,15 +172,11 @@ def _row(layer: int, name: str, answer: Probed, base: Probed | None) -> dict[str
         row[field] = mean_interval(getattr(answer, field).numpy())
     for field in ("applied", "moved"):
         own = getattr(answer, field).numpy()
-        row[f"{field}_less_base"] = "" if base is None else paired_difference(own, getattr(base, field).numpy())
+        row[f"{field}_change"] = "" if base is None else mean_interval(own / getattr(base, field).numpy() - 1)
     return row
 
 
-def _counted(rows: Sequence[dict[str, Any]], reading: str) -> str:
-    """At how many layers each delta lies below the base, above it, at the same number, or cannot be told from it."""
-    counts: dict[str, Counter[str]] = {}
-    for row in rows:
-        if row[f"{reading}_less_base"]:
-            counts.setdefault(row["target"], Counter())[side(row[f"{reading}_less_base"])] += 1
-    said = {name: ", ".join(f"{word} at {n} layers" for word, n in count.items()) for name, count in counts.items()}
-    return "; ".join(f"{name} is {text}" for name, text in said.items())
+def _counted(points: Sequence[tuple[float, Estimate]]) -> str:
+    """At how many layers a model is lower than the base, higher, the same, or cannot be told from it."""
+    counts = Counter(side(change) for _, change in points)
+    return ", ".join(f"{word} at {n} of {len(points)} layers" for word, n in counts.items())

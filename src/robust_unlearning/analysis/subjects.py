@@ -53,7 +53,7 @@ class Subjects:
     @property
     def depth(self) -> int:
         """How many decoder layers the model has."""
-        return int(self.model.config.get_text_config().num_hidden_layers)  # type: ignore[union-attr, operator]
+        return int(self.model.config.get_text_config().num_hidden_layers)
 
     @property
     def pad(self) -> int:

@@ -104,7 +104,7 @@ def _shift_note(measured: Measured) -> str:
     words = []
     for where, forms in measured.shifts.items():
         shift = forms["forget-token"]
-        mean = {"higher": "is not 0", "not to be told apart": "may be 0"}.get(side(shift.mean_share), "may be 0")
+        mean = "is not 0" if side(shift.mean_share) == "higher" else "may be 0"
         round_ = "far from isotropic" if shift.effective < shift.effective_isotropic / 2 else "near isotropic"
         words.append(
             f"in {where} the mean {mean}, {shift.not_normal_holm:.0%} of dimensions are not normal (Holm), {round_} "
@@ -222,7 +222,7 @@ def _predicted(eta_over_nu: float, r: Array) -> tuple[Array, Array]:
 def _median(values: Array) -> Estimate:
     """Median with its order-statistic interval: a few questions whose g is nearly 0 would rule the mean of r."""
     n, ordered = len(values), np.sort(values)
-    low, high = (int(n / 2 + side_ * 0.98 * n**0.5) for side_ in (-1, 1))
+    low, high = (int(n / 2 + sign * 0.98 * n**0.5) for sign in (-1, 1))
     return Estimate(float(np.median(values)), float(ordered[max(0, low)]), float(ordered[min(n - 1, high)]), n=n)
 
 
