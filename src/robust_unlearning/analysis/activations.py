@@ -38,10 +38,10 @@ class Texts:
 
 def compare_texts(own: Sequence[Tensor], base: Sequence[Tensor], mask: Tensor) -> Texts:
     """Hidden states of L layers, each [b, t, d], of a model and of its base; `mask` [b, t] is 1 on tokens."""
-    weight = mask.double() / mask.sum(dim=1, keepdim=True)
+    weight = mask / mask.sum(dim=1, keepdim=True)
 
     def over_tokens(values: Sequence[Tensor]) -> Array:
-        return torch.stack([(each.double() * weight).sum(dim=1) for each in values]).cpu().numpy()
+        return torch.stack([(each * weight).sum(dim=1) for each in values]).cpu().double().numpy()
 
     return Texts(
         over_tokens([cosine_similarity(a, b, dim=-1) for a, b in zip(own, base, strict=True)]),
@@ -149,7 +149,7 @@ def analyse(
         "documents": {key: len(value) for key, value in texts.items()},
         "questions": {key: len(value) for key, value in questions.items()},
     }
-    where, names = next(iter(questions)), about["targets"]
+    where, names = next(iter(questions)), [each.name for each in subjects.targets]
     panels = [
         Panel(f"shift at the answer, token in {where}, over ‖h_clean‖\nforget-token less control word",
               _lines(question_rows, names, where, "answer", "excess")),

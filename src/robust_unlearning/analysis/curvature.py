@@ -51,12 +51,12 @@ def loss_change(
     """
     directions = [gaussian(at, mask, generator) for _ in range(probes)]
     values, products = curvature(losses, at, directions)
-    trace = products.double().mean(dim=0)
+    trace = products.mean(dim=0)
     observed = []
     with torch.no_grad():
-        still = losses(at).double()
+        still = losses(at)
         for variance in variances:
             moved = [losses(at + sign * variance**0.5 * each) for each in directions for sign in (1, -1)]
-            observed.append(torch.stack(moved).double().mean(dim=0) - still)
+            observed.append((torch.stack(moved) - still).mean(dim=0))
     predicted = torch.stack([variance / 2 * trace for variance in variances])
-    return LossChange(*(each.double().cpu().numpy() for each in (values, trace, predicted, torch.stack(observed))))
+    return LossChange(*(each.cpu().double().numpy() for each in (values, trace, predicted, torch.stack(observed))))

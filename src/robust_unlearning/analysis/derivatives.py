@@ -58,5 +58,5 @@ def gaussian(like: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def squares(values: Tensor, mask: Tensor) -> Tensor:
-    """Sum of squares [b] over unmasked tokens of [b, t, d], in float64."""
-    return (values.double().square().sum(dim=-1) * mask).sum(dim=1)
+    """Sum of squares [b] over unmasked tokens of [b, t, d]."""
+    return (values.square().sum(dim=-1) * mask).sum(dim=1)

@@ -73,11 +73,6 @@ def prompts(suite: Suite, tokenizer: Any, limit: int) -> dict[str, list[Prompt]]
     return found
 
 
-def documents(source: TextSource, limit: int) -> list[str]:
-    """The first `limit` documents of a corpus."""
-    return read_documents(source)[:limit]
-
-
 def text_file(path: str, limit: int) -> list[str]:
     """The first `limit` documents of a file or folder that the user names."""
     return read_documents(TextSource.model_validate({"path": path, "min_chars": 1, "max_documents": limit}))
@@ -93,7 +88,7 @@ def recipe_documents(recipe: Recipe, side: str, limit: int) -> list[str]:
         source = getattr(topic, side) or getattr(recipe, side)
         sources[source.model_dump_json()] = source
     each = -(-limit // len(sources))
-    return [text for source in sources.values() for text in documents(source, each)]
+    return [text for source in sources.values() for text in read_documents(source)[:each]]
 
 
 def rows(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> list[tuple[int, ...]]:

@@ -66,7 +66,7 @@ class Latent:
         for batch in batches(sequences, pad):
             trunk, hidden = self.enter(batch)
             found.append(hidden[_last(trunk)])
-        return torch.cat(found).double().cpu().numpy()
+        return torch.cat(found).cpu().double().numpy()
 
 
 def _last(trunk: Trunk) -> tuple[Tensor, Tensor]:

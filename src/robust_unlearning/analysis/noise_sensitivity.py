@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ from robust_unlearning.scores import Estimate, mean_interval
 
 @dataclass(frozen=True)
 class Probed:
-    """A layer's answer to noise, one number a document [b], float64.
+    """A layer's answer to noise, one number a document [b].
 
     Attributes:
         applied: ‖Jξ‖² / ‖Jz‖².
@@ -70,7 +71,7 @@ def probe(layer: Function, at: Tensor, mask: Tensor, probes: int, std: float, ge
         moved += squares(jvp(layer, at + noise, direction) - here, mask)
     tokens = mask.sum(dim=1)
     gain = (jacobian / probes / (tokens * at.shape[-1])).sqrt()
-    norm = (at.double().norm(dim=-1) * mask).sum(dim=1) / tokens
+    norm = (at.norm(dim=-1) * mask).sum(dim=1) / tokens
     return Probed(std**2 * jacobian / probes / whole, moved / jacobian, gain, norm)
 
 
@@ -93,10 +94,7 @@ def measure(stack: Stack, documents: Sequence[Sequence[int]], pad: int, settings
         trunk = stack.trunk(batch)
         inputs = [trunk.hidden, *stack.states(trunk)]
         for index in chosen:
-
-            def layer(hidden: Tensor, index: int = index) -> Tensor:
-                return stack.call(trunk, index, hidden)  # noqa: B023 - called before the next batch
-
+            layer = partial(stack.call, trunk, index)
             answer = probe(layer, inputs[index], trunk.mask, settings.probes, settings.std, generator)
             found[index].append(answer)
     return {index: _joined(parts) for index, parts in found.items()}
@@ -104,7 +102,7 @@ def measure(stack: Stack, documents: Sequence[Sequence[int]], pad: int, settings
 
 def _joined(parts: Iterable[Probed]) -> Probed:
     columns = zip(*((each.applied, each.moved, each.gain, each.norm) for each in parts), strict=True)
-    return Probed(*(torch.cat(column).cpu() for column in columns))
+    return Probed(*(torch.cat(column).cpu().double() for column in columns))
 
 
 COLUMNS = {

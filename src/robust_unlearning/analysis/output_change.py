@@ -60,10 +60,10 @@ def output_change(
         linear, changes = [], []
         for _ in range(draws):
             noise = gaussian(at, mask, generator)
-            linear.append(jvp(function, at, noise).double())
-            changes.append(torch.stack([(function(at + eta**0.5 * noise) - still).double() for eta in etas]))
-    first = torch.stack(linear).cpu().numpy()  # [N, b, o]
-    found = torch.stack(changes).cpu().numpy()  # [N, etas, b, o]
+            linear.append(jvp(function, at, noise))
+            changes.append(torch.stack([function(at + eta**0.5 * noise) - still for eta in etas]))
+    first = torch.stack(linear).cpu().double().numpy()  # [N, b, o]
+    found = torch.stack(changes).cpu().double().numpy()  # [N, etas, b, o]
     return [compare(found[:, index], eta**0.5 * first) for index, eta in enumerate(etas)]
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from robust_unlearning import models
 from robust_unlearning.errors import UserError
+from robust_unlearning.layers import check_layers
 from robust_unlearning.recipe import Recipe
 from robust_unlearning.targets import Target, open_target
 
@@ -90,8 +91,6 @@ class Subjects:
         Raises:
             UserError: the model has no such layer; none given, and the deltas have several or there are none.
         """
-        from robust_unlearning.layers import check_layers
-
         if given is None:
             self.recipe()
             layers = {recipe.layer for each in self.targets if (recipe := recipe_of(each))}

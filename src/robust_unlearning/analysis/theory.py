@@ -213,4 +213,4 @@ def _losses(
 
 
 def _joined(parts: Sequence[torch.Tensor]) -> Array:
-    return torch.cat(list(parts), dim=-1).double().cpu().numpy()
+    return torch.cat(list(parts), dim=-1).cpu().double().numpy()
