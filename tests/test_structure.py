@@ -20,8 +20,8 @@ ORDER = [
     "errors", "files", "launch", "distributed", "layers", "losses", "lm_head", "noise", "methods", "recipe",
     "corpora", "questions", "scores", "score_table", "comparison", "answers", "compare", "perturb", "prefix_tree",
     "perturbed", "likelihood", "evaluate", "fast_lm", "task_data", "task_index", "harness", "conversion", "models",
-    "band", "delta", "runs", "objective", "references", "candidate", "train", "targets", "embedders", "ngrams",
-    "progress", "report", "search", "sweep", "planted", "demo", "commands", "cli",
+    "band", "delta", "runs", "objective", "references", "candidate", "train", "targets", "analysis", "embedders",
+    "ngrams", "progress", "report", "search", "sweep", "planted", "demo", "commands", "cli",
 ]
 # fmt: on
 

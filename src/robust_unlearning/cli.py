@@ -26,6 +26,7 @@ EPILOG = """examples:
 def _parser() -> argparse.ArgumentParser:
     from robust_unlearning import __version__
     from robust_unlearning.commands import (
+        analyzing,
         comparing,
         evaluation,
         ngrams,
@@ -50,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(function=function)
         return added
 
-    for module in (training, evaluation, searching, sweeping, comparing, perturbing, ngrams, planted):
+    for module in (training, evaluation, analyzing, searching, sweeping, comparing, perturbing, ngrams, planted):
         module.add(verb)
     return parser
 

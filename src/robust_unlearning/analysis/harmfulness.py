@@ -1,0 +1,227 @@
+"""Which forget n-grams harm most (Figure 4): accuracy and excess harm by the n-gram's similarity class and length.
+
+The paper sorts a corpus's n-grams by their similarity to its documents and finds that those most similar harm most. It
+reads the folders that `unlearn eval` wrote, and a file that says the class of each n-gram; a record's forget-token says
+which n-gram its question holds. NumPy only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, Field, ValidationError
+
+from robust_unlearning import files
+from robust_unlearning.analysis.output import Panel, Report, Table, side
+from robust_unlearning.analysis.rejection import as_estimate
+from robust_unlearning.errors import UserError, nearest
+from robust_unlearning.recipe import explain
+from robust_unlearning.scores import Estimate, accuracy, excess_harm
+from robust_unlearning.targets import RECORDS
+
+
+class Ngram(BaseModel, extra="ignore", frozen=True, populate_by_name=True):
+    """One forget n-gram and its class."""
+
+    text: str
+    n: int = Field(ge=1)
+    similarity_class: str = Field(alias="class")
+    similarity: float
+
+
+def read_classes(path: str) -> dict[str, Ngram]:
+    """N-grams by their text, from `{"ngrams": [{"text", "n", "class", "similarity"}, …]}`.
+
+    Raises:
+        UserError: another kind of file, or two n-grams of one text.
+    """
+    data = files.read_json(Path(path))
+    rows = data.get("ngrams") if isinstance(data, dict) else None
+    if not isinstance(rows, list) or not rows:
+        raise UserError(
+            f'{path}: expected {{"ngrams": [{{"text", "n", "class", "similarity"}}, …]}} with one at least.'
+        )
+    found: dict[str, Ngram] = {}
+    for index, row in enumerate(rows):
+        try:
+            ngram = Ngram.model_validate(row)
+        except ValidationError as error:
+            raise UserError(
+                f"{path}, n-gram {index}: " + " ".join(explain(error, lambda _: Ngram.model_fields))
+            ) from error
+        if found.setdefault(ngram.text, ngram) != ngram:
+            raise UserError(f"{path}: {ngram.text!r} stands there twice, with different classes.")
+    return found
+
+
+def read_records(folder: str) -> list[dict[str, Any]]:
+    """The records of an evaluation folder.
+
+    Raises:
+        UserError: nothing there; the message says how to make it.
+    """
+    path = files.locate(folder) / RECORDS
+    if not path.exists():
+        raise UserError(
+            f"{folder!r} holds no {RECORDS}; write it with: unlearn eval TARGET --tasks SUITE --out {folder}"
+        )
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Questions of one task whose forget-tokens are n-grams of one class and length.
+
+    Attributes:
+        accuracy: with the n-gram in the question.
+        control: of the same questions with a control word; None where the evaluation has none.
+        clean: of the same questions as they are; None where the evaluation has none.
+        excess: excess harm, nats per answer token (see `scores.excess_harm`).
+        similarity: mean over the class's n-grams that occur.
+        ngrams: how many of them occur.
+        n: questions.
+    """
+
+    task: str
+    length: int
+    similarity_class: str
+    accuracy: Estimate
+    control: Estimate | None
+    clean: Estimate | None
+    excess: Estimate | None
+    similarity: float
+    ngrams: int
+    n: int
+
+
+def group(records: Sequence[Mapping[str, Any]], classes: Mapping[str, Ngram]) -> list[Group]:
+    """The records' perturbed questions by task, length and class, classes by rising similarity.
+
+    Raises:
+        UserError: no record's forget-token is among the n-grams.
+    """
+    by_task: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for record in records:
+        by_task.setdefault(record["task"], {})[record["id"]] = record
+    sorted_: dict[tuple[str, int, str], list[Mapping[str, Any]]] = {}
+    for task, rows in by_task.items():
+        if task.endswith("-control"):
+            continue
+        for record in rows.values():
+            ngram = classes.get(record["forget_token"] or "")
+            if ngram is not None:
+                sorted_.setdefault((task, ngram.n, ngram.similarity_class), []).append(record)
+    if not sorted_:
+        tokens = {record["forget_token"] for record in records} - {None}
+        if not tokens:
+            raise UserError("no record has a forget-token: the evaluation's suite needs `perturb` and forget_tokens.")
+        seen = min(tokens)
+        close = nearest(seen, classes)
+        raise UserError(
+            f"none of the {len(tokens)} forget-tokens of the records, {seen!r} for one, is among the {len(classes)} "
+            f"n-grams{f' (nearest: {close!r})' if close else ''}. Evaluate with these n-grams as forget_tokens."
+        )
+    groups = [_group(*key, rows, by_task, classes) for key, rows in sorted_.items()]
+    return sorted(groups, key=lambda each: (each.task, each.length, each.similarity))
+
+
+def _group(
+    task: str,
+    length: int,
+    name: str,
+    rows: Sequence[Mapping[str, Any]],
+    by_task: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    classes: Mapping[str, Ngram],
+) -> Group:
+    def same(other: str) -> list[Mapping[str, Any]] | None:
+        found = by_task.get(other, {})
+        return [found[row["id"]] for row in rows] if all(row["id"] in found for row in rows) else None
+
+    def right(own: Sequence[Mapping[str, Any]] | None) -> Estimate | None:
+        return as_estimate(accuracy([each["correct"] for each in own])) if own else None
+
+    def logp(own: Sequence[Mapping[str, Any]]) -> list[float]:
+        return [each["logprobs"][each["answer"]] for each in own]
+
+    control = same(f"{task}-control")
+    tokens = [each["tokens"][each["answer"]] for each in rows]
+    known = {row["forget_token"]: classes[row["forget_token"]].similarity for row in rows}
+    own = right(rows)
+    assert own is not None
+    return Group(
+        task,
+        length,
+        name,
+        own,
+        right(control),
+        right(same(task.rsplit("/", 1)[0] + "/clean")),
+        excess_harm(logp(rows), logp(control), tokens).excess if control else None,
+        float(np.mean(list(known.values()))),
+        len(known),
+        len(rows),
+    )
+
+
+_COLUMNS = {
+    "label": "model", "task": "task", "length": "n-gram", "similarity_class": "class", "similarity": "similarity",
+    "clean": "clean", "control": "+control", "accuracy": "+n-gram", "excess": "excess harm", "ngrams": "n-grams",
+    "n": "n",
+}  # fmt: skip
+
+
+def analyse(records: Mapping[str, Sequence[Mapping[str, Any]]], classes: Mapping[str, Ngram]) -> Report:
+    """Every label's table, and whether the most similar n-grams harm more than the least similar.
+
+    Args:
+        records: label -> records of an evaluation.
+        classes: text of an n-gram -> n-gram.
+    """
+    rows, notes = [], []
+    lines: tuple[dict[str, list[tuple[float, Estimate]]], ...] = ({}, {})
+    for label, own in records.items():
+        groups = group(own, classes)
+        rows += [{"label": label, **{key: "" if value is None else value for key, value in vars(each).items()}}
+                 for each in groups]  # fmt: skip
+        for task, length in dict.fromkeys((each.task, each.length) for each in groups):
+            of_task = [each for each in groups if (each.task, each.length) == (task, length)]
+            notes += _ends(label, of_task)
+            name = f"{label}, {task}, {length}-grams"
+            lines[0][name] = [(each.similarity, each.accuracy) for each in of_task]
+            lines[1][name] = [(each.similarity, each.excess) for each in of_task if each.excess]
+    notes = [
+        "Accuracy with 95 % Wilson intervals; excess harm in nats per answer token (log p of the right answer with the "
+        "n-gram less that with a control word; below 0 the n-gram does more harm) with bootstrap intervals over n "
+        "questions. Similarity: mean over the class's n-grams that occur.",
+        *notes,
+    ]
+    about = {"labels": list(records), "ngrams": len(classes)}
+    labels = ("accuracy with the n-gram in the question", "excess harm (nats per answer token)")
+    panels = [Panel(label, each) for label, each in zip(labels, lines, strict=True)]
+    table = Table("classes", "By class", _COLUMNS, rows)
+    return Report(
+        "harmfulness", "Harmfulness of forget n-grams", about, notes, [table], panels, "similarity to the document"
+    )
+
+
+def _ends(label: str, groups: Sequence[Group]) -> list[str]:
+    """The most similar class against the least similar, whose questions are others: a normal interval."""
+    least, most = groups[0], groups[-1]
+    head = f"{label}, {least.task}, {least.length}-grams: "
+    if len(groups) < 2 or not least.excess or not most.excess:
+        return [head + "one class only, or no control form: nothing to compare."]
+    a, b = most.excess, least.excess
+    if a.value is None or b.value is None or a.stderr is None or b.stderr is None:
+        return [head + "too few questions to compare."]
+    difference, error = a.value - b.value, float(np.hypot(a.stderr, b.stderr))
+    interval = Estimate(difference, difference - 1.96 * error, difference + 1.96 * error)
+    words = {"lower": "more harmful than", "higher": "less harmful than"}
+    said = words.get(side(interval), "not to be told apart in harm from")
+    return [
+        f"{head}class {most.similarity_class!r} is {said} class {least.similarity_class!r} (excess harm "
+        f"{difference:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}] nats, n={most.n} and {least.n})."
+    ]

@@ -1,0 +1,161 @@
+"""What an analysis found: as JSON, CSV and Markdown on disk, as a figure, and as text for the terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from robust_unlearning import files
+from robust_unlearning.errors import UserError
+from robust_unlearning.scores import Estimate
+
+FOLDER = "analysis"
+"""Where results lie inside the output folder."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text, numbers and estimates.
+
+    Attributes:
+        key: part of the CSV file's name.
+        title: what it shows.
+        columns: field -> header, in order.
+        rows: field -> value.
+    """
+
+    key: str
+    title: str
+    columns: Mapping[str, str]
+    rows: Sequence[Mapping[str, Any]]
+
+    def cells(self) -> list[list[str]]:
+        """The rows as text."""
+        return [[shown(row[field]) for field in self.columns] for row in self.rows]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A panel of a figure: what its y axis shows, and lines of (x, y) by label."""
+
+    y_label: str
+    lines: Mapping[str, Sequence[tuple[float, Estimate]]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """An analysis, ready to be written.
+
+    Attributes:
+        name: of its files.
+        title: its heading.
+        about: settings, JSON-able.
+        notes: how to read the tables, and what they say.
+        tables: the numbers.
+        panels: of its figure, which has none where this is empty.
+        x_label: what the figure's x axis shows.
+    """
+
+    name: str
+    title: str
+    about: Mapping[str, Any]
+    notes: Sequence[str]
+    tables: Sequence[Table]
+    panels: Sequence[Panel] = ()
+    x_label: str = ""
+
+
+def shown(value: Any) -> str:
+    """A value as a cell: an estimate with its interval, four digits of a number."""
+    if isinstance(value, Estimate):
+        if value.value is None:
+            return value.note or "undefined"
+        span = "" if value.low is None or value.high is None else f" [{value.low:.3g}, {value.high:.3g}]"
+        return f"{value.value:.4g}{span}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def side(difference: Estimate) -> str:
+    """What an interval of a difference says: lower, higher, the same (to the bit), or that it cannot be told."""
+    low, high = difference.low, difference.high
+    if low is None or high is None or low < 0 < high:
+        return "not to be told apart"
+    return "the same" if low == high == 0 else "lower" if high <= 0 else "higher"
+
+
+def write(report: Report, out: Path) -> str:
+    """Write `NAME.json`, a CSV a table, `NAME.md` and (with matplotlib) `NAME.png` into `out`/analysis.
+
+    Returns:
+        The text for the terminal.
+    """
+    from robust_unlearning.report.tables import markdown_table, text_table
+
+    folder = out / FOLDER
+    numbers = {table.key: [_plain(row) for row in table.rows] for table in report.tables}
+    files.write_json(folder / f"{report.name}.json", {"about": report.about, "tables": numbers})
+    for table in report.tables:
+        name = report.name if len(report.tables) == 1 else f"{report.name}-{table.key}"
+        files.write_text(folder / f"{name}.csv", _csv(table))
+    notes = list(report.notes)
+    figure = ""
+    if report.panels:
+        try:
+            _draw(report, folder / f"{report.name}.png")
+            figure = f"![{report.title}]({report.name}.png)"
+        except UserError as error:
+            notes.append(f"No figure: {error}")
+    sections = [f"# {report.title}", *notes]
+    text = [report.title]
+    for table in report.tables:
+        headers, cells = list(table.columns.values()), table.cells()
+        sections += [f"## {table.title}", markdown_table(headers, cells)]
+        text += [table.title, text_table(headers, cells)]
+    files.write_text(folder / f"{report.name}.md", "\n\n".join([*sections, figure]).rstrip() + "\n")
+    return "\n\n".join(
+        [*text, *notes, f"written: {folder / report.name}.json, .csv, .md" + (", .png" if figure else "")]
+    )
+
+
+def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value.as_dict() if isinstance(value, Estimate) else value for key, value in row.items()}
+
+
+def _csv(table: Table) -> str:
+    """The fields as columns; an estimate takes four: value, low, high, n."""
+    flat = []
+    for row in table.rows:
+        cells: dict[str, Any] = {}
+        for key in table.columns:
+            value = row[key]
+            if isinstance(value, Estimate):
+                cells |= {key: value.value, f"{key}_low": value.low, f"{key}_high": value.high, f"{key}_n": value.n}
+            else:
+                cells[key] = value
+        flat.append(cells)
+    names = list(dict.fromkeys(key for cells in flat for key in cells))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return text.getvalue()
+
+
+def _draw(report: Report, path: Path) -> None:
+    from robust_unlearning.report.figures import Series, trade_off
+
+    panels = [
+        (
+            panel.y_label,
+            [
+                Series(label, [(Estimate(x), y) for x, y in points], "o", joined=True)
+                for label, points in panel.lines.items()
+            ],
+        )
+        for panel in report.panels
+    ]
+    trade_off(panels, report.x_label, f"{report.title} (95 % intervals)", path)
