@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     "errors", "files", "layers", "losses", "lm_head", "noise", "methods", "recipe", "corpora", "questions", "scores",
     "perturb", "likelihood", "evaluate", "conversion", "models", "band", "delta", "runs", "objective", "references",
-    "candidate", "train", "targets", "progress", "report", "planted", "demo", "commands",
+    "candidate", "train", "targets", "progress", "report", "planner", "planted", "demo", "commands",
     "cli",
 ]
 # fmt: on

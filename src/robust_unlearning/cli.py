@@ -14,6 +14,7 @@ EPILOG = """examples:
   unlearn demo                                   see the effect on a small real model
   unlearn list                                   recipes, methods and bundled models
   unlearn show smollm2/rmu noise_std=1           the whole recipe, with your changes
+  unlearn plan smollm2/rmu --memory 8GiB         what a run would cost, before anything loads
   unlearn run smollm2/rmu noise_std=1 --out runs/rna
   unlearn eval runs/rna --tasks demo
   unlearn apply runs/rna --to models/unlearned   a folder that from_pretrained opens
@@ -22,7 +23,7 @@ EPILOG = """examples:
 
 def _parser() -> argparse.ArgumentParser:
     from robust_unlearning import __version__
-    from robust_unlearning.commands import evaluation, planted, training
+    from robust_unlearning.commands import evaluation, planning, planted, training
 
     parser = argparse.ArgumentParser(
         prog="unlearn",
@@ -38,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(function=function)
         return added
 
-    for module in (training, evaluation, planted):
+    for module in (training, planning, evaluation, planted):
         module.add(verb)
     return parser
 
