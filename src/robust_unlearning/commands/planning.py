@@ -14,9 +14,7 @@ def add(verb: AddVerb) -> None:
     plan = verb("plan", _plan, "what a run would read, hold, compute and write, told before anything is loaded")
     plan.add_argument("recipe", help="a shipped recipe or a YAML file")
     overrides(plan)
-    plan.add_argument(
-        "--config", type=Path, help="a config.json, or a folder with one, in place of the recipe's model"
-    )
+    plan.add_argument("--config", type=Path, help="a config.json, or a folder with one, in place of the recipe's model")
     plan.add_argument("--points", type=int, default=1, help="candidates side by side over one trunk (default 1)")
     plan.add_argument("--flops", type=float, help="sustained FLOP/s, for seconds: 400e12")
     plan.add_argument("--bytes-per-second", type=float, default=1e9, help="of reading the weights (default 1e9)")

@@ -45,7 +45,7 @@ class Change:
 
 
 def changes(recipe: Recipe, plan: Plan, *, config: Path | None = None) -> list[Change]:
-    """Changes that make a run smaller, one by one, then all that keep its method together; each one planned anew."""
+    """Changes that may make a run smaller, one by one, then all that keep its method together; each planned anew."""
     single = dict(_single(recipe, plan))
     keeping = [text for text in single if not text.startswith("method")]
     together = {key: value for text in keeping for key, value in single[text].items()}
@@ -54,10 +54,9 @@ def changes(recipe: Recipe, plan: Plan, *, config: Path | None = None) -> list[C
         every[" ".join(keeping)] = together
     found = []
     for text, values in every.items():
-        points = values.get("points", plan.points)
-        changed = recipe.model_copy(update={key: value for key, value in values.items() if key != "points"})
-        floor = plan.memory["step"].get("Python, libraries, tokenizer, texts", 0)
-        found.append(Change(text, make_plan(changed, config=config, points=points, floor=floor).peak))
+        points = values.pop("points", plan.points)
+        changed = recipe.model_copy(update=values)
+        found.append(Change(text, make_plan(changed, config=config, points=points, floor=plan.floor).peak))
     return found
 
 
@@ -74,6 +73,9 @@ def _single(recipe: Recipe, plan: Plan) -> Iterator[tuple[str, dict[str, Any]]]:
         yield "batch_size=1", {"batch_size": 1}
     if recipe.max_tokens >= 64 and all(topic.max_tokens is None for topic in recipe.topics.values()):
         yield f"max_tokens={recipe.max_tokens // 2}", {"max_tokens": recipe.max_tokens // 2}
+    if len(recipe.band_layers) > 1:
+        highest = max(recipe.band_layers)
+        yield f"train_layers=[{highest}]", {"train_layers": (highest,)}
     if recipe.needs_tail:
         text = "method=rmu retain_loss=hidden_mse steering_scale=…"
         values = {"method": "rmu", "retain_loss": "hidden_mse", "steering_scale": 1.0, "noise_layers": None}

@@ -20,9 +20,7 @@ def resident_floor(dtype: torch.dtype) -> int:
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    toy = LlamaConfig(
-        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, vocab_size=128
-    )
+    toy = LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, vocab_size=128)
     with quiet(), torch.random.fork_rng(devices=[]):
         model = LlamaForCausalLM(toy).to(dtype)
     optimiser = torch.optim.AdamW(model.parameters())

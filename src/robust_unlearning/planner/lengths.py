@@ -112,14 +112,15 @@ def config_of(recipe: Recipe, config: Path | None) -> Checkpoint:
     path = Path(recipe.model).expanduser() if config is None else files.locate(config)
     if path.is_dir():
         path = path / "config.json"
-    if config is None and not path.is_file() or path.suffix == ".gguf":
+    if path.suffix == ".gguf" or (config is None and not path.is_file()):
         return models.resolve(
             recipe.model, allow_pickle=recipe.allow_pickle, trust_remote_code=recipe.trust_remote_code
         )
     described = files.read_json(path)
     if "auto_map" in described and not recipe.trust_remote_code:
         raise UserError(
-            f"{path}: the model brings Python code of its own; read it, then set trust_remote_code=true if you trust it."
+            f"{path}: the model brings Python code of its own; read it, then set trust_remote_code=true if you "
+            "trust it."
         )
     name = recipe.model if config is None else str(config)
     folder = path.parent if path.name == "config.json" else path  # transformers reads a config from either

@@ -67,6 +67,8 @@ class Meter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operation and note it."""
         kwargs = kwargs or {}
+        if func is torch.ops.prim.device.default:  # asked at every turn of tensors without data; makes nothing
+            return func(*args, **kwargs)
         for each in tree_leaves((args, kwargs)):
             if isinstance(each, Tensor):
                 self._known[each.untyped_storage()] = True

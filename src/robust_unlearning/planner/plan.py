@@ -1,21 +1,22 @@
 """A run's costs from its recipe and the model's config: bytes to read, memory, FLOPs, disk.
 
-Memory has phases, and the peak is the greatest of them. With W the weights in use (embedding, layers 0 to l, and tail and
-LM head where a loss needs log-probabilities), P the trained parameters and N candidates side by side:
+Memory has phases, and the peak is the greatest of them. With W the weights in use (embedding, layers 0 to l; tail
+and LM head where a loss needs log-probabilities), P the trained parameters, N candidates side by side:
 
-| phase | what is there |
-|---|---|
-| loading | W; where `dtype` is not the checkpoint's, also the tensors as they are stored, from which W is made |
-| fingerprint | W; the trained tensors as stored, one after the other, or every tensor of the base where reference log-probabilities are kept by its fingerprint; one copy of the tensor at hand |
-| scoring | W, masters (4 P N bytes); the forward pass over one block of sequences, without gradients |
-| step | W, masters, AdamW's moments (8 P N), gradients (4 P N); what the rehearsed step has live at its peak |
-| optimiser | W, masters, moments, gradients; two temporary tensors of the largest master's size |
+- loading: W; where `dtype` is not the checkpoint's, also the stored tensors that W is made from.
+- fingerprint: W; the trained tensors as stored, one after the other, or every tensor of the base where reference
+  log-probabilities are kept under its fingerprint; a copy of the tensor at hand.
+- scoring: W, masters (4 P N bytes); the forward pass over a block of sequences, without gradients.
+- step: W, masters, AdamW's moments (8 P N), gradients (4 P N), and what the rehearsed step has live at its peak:
+  activations kept for the backward pass, the trained tensors cast to the model's type, a chunk of logits.
+- optimiser: W, masters, moments, gradients, and two temporary tensors as large as the largest master.
 
-On a CPU each phase also has the floor: what Python, the libraries, the tokenizer and the texts take, measured in this
-process. Stored tensors are mapped, not copied: they count in the resident set, which `run.json` records, but the system can
-take their pages back. Not modelled: holes in the C library's heap (see benchmarks/planner.py for what they came to), pages
-of the embedding that no text touches, and what a kernel takes for itself while it runs. On a GPU the phases are
-what torch allocates there, without CUDA's own context and the allocator's cache.
+On a CPU each phase also has the floor: what Python, the libraries, the tokenizer and the texts take, measured in
+this process. Stored tensors are mapped, not copied: they count in the resident set, which `run.json` records,
+though the system can take their pages back. All of the embedding is counted, also the pages that no text touches.
+Not modelled: holes in the C library's heap, and what a kernel takes for itself while it runs; benchmarks/planner.py
+compares with measured peaks. On a GPU the phases are what torch allocates there, without CUDA's own context and the
+allocator's cache; this has not been compared with a measurement.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ class Plan:
         steps, points: updates of a candidate; candidates trained side by side.
         lengths: side -> lengths of its batches; `lengths_from` says where they come from.
         trained: trained parameters of one candidate.
+        floor: resident bytes of a process that has no model.
         read: part -> bytes of the checkpoint that are read into the model.
         again: bytes read once more for fingerprints.
         memory: phase -> part -> bytes on the device at that phase's peak.
@@ -89,6 +91,7 @@ class Plan:
     lengths: dict[str, Lengths]
     lengths_from: str
     trained: int
+    floor: int
     read: dict[str, int]
     again: int
     memory: dict[str, dict[str, int]]
@@ -136,7 +139,7 @@ def make_plan(recipe: Recipe, *, config: Path | None = None, points: int = 1, fl
         floor: resident bytes of a process without a model; measured in this one when left out.
 
     Raises:
-        UserError: no config, layers or tensors that the model does not have, or a model whose forward depends on values.
+        UserError: no config, layers or tensors that the model has not, or a forward pass that depends on values.
     """
     checkpoint = config_of(recipe, config)
     device = models.pick_device("auto").type if recipe.device == "auto" else recipe.device.partition(":")[0]
@@ -172,6 +175,7 @@ def make_plan(recipe: Recipe, *, config: Path | None = None, points: int = 1, fl
         lengths=lengths,
         lengths_from=lengths_from,
         trained=sum(value.numel() for value in stage.trained.values()),
+        floor=floor,
         read=read,
         again=_again(stage, every, bool(scored)),
         memory=memory,
@@ -284,7 +288,9 @@ def _step_flops(recipe: Recipe, step: Meter, lengths: Mapping[str, Lengths], poi
     return dict(found)
 
 
-def _once_flops(scoring: Mapping[str, Meter], lengths: Mapping[str, Lengths], scored: Mapping[str, int]) -> dict[str, float]:
+def _once_flops(
+    scoring: Mapping[str, Meter], lengths: Mapping[str, Lengths], scored: Mapping[str, int]
+) -> dict[str, float]:
     """FLOPs of what is done once: reference log-probabilities, unless an earlier run has left them."""
     once: dict[str, float] = {}
     for side, meter in scoring.items():
@@ -318,5 +324,3 @@ def _disk(stage: Stage, scored: Mapping[str, int], points: int) -> dict[str, int
         disk["reference log-probabilities, in the cache"] = 8 * BLOCK * sum(scored.values())
     disk["checkpoint, until the run ends"] = 12 * trained * points
     return disk
-
-

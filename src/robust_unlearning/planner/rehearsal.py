@@ -42,7 +42,7 @@ TRUNK, REFERENCE, NOISED, BAND, TAIL, HEAD, LOSS, BAND_BACK, TAIL_BACK, GRADIENT
     "trunk", "reference", "reference under RNA", "band", "tail", "LM head", "losses", "band backward",
     "tail backward", "gradients", "metrics", "trained tensors, cast",
 )  # fmt: skip
-SHARED = {TRUNK, REFERENCE}
+SHARED = {TRUNK, REFERENCE, METRICS}
 """Parts that candidates trained side by side have in common."""
 
 

@@ -46,9 +46,10 @@ def format_plan(plan: Plan, flops_per_second: float | None, bytes_per_second: fl
     points = "" if plan.points == 1 else f", {plan.points} candidates side by side"
     wide = ", ".join(f"{side} {each.width:.0f} (at most {each.widest})" for side, each in plan.lengths.items())
     head = [
-        f"{plan.title} on {plan.model}: layers 0 to {loaded - 1} of {depth}{rest}; band {plan.band[0]} to {plan.band[1]}; "
-        f"{plan.dtype} on {plan.device}",
-        f"{plan.steps} steps{points}, {plan.trained:,} trained parameters each; mean tokens of a batch's sequences: {wide}",
+        f"{plan.title} on {plan.model}, {plan.dtype} on {plan.device}",
+        f"layers 0 to {loaded - 1} of {depth}{rest}; band {plan.band[0]} to {plan.band[1]}, {plan.trained:,} trained "
+        "parameters",
+        f"{plan.steps} steps{points}; mean length of a batch's sequences: {wide}",
         plan.lengths_from,
     ]
     rows: list[tuple[str, str]] = []
