@@ -137,13 +137,14 @@ class BandEngine:
         self._returns_tuple = {index: isinstance(each, tuple) for index, each in outputs.items()}
         trunk = self.trunk(TokenBatch(ids, mask))
         hidden, tokens = self.reference(trunk), mask.bool()
-        self._compare(_hidden(outputs[self.last])[tokens], hidden[tokens], f"layers {self.first} to {self.last}")
+        self._compare(_hidden(outputs[self.last]), hidden, tokens, f"layers {self.first} to {self.last}")
         if tail:
             with torch.no_grad():
-                logits = self.head(self.tail(trunk, hidden)[tokens])
-            self._compare(output.logits[tokens], logits, f"layers {self.last + 1} to {highest} and the LM head")
+                logits = self.head(self.tail(trunk, hidden))
+            self._compare(output.logits, logits, tokens, f"layers {self.last + 1} to {highest} and the LM head")
 
-    def _compare(self, whole: Tensor, parts: Tensor, what: str) -> None:
+    def _compare(self, whole: Tensor, parts: Tensor, tokens: Tensor, what: str) -> None:
+        whole, parts = whole[tokens], parts[tokens]
         if not torch.allclose(whole.float(), parts.float(), rtol=1e-3, atol=1e-3):
             worst = (whole - parts).abs().max().item()
             raise UserError(

@@ -15,6 +15,7 @@ EPILOG = """examples:
   unlearn demo                                   see the effect on a small real model
   unlearn list                                   recipes, methods and bundled models
   unlearn show smollm2/rmu noise_std=1           the whole recipe, with your changes
+  unlearn plan smollm2/rmu --memory 8GiB         what a run would cost, before anything loads
   unlearn run smollm2/rmu noise_std=1 --out runs/rna
   unlearn eval runs/rna --tasks demo
   unlearn perturb mmlu/ --keyword SARS-CoV-2 --to data/mmlu-sars-cov-2
@@ -31,6 +32,7 @@ def _parser() -> argparse.ArgumentParser:
         evaluation,
         ngrams,
         perturbing,
+        planning,
         planted,
         searching,
         sweeping,
@@ -51,7 +53,18 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(function=function)
         return added
 
-    for module in (training, evaluation, analyzing, searching, sweeping, comparing, perturbing, ngrams, planted):
+    for module in (
+        training,
+        planning,
+        evaluation,
+        analyzing,
+        searching,
+        sweeping,
+        comparing,
+        perturbing,
+        ngrams,
+        planted,
+    ):
         module.add(verb)
     return parser
 

@@ -29,7 +29,7 @@ from robust_unlearning.layers import check_layers, match_tensors
 from robust_unlearning.methods import Preference
 from robust_unlearning.noise import Draws
 from robust_unlearning.objective import View
-from robust_unlearning.recipe import Recipe
+from robust_unlearning.recipe import Recipe, TextSource
 from robust_unlearning.references import References
 from robust_unlearning.runs import DELTA, RunFolder, environment, peak_memory
 
@@ -49,6 +49,31 @@ class Diverged(UserError):
         several = len(runs) > 1
         super().__init__("\n".join(f"{path}: {text}" if several else text for path, text in runs.items()))
         self.runs = runs
+
+
+def source_of(recipe: Recipe, topic: str, side: str) -> TextSource:
+    """Where a topic's `forget`, `retain` or `refusals` lie: the topic's own, or the recipe's."""
+    source = getattr(recipe.topics[topic], side, None) or getattr(recipe, side)
+    assert source is not None  # load_recipe has seen to it
+    return source
+
+
+def read_corpus(recipe: Recipe, topic: str, side: str, tokenizer: Any) -> Corpus:
+    """A topic's `forget`, `retain` or `refusals`, tokenised.
+
+    Raises:
+        UserError: see `read_documents` and `Corpus`.
+    """
+    source = source_of(recipe, topic, side)
+    return Corpus(
+        read_documents(source),
+        tokenizer,
+        max_tokens=recipe.of_topic(topic, "max_tokens"),
+        batch_size=recipe.batch_size,
+        order=source.order,
+        seed=recipe.seed,
+        name=f"{topic}/{side}",
+    )
 
 
 class Trainer:
@@ -79,13 +104,15 @@ class Trainer:
         )
         tokenizer = models.load_tokenizer(self.base)
         self.corpora = {
-            (topic, side): self._corpus(topic, side, tokenizer)
+            (topic, side): read_corpus(recipe, topic, side, tokenizer)
             for topic in recipe.topics
             for side in ("forget", "retain")
         }
         asking = [run.recipe.spec for run in runs if isinstance(run.recipe.spec, Preference)]
         if any(spec.needs_refusals for spec in asking):
-            self.corpora |= {(topic, "refusals"): self._corpus(topic, "refusals", tokenizer) for topic in recipe.topics}
+            self.corpora |= {
+                (topic, "refusals"): read_corpus(recipe, topic, "refusals", tokenizer) for topic in recipe.topics
+            }
         read = time.perf_counter()
         tail = any(run.recipe.needs_tail for run in runs)
         lowest = min(min([*run.recipe.band_layers, *run.recipe.noised_layers, recipe.layer]) for run in runs)
@@ -133,19 +160,6 @@ class Trainer:
             _, layers = models.decoder_layers(model)
             self.processes.shard([*layers[:lowest], *layers[recipe.layer + 1 :]])
         return model.to(self.device)
-
-    def _corpus(self, topic: str, side: str, tokenizer: Any) -> Corpus:
-        source = getattr(self.recipe.topics[topic], side, None) or getattr(self.recipe, side)
-        assert source is not None  # load_recipe has seen to it
-        return Corpus(
-            read_documents(source),
-            tokenizer,
-            max_tokens=self.recipe.of_topic(topic, "max_tokens"),
-            batch_size=self.recipe.batch_size,
-            order=source.order,
-            seed=self.recipe.seed,
-            name=f"{topic}/{side}",
-        )
 
     def batches(self, step: int) -> tuple[str, View, View, View | None]:
         """Topic, forget batch, retain batch and refusals (where needed) of step `step`; topics take turns."""
