@@ -17,7 +17,7 @@ from torch import Tensor
 
 from robust_unlearning import files
 from robust_unlearning.errors import UserError, nearest
-from robust_unlearning.recipe import TextSource
+from robust_unlearning.recipe import Recipe, TextSource
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -246,3 +246,28 @@ class Corpus:
     def batch(self, number: int) -> TokenBatch:
         """Batch `number`, counted from 0 over all passes."""
         return self.collated(self.places(number))
+
+
+def source_of(recipe: Recipe, topic: str, side: str) -> TextSource:
+    """Where a topic's `forget`, `retain` or `refusals` lie: the topic's own, or the recipe's."""
+    source = getattr(recipe.topics[topic], side, None) or getattr(recipe, side)
+    assert source is not None  # load_recipe has seen to it
+    return source
+
+
+def read_corpus(recipe: Recipe, topic: str, side: str, tokenizer: Any) -> Corpus:
+    """A topic's `forget`, `retain` or `refusals`, tokenised.
+
+    Raises:
+        UserError: see `read_documents` and `Corpus`.
+    """
+    source = source_of(recipe, topic, side)
+    return Corpus(
+        read_documents(source),
+        tokenizer,
+        max_tokens=recipe.of_topic(topic, "max_tokens"),
+        batch_size=recipe.batch_size,
+        order=source.order,
+        seed=recipe.seed,
+        name=f"{topic}/{side}",
+    )

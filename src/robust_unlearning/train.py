@@ -22,14 +22,14 @@ from torch import Tensor, nn
 from robust_unlearning import distributed, files, models
 from robust_unlearning.band import BandEngine
 from robust_unlearning.candidate import Candidate, Key, metrics_row
-from robust_unlearning.corpora import Corpus, read_documents
+from robust_unlearning.corpora import Corpus, read_corpus
 from robust_unlearning.delta import Delta
 from robust_unlearning.errors import UserError
 from robust_unlearning.layers import check_layers, match_tensors
 from robust_unlearning.methods import Preference
 from robust_unlearning.noise import Draws
 from robust_unlearning.objective import View
-from robust_unlearning.recipe import Recipe, TextSource
+from robust_unlearning.recipe import Recipe
 from robust_unlearning.references import References
 from robust_unlearning.runs import DELTA, RunFolder, environment, peak_memory
 
@@ -49,31 +49,6 @@ class Diverged(UserError):
         several = len(runs) > 1
         super().__init__("\n".join(f"{path}: {text}" if several else text for path, text in runs.items()))
         self.runs = runs
-
-
-def source_of(recipe: Recipe, topic: str, side: str) -> TextSource:
-    """Where a topic's `forget`, `retain` or `refusals` lie: the topic's own, or the recipe's."""
-    source = getattr(recipe.topics[topic], side, None) or getattr(recipe, side)
-    assert source is not None  # load_recipe has seen to it
-    return source
-
-
-def read_corpus(recipe: Recipe, topic: str, side: str, tokenizer: Any) -> Corpus:
-    """A topic's `forget`, `retain` or `refusals`, tokenised.
-
-    Raises:
-        UserError: see `read_documents` and `Corpus`.
-    """
-    source = source_of(recipe, topic, side)
-    return Corpus(
-        read_documents(source),
-        tokenizer,
-        max_tokens=recipe.of_topic(topic, "max_tokens"),
-        batch_size=recipe.batch_size,
-        order=source.order,
-        seed=recipe.seed,
-        name=f"{topic}/{side}",
-    )
 
 
 class Trainer:

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robust_unlearning import files, models
-from robust_unlearning.corpora import HUB
+from robust_unlearning.corpora import HUB, read_corpus, source_of
 from robust_unlearning.errors import UserError
 from robust_unlearning.methods import Preference
 from robust_unlearning.models import Checkpoint
 from robust_unlearning.recipe import Recipe, TextSource
 from robust_unlearning.references import BLOCK
-from robust_unlearning.train import read_corpus, source_of
 
 CHEAP_BYTES = 16 * 1024**2
 """Corpora larger than this in all are not read for a plan."""
