@@ -21,7 +21,7 @@ allocator's cache; this has not been compared with a measurement.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -53,6 +53,7 @@ from robust_unlearning.references import BLOCK
 EMBEDDING, TRUNK_LAYERS, BAND_LAYERS, TAIL_LAYERS, FINAL_NORM, LM_HEAD = (
     "embedding", "trunk layers", "band layers", "tail layers", "final norm", "LM head",
 )  # fmt: skip
+CHECKPOINT = "checkpoint, until the run ends"
 _KEPT = {BAND: "band, kept for backward", TAIL: "tail, kept for backward", HEAD: "LM head, a chunk of logits"}
 
 
@@ -134,8 +135,8 @@ def make_plan(recipe: Recipe, *, config: Path | None = None, points: int = 1, fl
 
     Args:
         config: a config.json or a folder with one, in place of the recipe's model.
-        points: candidates over one trunk; each has masters, moments and gradients of its own, and they take turns with
-            activations.
+        points: candidates over one trunk; each has masters, moments and gradients of its own, and they take turns
+            with activations.
         floor: resident bytes of a process without a model; measured in this one when left out.
 
     Raises:
@@ -161,7 +162,12 @@ def make_plan(recipe: Recipe, *, config: Path | None = None, points: int = 1, fl
         memory = {phase: process | parts for phase, parts in memory.items()}
     else:  # made in the host's memory, then moved
         hashed = {key: size for key, size in memory.pop("fingerprint").items() if key not in weights}
-        host = {"loading": process | memory["loading"], "fingerprint": process | hashed}
+        saved = {"masters and moments, copied": _disk(stage, scored, 1)[CHECKPOINT]}
+        host = {
+            "loading": process | memory["loading"],
+            "fingerprint": process | hashed,
+            "saving a checkpoint": process | saved,
+        }
         memory["loading"] = weights
     return Plan(
         model=checkpoint.name,
@@ -274,7 +280,7 @@ def _by_kind(live: Mapping[Part, int]) -> dict[str, int]:
 
 def _step_flops(recipe: Recipe, step: Meter, lengths: Mapping[str, Lengths], points: int) -> dict[str, float]:
     """FLOPs of a mean step by part: those of the widest batch, scaled to the lengths of the run's batches."""
-    found: Counter[str] = Counter()
+    found: dict[str, float] = defaultdict(float)
     for (side, part), flops in step.flops.items():
         length = lengths[side]
         if part == HEAD:
@@ -284,7 +290,7 @@ def _step_flops(recipe: Recipe, step: Meter, lengths: Mapping[str, Lengths], poi
             done = flops.linear * length.width / length.widest + flops.attention * length.square / length.widest**2
         if part == METRICS:
             done /= recipe.log_every
-        found[part] += done * (1 if part in SHARED else points)  # type: ignore[assignment]
+        found[part] += done * (1 if part in SHARED else points)
     return dict(found)
 
 
@@ -322,5 +328,5 @@ def _disk(stage: Stage, scored: Mapping[str, int], points: int) -> dict[str, int
         disk["steering vectors"] = 4 * stage.engine.width * len(recipe.topics) * points
     if scored:
         disk["reference log-probabilities, in the cache"] = 8 * BLOCK * sum(scored.values())
-    disk["checkpoint, until the run ends"] = 12 * trained * points
+    disk[CHECKPOINT] = 12 * trained * points
     return disk
