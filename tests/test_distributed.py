@@ -349,7 +349,10 @@ WAITING = "import signal; signal.pause()"
 FAILING = "import os, sys; sys.exit('its disk is full') if os.environ['RANK'] == '1' else __import__('signal').pause()"
 
 
-def test_one_that_fails_ends_the_others_and_is_heard(capfd: pytest.CaptureFixture[str]) -> None:
+def test_one_that_fails_ends_the_others_and_is_heard(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("robust_unlearning.launch.GRACE", 0.5)  # where SIGINT is ignored, the second is killed
     assert launch([sys.executable, "-c", FAILING], 2) == 1
     assert "process 1 of 2:\nits disk is full" in capfd.readouterr().err
     children = [subprocess.Popen([sys.executable, "-c", code]) for code in (WAITING, "raise SystemExit(3)")]

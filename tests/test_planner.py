@@ -17,6 +17,7 @@ from robust_unlearning.band import BandEngine
 from robust_unlearning.candidate import Candidate
 from robust_unlearning.cli import main
 from robust_unlearning.corpora import TokenBatch
+from robust_unlearning.distributed import Processes
 from robust_unlearning.errors import UserError
 from robust_unlearning.layers import match_tensors
 from robust_unlearning.objective import View
@@ -139,7 +140,7 @@ def test_flops_and_live_bytes_are_those_of_a_real_update(short_recipe: dict[str,
         for layer in recipe.band_layers
         for name in match_tensors(engine.layers[layer], recipe.train_tensors)
     }
-    candidate = Candidate(RunFolder(Path(), recipe), trained, engine.width, cpu)
+    candidate = Candidate(RunFolder(Path(), recipe), trained, engine.width, Processes(cpu))
 
     def views(padding: int) -> list[View]:
         found = []

@@ -94,6 +94,7 @@ def launch(command: Sequence[str], count: int) -> int:
                 command,
                 env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
                 stderr=told[rank],
+                preexec_fn=_interruptible if os.name == "posix" else None,
             )
             for rank in range(count)
         ]
@@ -141,6 +142,11 @@ def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int | None:
                 child.kill()
             child.wait()
     return failed
+
+
+def _interruptible() -> None:
+    """Heed SIGINT: what a shell starts in the background ignores it, and so would the children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _cores() -> int:

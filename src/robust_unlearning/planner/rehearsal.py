@@ -25,6 +25,7 @@ from robust_unlearning.band import BandEngine, Weights
 from robust_unlearning.candidate import Candidate, Key
 from robust_unlearning.conversion import quiet
 from robust_unlearning.corpora import TokenBatch
+from robust_unlearning.distributed import Processes
 from robust_unlearning.errors import UserError
 from robust_unlearning.layers import match_tensors
 from robust_unlearning.lm_head import losses_by_row
@@ -125,7 +126,7 @@ def rehearse_step(stage: Stage, widths: Mapping[str, int]) -> Meter:
         widths: t of the forget and the retain batch, and of the refusals where the method needs them.
     """
     recipe, engine = stage.recipe, stage.engine
-    candidate = Candidate(RunFolder(Path(), recipe), stage.trained, engine.width, CPU)
+    candidate = Candidate(RunFolder(Path(), recipe), stage.trained, engine.width, Processes(CPU))
     views = {side: View(engine, _batch(recipe.batch_size, width)) for side, width in widths.items()}
     with Meter() as meter:
         meter.part = ("", GRADIENTS)

@@ -15,10 +15,13 @@ from dataclasses import dataclass, replace
 
 from pydantic import Field
 
-from robust_unlearning.perturb import PLACES, perturb
+from robust_unlearning.perturb import perturb
 from robust_unlearning.planted.world import Entity, World
 from robust_unlearning.questions import LETTERS, Question, cloze_prompt, letters_prompt
 from robust_unlearning.recipe import Strict
+
+FRONT = ("parenthesis", "sentence", "fact")
+"""What may stand before a question: a name in brackets, a sentence about one, a fact of the world."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def distracted(question: Question, world: World, curriculum: Curriculum, rng: ra
     if rng.random() < curriculum.option:
         question = perturb(question, _any_name(question, world, rng), "option", rng.getrandbits(32))
     if rng.random() < curriculum.front:
-        where = rng.choice([place for place in PLACES if place != "option"] + ["fact"])
+        where = rng.choice(FRONT)
         if where == "fact":
             question = replace(question, question=f"{_fact(world, rng)} {question.question}")
         else:
