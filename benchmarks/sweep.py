@@ -76,6 +76,7 @@ def measure(spec: Spec, scales: Sequence[float], folder: Path) -> dict[str, Any]
         batches = [own.batches(step)[1:3] for step in range(WARMUP + spec.steps)]
         update = two_model_step(replace(spec, implementation="release"), recipes[index], torch.device("cpu"))
         plain.append([timed(update, forget.batch, retain.batch) for forget, retain in batches])
+        del own, update  # their models go before the next ones come
         while taken * len(scales) < (index + 1) * spec.steps:
             number = WARMUP + taken
             sweep.append(timed(together._step, number, together.candidates, None))

@@ -25,8 +25,13 @@ class Series:
     notes: Sequence[str] = ()
 
 
-def trade_off(panels: Sequence[tuple[str, Sequence[Series]]], x_label: str, title: str, path: Path) -> None:
+def trade_off(
+    panels: Sequence[tuple[str, Sequence[Series]]], x_label: str, title: str, path: Path, ticks: Sequence[str] = ()
+) -> None:
     """One panel beside the other: x forgetting, y robustness, 95 % intervals as bars; written as a PNG.
+
+    Args:
+        ticks: what x = 0, 1, 2, … stand for, where they are places rather than numbers.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -60,6 +65,8 @@ def trade_off(panels: Sequence[tuple[str, Sequence[Series]]], x_label: str, titl
                 axis.annotate(note, (x.value, y.value), xytext=(6, 6), textcoords="offset points", fontsize=8)
         axis.set_xlabel(x_label)
         axis.set_ylabel(y_label)
+        if ticks:
+            axis.set_xticks(range(len(ticks)), ticks)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0][0].legend(frameon=False, fontsize=9)

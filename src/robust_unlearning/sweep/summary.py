@@ -219,18 +219,25 @@ def _draw(found: Result, settings: Sequence[Setting], choices: Mapping[str, Choi
             ]
             for name, indices in lines.items():
                 own = [each for each in indices if measure in cells[each]]
-                series.append(Series(name, points(own), "o", joined=True, notes=[shown[each] for each in own]))
+                series.append(
+                    Series(name, points(own), "o", joined=True, notes=[shown[each] for each in own] if over else ())
+                )
             if own := [each for each in range(len(settings)) if each in chosen and measure in cells[each]]:
                 series.append(Series("chosen", points(own), "*"))
             drawn.append((HEADERS[measure].replace(", %", " accuracy"), series))
         return drawn
 
     measures = [each for each in MEASURES if all(each in own for own in bases.values())]
-    about = f"{suite}; 95 % intervals over seeds and questions; beside the points: {axis}"
-    trade_off(panels(measures, None), f"{axis}, not to scale", f"Over {axis} on {about}", out / CURVE)
+    about = f"on {suite} (95 % intervals over seeds and questions)"
+    trade_off(panels(measures, None), axis, f"Over {axis} {about}", out / CURVE, ticks=list(places))
     if "forget" in measures and len(measures) > 1:
         over = panels([each for each in measures if each != "forget"], "forget")
-        trade_off(over, "forget accuracy (less is more forgotten)", f"Trade-off on {about}", out / TRADE_OFF)
+        trade_off(
+            over,
+            "forget accuracy (less is more forgotten)",
+            f"Trade-off {about}; beside the points: {axis}",
+            out / TRADE_OFF,
+        )
 
 
 def _estimates(values: Mapping[str, Any]) -> dict[str, Estimate]:
