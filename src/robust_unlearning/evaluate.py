@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import exp, isfinite
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,7 +20,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from robust_unlearning.corpora import HUB
 from robust_unlearning.distributed import Processes
-from robust_unlearning.errors import UserError
+from robust_unlearning.errors import UserError, unknown
 from robust_unlearning.files import locate, sha256_file
 from robust_unlearning.likelihood import option_logprobs, text_nats
 from robust_unlearning.perturb import QuestionSet, TokenPair, match_controls
@@ -120,6 +121,8 @@ def load_suite(path_or_name: str | os.PathLike[str]) -> Suite:
         UserError: no such file, not YAML, unknown or missing fields, paths where nothing is; all at once.
     """
     name = os.fspath(path_or_name)
+    if name not in BUNDLED_SUITES and not Path(name).suffix and not Path(name).exists() and ":" not in name:
+        raise UserError(unknown("suite", name, BUNDLED_SUITES, "Or give a suite's YAML file."))
     path = locate(BUNDLED_SUITES.get(name, name))
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))

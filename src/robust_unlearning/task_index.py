@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from robust_unlearning import files
-from robust_unlearning.errors import UserError, unknown
+from robust_unlearning.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -75,10 +75,12 @@ def check_names(names: Iterable[str], manager: TaskManager, suites: Iterable[str
     """
     for name in names:
         if name not in manager.task_index and not Path(name).is_file():
+            close = nearest(name, {*manager.task_index, *suites})
+            hint = f": did you mean {close!r}?" if close else "."
             raise UserError(
-                unknown(
-                    "task", name, {*manager.task_index, *suites}, "Or name a YAML file: a suite, or a task of lm-eval."
-                )
+                f"unknown task {name!r}{hint} Allowed: the suites {', '.join(suites)}, the groups "
+                f"{', '.join(shipped_groups())}, every task of lm-evaluation-harness (lm-eval ls tasks), and YAML files "
+                "of suites or tasks."
             )
 
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from robust_unlearning.commands import AddVerb, in_processes, overrides, processes_option
+
+if TYPE_CHECKING:
+    from robust_unlearning.recipe import Recipe
 
 
 def add(verb: AddVerb) -> None:
@@ -83,20 +87,32 @@ def _run(arguments: argparse.Namespace) -> None:
     if in_processes(arguments):
         return
 
+    from robust_unlearning import files
     from robust_unlearning.progress import TrainingProgress
+    from robust_unlearning.runs import RECORD
     from robust_unlearning.train import unlearn
 
+    before = files.read_json(out / RECORD) if (out / RECORD).exists() else {}
     print(f"{recipe.title} on {recipe.model}, noise_std {recipe.noise_scale:g}, {recipe.steps} steps -> {out}")
     with TrainingProgress(recipe.steps) as progress:
         run = unlearn(recipe, out, resume=arguments.resume, report=progress.row, shard=arguments.shard)
     record = run.record
+    if before.get("status") == "finished":
+        print("it was finished already, and nothing was done; to train it anew, give another --out")
     shapes = ", ".join(record["trained_tensors"])
     print(f"trained {record['trained_parameters']:,} parameters: {shapes}")
     print(
         f"{record['status']} after {record['steps']} steps, {record['seconds']['train']:.0f} s, "
         f"{record['tokens_per_second']:.0f} tokens/s, peak memory "
-        f"{max(record['peak_memory'].values()) / 2**30:.2f} GiB\nnext: unlearn eval {out} --tasks SUITE.yaml"
+        f"{max(record['peak_memory'].values()) / 2**30:.2f} GiB"
     )
+    print(f"next: unlearn eval {out} --tasks {_fitting_suite(recipe)}")
+
+
+def _fitting_suite(recipe: Recipe) -> str:
+    """The bundled suite that asks for what a recipe forgets, if it forgets bundled texts."""
+    sources = {topic.forget.path.partition(":")[0] for topic in recipe.topics.values()}
+    return sources.pop() if len(sources) == 1 and sources < {"planted", "demo"} else "SUITE.yaml"
 
 
 def _apply(arguments: argparse.Namespace) -> None:

@@ -121,8 +121,8 @@ def _rates(comparison: Comparison) -> Section:
     name = comparison.reference
     notes = [
         f"Reduction: share of {name}'s accuracy that the model lost; below 0 it gained. log p: change of log p of the "
-        "right answer. Added harm: how much more a forget-token lowers log p of the right answer than a control word "
-        f"does, less the same in {name}; below 0 the model suffers more. All paired, {100 * comparison.level:g} % "
+        "right answer. Added harm: log p of the right answer under a forget-token less that under a control word, less "
+        f"the same in {name}; below 0 the model suffers more. All paired, {100 * comparison.level:g} % "
         "intervals.",
     ]
     if comparison.unlearned is not None:
