@@ -79,8 +79,8 @@ def check_names(names: Iterable[str], manager: TaskManager, suites: Iterable[str
             hint = f": did you mean {close!r}?" if close else "."
             raise UserError(
                 f"unknown task {name!r}{hint} Allowed: the suites {', '.join(suites)}, the groups "
-                f"{', '.join(shipped_groups())}, every task of lm-evaluation-harness (lm-eval ls tasks), and YAML files "
-                "of suites or tasks."
+                f"{', '.join(shipped_groups())}, every task of lm-evaluation-harness (lm-eval ls tasks), and YAML "
+                "files of suites or tasks."
             )
 
 
