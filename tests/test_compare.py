@@ -105,6 +105,15 @@ def test_numbers(three: list[str]) -> None:
     assert row_of(result, CLEAN, "rna").against.recovery.value is None
 
 
+def test_perturbed_sets_are_joined_with_their_controls(write: Callable[..., str]) -> None:
+    for name, logp in (("base", -1.0), ("rmu", -5.0)):
+        perturbed = rows("sars_anatomy", first(20), [logp] * N)
+        write(name, perturbed, rows("sars_control_anatomy", first(20), [-1.5] * N))
+    result = compare(read_models(["base", "rmu"]))
+    assert row_of(result, "sars_anatomy", "rmu").against.added_harm.value == pytest.approx(-2)
+    assert row_of(result, "sars_control_anatomy", "rmu").against.added_harm is None
+
+
 def test_holm_runs_over_the_whole_table_and_verdicts_know_the_direction(three: list[str]) -> None:
     result = compare(read_models(three))
     tested = [row.against for row in result.rows if row.against]

@@ -246,7 +246,7 @@ def _task(name: str, models: Sequence[Model], sources: Sequence[Source]) -> Task
 
 def _with_control(name: str, keys: Iterable[Key], sources: Sequence[Source]) -> list[Key]:
     """Questions of a forget form that every model was asked in the control form too, log p known in both."""
-    forms = [(source.tasks[name], source.tasks.get(name + CONTROL, {})) for source in sources]
+    forms = [(source.tasks[name], source.tasks.get(_control_of(name, source), {})) for source in sources]
     return [
         key
         for key in keys
@@ -254,8 +254,16 @@ def _with_control(name: str, keys: Iterable[Key], sources: Sequence[Source]) -> 
     ]
 
 
+def _control_of(name: str, source: Source) -> str:
+    """The task that asks a form's questions with control words: `NAME-control` in a suite, and for the task
+    `SET_SUBJECT` of a perturbed set `SET_control_SUBJECT`.
+    """
+    of_sets = (each for each in source.tasks if each != name and each.replace("_control", "", 1) == name)
+    return next(of_sets, name + CONTROL)
+
+
 def _excess(name: str, source: Source, keys: Iterable[Key]) -> list[float]:
-    form, control = source.tasks[name], source.tasks[name + CONTROL]
+    form, control = source.tasks[name], source.tasks[_control_of(name, source)]
     return [(_logp(form[key]) - _logp(control[key])) / _tokens(form[key]) for key in keys]
 
 
