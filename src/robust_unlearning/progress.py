@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from tqdm import tqdm
 
@@ -28,7 +28,22 @@ def describe(row: dict[str, Any]) -> str:
     )
 
 
-class TrainingProgress:
+class _WithBar:
+    """A context whose bar, if there is one, is closed at its end."""
+
+    bar: tqdm[Any] | None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+class TrainingProgress(_WithBar):
     """Shows every reported row of one or several candidates; `total` counts the steps of all of them."""
 
     def __init__(self, total: int, names: dict[int, str] | None = None) -> None:
@@ -38,15 +53,6 @@ class TrainingProgress:
         self.began = time.perf_counter()
         self.first: int | None = None
         self.bar = tqdm(total=total, unit="step", dynamic_ncols=True) if sys.stderr.isatty() else None
-
-    def __enter__(self) -> TrainingProgress:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.bar is not None:
-            self.bar.close()
 
     def row(self, candidate: Candidate, row: dict[str, Any]) -> None:
         """Show a row that a candidate has just added to its metrics."""
@@ -69,7 +75,7 @@ class TrainingProgress:
         )
 
 
-class GroupProgress:
+class GroupProgress(_WithBar):
     """Shows how far many candidates are together, not their rows; `total` counts the steps of all of them."""
 
     def __init__(self, total: int) -> None:
@@ -78,15 +84,6 @@ class GroupProgress:
         self.began = time.perf_counter()
         self.shown = 0
         self.bar = tqdm(total=total, unit="step", dynamic_ncols=True) if sys.stderr.isatty() else None
-
-    def __enter__(self) -> GroupProgress:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.bar is not None:
-            self.bar.close()
 
     def row(self, candidate: Candidate, row: dict[str, Any]) -> None:
         """Count the steps behind a row that a candidate has just added; each tenth of the whole is a line."""
@@ -101,23 +98,14 @@ class GroupProgress:
             print(f"  {done} of {self.total} steps of all points, {_clock(seconds)}", flush=True)
 
 
-class EvaluationProgress:
+class EvaluationProgress(_WithBar):
     """Shows how many prompts of a question set are scored, or how many of another `unit` are done."""
 
     def __init__(self, title: str = "", unit: str = "prompt") -> None:
         self.title = title
         self.unit = unit
-        self.bar: tqdm[Any] | None = None
+        self.bar = None
         self.name = ""
-
-    def __enter__(self) -> EvaluationProgress:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.bar is not None:
-            self.bar.close()
 
     def tick(self, name: str, done: int, total: int) -> None:
         """`done` of `total` prompts (or units) of the set `name` are scored."""

@@ -1,7 +1,7 @@
 """A LoRA adapter on every linear layer of a frozen model, saved in PEFT's layout.
 
-The low-rank path runs in the type of the frozen weights, with float32 masters. On two CPU cores a step takes about
-half the time that it takes through PEFT, which runs that path in float32 (docs/log.md).
+The low-rank path runs in the type of the frozen weights, with float32 masters. PEFT runs that path in float32: on two
+CPU cores 335 tokens a second, against 476 here (one reading each, docs/log.md).
 """
 
 from __future__ import annotations
