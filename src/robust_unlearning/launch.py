@@ -22,6 +22,8 @@ from robust_unlearning.errors import UserError
 
 GRACE = 20.0
 """Seconds that processes get to end after another has failed, before they are killed."""
+SETTLE = 5.0
+"""Seconds in which processes may end by themselves with the user error that one has ended with: often all meet it."""
 USER_ERROR, INTERRUPTED = 2, 130
 
 
@@ -74,7 +76,8 @@ def launch(command: Sequence[str], count: int) -> int:
     """Run a command in `count` processes on this machine; returns the exit status of the first that failed, else 0.
 
     When one fails, the others are interrupted, so that a run folder says `stopped`. What the first process writes
-    is shown at once; what another one wrote as its error is shown when it was the one that failed.
+    is shown at once; what another one wrote as its error is shown when it was the one that failed, unless the first
+    ended with a user error too: that was the same one.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -102,7 +105,7 @@ def launch(command: Sequence[str], count: int) -> int:
         if failed is None:
             return 0
         said = told[failed]
-        if said is not None and children[0].returncode != USER_ERROR:  # else the first has said it itself
+        if said is not None and children[0].returncode != USER_ERROR:
             said.seek(0)
             print(f"process {failed} of {count}:\n{said.read().decode(errors='replace')}", file=sys.stderr, end="")
         status = children[failed].returncode
@@ -120,28 +123,39 @@ def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int | None:
     for rank in range(len(children)):
         Thread(target=watch, args=(rank,), daemon=True).start()
     failed: int | None = None
+    interrupted = False
     left = len(children)
     try:
         while left:
             try:
-                rank = ended.get(timeout=None if failed is None else GRACE)
+                rank = ended.get(timeout=None if failed is None else GRACE if interrupted else SETTLE)
             except KeyboardInterrupt:  # the terminal has interrupted the children too
-                failed = 0
+                failed, interrupted = 0, True
                 continue
             except Empty:
-                break
+                if interrupted:
+                    break
+                interrupted = True
+                _interrupt(children)
+                continue
             left -= 1
             if children[rank].returncode and failed is None:
                 failed = rank
-                for child in children:
-                    if child.poll() is None:
-                        child.send_signal(signal.SIGINT)
+            if failed is not None and children[rank].returncode != USER_ERROR and not interrupted:
+                interrupted = True
+                _interrupt(children)
     finally:
         for child in children:
             if child.poll() is None:
                 child.kill()
             child.wait()
     return failed
+
+
+def _interrupt(children: Sequence[subprocess.Popen[bytes]]) -> None:
+    for child in children:
+        if child.poll() is None:
+            child.send_signal(signal.SIGINT)
 
 
 def _interruptible() -> None:
