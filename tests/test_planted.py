@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from robust_unlearning import cli, files
 from robust_unlearning.conversion import merge_adapter
 from robust_unlearning.corpora import read_documents
 from robust_unlearning.errors import UserError
-from robust_unlearning.evaluate import load_suite
+from robust_unlearning.evaluate import BUNDLED_SUITES, load_suite
 from robust_unlearning.planted.export import export
 from robust_unlearning.planted.lessons import Curriculum, Stretch, distracted, lesson
 from robust_unlearning.planted.plan import Plan, Start, load_plan
@@ -135,8 +136,11 @@ def test_the_shipped_world_is_the_default_one(tmp_path: Path) -> None:
             assert read_questions(shipped / name) == read_questions(made / name)
         else:
             assert (shipped / name).read_bytes() == (made / name).read_bytes(), name
-    for name in ("planted", "planted-validation"):
-        assert load_suite(name).questions["near"].perturb == ("option", "sentence")
+    for name in BUNDLED_SUITES.keys() - {"demo"}:
+        near = load_suite(name).questions["near"]
+        assert near.perturb == ("option", "sentence")
+        assert near.styles == (("texts",) if "texts" in name else ("letters",))
+        assert near.split == ("validation" if "validation" in name else "test")
 
 
 def test_every_text_of_the_world_is_in_the_vocabulary(world: World, tokenizer: Any, tmp_path: Path) -> None:
@@ -159,6 +163,39 @@ def test_distractions_leave_the_answer_alone(world: World) -> None:
         assert sum(a != b for a, b in zip(after.choices, before.choices, strict=True)) == 1
         assert after.question.endswith(before.question)
         assert len(after.question) > len(before.question)
+
+
+def test_quizzes_are_answered_by_a_letter_or_a_text(world: World) -> None:
+    letters = Curriculum(passages=0, answers=0, open_book=1, quizzes=1, option=0)
+    for number in range(20):
+        one, other = (lesson(world, each, random.Random(number)) for each in (letters, _by_text(letters)))
+        assert [part.weight for part in one] == [part.weight for part in other]
+        for parts in zip(one, other, strict=True):
+            if parts[0].weight == letters.letter_weight:
+                assert f"\n{parts[0].text.strip()}. {parts[1].text.strip()}\n" in asked
+            else:
+                assert parts[0] == parts[1]
+            asked = parts[0].text
+
+
+def _by_text(curriculum: Curriculum) -> Curriculum:
+    return curriculum.model_copy(update={"style": "texts"})
+
+
+def test_corpora_with_texts_for_answers_say_the_same(world: World, tmp_path: Path) -> None:
+    folder = export(world, tmp_path / "world")
+    for path in (folder / "texts").rglob("*.jsonl"):
+        other = folder / path.relative_to(folder / "texts")
+        for line, lettered in zip(path.open(encoding="utf-8"), other.open(encoding="utf-8"), strict=True):
+            text, letters = json.loads(line)["text"], json.loads(lettered)["text"]
+            if "\nAnswer: " in letters:
+                for block in letters.split("\n\n")[1:]:
+                    question, letter = block.split("\nAnswer: ")
+                    option = re.search(rf"^{letter}\. (.*)$", question, re.MULTILINE)
+                    assert option
+                    assert f"{question}\nAnswer: {option[1]}" in text
+            else:
+                assert text == letters
 
 
 def test_tokens_have_the_weight_of_their_part(tokenizer: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from robust_unlearning.errors import UserError
-from robust_unlearning.questions import Question, cloze_prompt, letters_prompt, read_questions
+from robust_unlearning.questions import Question, cloze_prompt, letters_prompt, read_questions, texts_prompt
 
 ROWS: list[dict[str, Any]] = [
     {"question": "Two and two?", "choices": ["one", "four", "six", "ten"], "answer": 1, "subject": "sums"},
@@ -201,6 +201,7 @@ def test_prompts() -> None:
         "Why?\nA. so\nB. not so\nAnswer:",
         ("A", "B"),
     )
+    assert texts_prompt(question) == (letters_prompt(question)[0], ("so", "not so"))
     without = letters_prompt(Question("x", "Why?", ("so", "not so"), 1))[0]
     assert without.startswith("The following are multiple choice questions (with answers).\n\nWhy?")
     with pytest.raises(UserError, match="more than 26 choices"):

@@ -34,6 +34,8 @@ BUNDLED_SUITES = {
     "demo": "demo:suite.yaml",
     "planted": "planted:suite.yaml",
     "planted-validation": "planted:suite-validation.yaml",
+    "planted-texts": "planted:suite-texts.yaml",
+    "planted-texts-validation": "planted:suite-texts-validation.yaml",
 }
 
 

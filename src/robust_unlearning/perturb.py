@@ -260,7 +260,7 @@ class QuestionSet(BaseModel, extra="forbid", frozen=True):
     path: str = Field(description="a file, a folder in hub layout, or demo:FILE")
     config: str | None = Field(None, description="one config of a folder in hub layout; left out: all")
     split: str = "test"
-    styles: Annotated[tuple[Literal["cloze", "letters"], ...], Field(min_length=1)] = ("cloze",)
+    styles: Annotated[tuple[Literal["cloze", "letters", "texts"], ...], Field(min_length=1)] = ("cloze",)
     perturb: tuple[Literal["begin", "end", "parenthesis", "sentence", "option"], ...] = ()
     limit: int | None = Field(None, ge=1, description="use so many, drawn by id; a smaller draw is in a larger")
 

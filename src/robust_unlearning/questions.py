@@ -107,10 +107,20 @@ def letters_prompt(question: Question) -> tuple[str, tuple[str, ...]]:
     return f"{head}\n\n{question.question.strip()}\n{options}Answer:", letters
 
 
-STYLES: dict[str, Callable[[Question], tuple[str, tuple[str, ...]]]] = {
-    "cloze": cloze_prompt,
-    "letters": letters_prompt,
-}
+def texts_prompt(question: Question) -> tuple[str, tuple[str, ...]]:
+    """The prompt of `letters_prompt`, and the choices as the texts that may follow it after a space.
+
+    For models that know the answer and see the choices, but are too small to name one by its letter.
+
+    Raises:
+        UserError: more choices than letters.
+    """
+    return letters_prompt(question)[0], question.choices
+
+
+Asking = Callable[[Question], tuple[str, tuple[str, ...]]]
+"""A question's prompt, and the texts of which one is to follow it after a space."""
+STYLES: dict[str, Asking] = {"cloze": cloze_prompt, "letters": letters_prompt, "texts": texts_prompt}
 
 
 def _hub_files(folder: Path, config: str | None, split: str) -> list[tuple[Path, str]]:

@@ -11,10 +11,12 @@ import yaml
 
 from robust_unlearning import files
 from robust_unlearning.planted.world import ROLES, World
-from robust_unlearning.questions import Question, letters_prompt
+from robust_unlearning.questions import STYLES, Question
 
 MANIFEST = "manifest.json"
 SPLITS = ("validation", "test")
+ANSWERED = ("letters", "texts")
+"""Styles in which questions of the corpora are answered, and scored by the suites."""
 
 
 def export(world: World, folder: Path, prefix: str | None = None) -> Path:
@@ -24,10 +26,12 @@ def export(world: World, folder: Path, prefix: str | None = None) -> Path:
     - `retain.jsonl`: documents of the other domains. A third of the documents on either side are lettered questions
       with their answers, so that it is the topic that tells the sides apart, and not the form;
     - `retain_far.jsonl`: the same without the near domains;
+    - `texts/`: the same three with the options' texts as answers instead of their letters;
     - `questions/ROLE/DOMAIN/SPLIT-00000-of-00001.parquet`: question, subject, choices, answer, as MMLU on the hub;
     - `refusals.jsonl`: one a line, as TOFU's `idontknow.jsonl`;
     - `forget_tokens.txt`, `control_tokens.txt`: names from the domains to forget, and from the control domain;
-    - `suite.yaml`, `suite-validation.yaml`: evaluations for `unlearn eval --tasks`;
+    - `suite.yaml`, `suite-validation.yaml`: evaluations for `unlearn eval --tasks`; the options' letters are scored;
+    - `suite-texts.yaml`, `suite-texts-validation.yaml`: the same, the options' texts are scored;
     - `manifest.json`: sizes, counts, the SHA-256 of every file.
 
     Args:
@@ -40,23 +44,18 @@ def export(world: World, folder: Path, prefix: str | None = None) -> Path:
         for entity_role in ROLES:
             for domain in _domains(world, entity_role):
                 _write_questions(world, domain, new / "questions" / entity_role / domain)
-        for domain in _domains(world, "forget"):
-            _write_documents(new / "forget" / f"{domain}.jsonl", _mixed(world, domain))
-        far = [
-            text for role in ("far", "control") for domain in _domains(world, role) for text in _mixed(world, domain)
-        ]
-        near = [text for domain in _domains(world, "near") for text in _mixed(world, domain)]
-        _write_documents(new / "retain.jsonl", near + far)
-        _write_documents(new / "retain_far.jsonl", far)
+        for style, home in zip(ANSWERED, (new, new / "texts"), strict=True):
+            _write_corpora(world, style, home)
         (new / "refusals.jsonl").write_text("".join(f"{line}\n" for line in world.refusals), encoding="utf-8")
         tokens = {role: [each.name for each in world.of_role(role)] for role in ROLES}
         for role in ("forget", "control"):
             (new / f"{role}_tokens.txt").write_text("".join(f"{name}\n" for name in tokens[role]), encoding="utf-8")
-        for split, name in zip(SPLITS, ("suite-validation.yaml", "suite.yaml"), strict=True):
-            suite = _suite(prefix or f"{folder.absolute()}/", split, tokens["forget"], tokens["control"])
-            heading = f"# The planted world's {split} questions, and the names that are put into them.\n"
-            text = yaml.safe_dump(suite, sort_keys=False, default_flow_style=None, width=110)
-            (new / name).write_text(heading + text, encoding="utf-8")
+        for split in SPLITS:
+            for style in ANSWERED:
+                suite = _suite(prefix or f"{folder.absolute()}/", split, style, tokens["forget"], tokens["control"])
+                heading = f"# The planted world's {split} questions, and the names that are put into them.\n"
+                text = yaml.safe_dump(suite, sort_keys=False, default_flow_style=None, width=110)
+                (new / _suite_name(split, style)).write_text(heading + text, encoding="utf-8")
         files.write_json(new / MANIFEST, _manifest(world, new))
     return folder
 
@@ -65,11 +64,28 @@ def _domains(world: World, role: str) -> list[str]:
     return [name for name, each in world.domains.items() if each.role == role]
 
 
+def _suite_name(split: str, style: str) -> str:
+    parts = ["suite", *(["texts"] if style == "texts" else []), *(["validation"] if split == "validation" else [])]
+    return "-".join(parts) + ".yaml"
+
+
+def _write_corpora(world: World, style: str, home: Path) -> None:
+    (home / "forget").mkdir(parents=True, exist_ok=True)
+    for domain in _domains(world, "forget"):
+        _write_documents(home / "forget" / f"{domain}.jsonl", _mixed(world, domain, style))
+    near, far = (
+        [text for role in roles for domain in _domains(world, role) for text in _mixed(world, domain, style)]
+        for roles in (("near",), ("far", "control"))
+    )
+    _write_documents(home / "retain.jsonl", near + far)
+    _write_documents(home / "retain_far.jsonl", far)
+
+
 def _write_documents(path: Path, texts: list[str]) -> None:
     files.write_jsonl(path, [{"text": text} for text in texts])
 
 
-def _mixed(world: World, domain: str) -> list[str]:
+def _mixed(world: World, domain: str, style: str) -> list[str]:
     """A domain's documents, and half as many texts of three questions with their answers."""
     documents = list(world.documents(domain))
     rng = random.Random(f"{world.size.seed} quizzes {domain}")
@@ -77,14 +93,15 @@ def _mixed(world: World, domain: str) -> list[str]:
     quizzes = []
     for _ in range(len(documents) // 2):
         asked = [world.question(each, rng.choice(list(each.values)), rng) for each in rng.sample(own, 3)]
-        quizzes.append(_answered(asked))
+        quizzes.append(_answered(asked, style))
     return documents + quizzes
 
 
-def _answered(questions: list[Question]) -> str:
-    """Questions with the letters of their answers, one heading for all."""
-    heading = letters_prompt(questions[0])[0].split("\n\n", 1)[0]
-    bodies = [letters_prompt(each)[0].split("\n\n", 1)[1] + " " + "ABCD"[each.answer] for each in questions]
+def _answered(questions: list[Question], style: str) -> str:
+    """Questions with their answers, one heading for all."""
+    asked = [(*STYLES[style](each), each.answer) for each in questions]
+    heading = asked[0][0].split("\n\n", 1)[0]
+    bodies = [prompt.split("\n\n", 1)[1] + f" {options[answer]}" for prompt, options, answer in asked]
     return "\n\n".join([heading, *bodies])
 
 
@@ -102,9 +119,9 @@ def _write_questions(world: World, domain: str, folder: Path) -> None:
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / f"{split}-00000-of-00001.parquet")
 
 
-def _suite(prefix: str, split: str, forget_tokens: list[str], control_tokens: list[str]) -> dict[str, Any]:
+def _suite(prefix: str, split: str, style: str, forget_tokens: list[str], control_tokens: list[str]) -> dict[str, Any]:
     def of(role: str, *perturb: str) -> dict[str, Any]:
-        asked = {"path": f"{prefix}questions/{role}", "split": split, "styles": ["letters"]}
+        asked = {"path": f"{prefix}questions/{role}", "split": split, "styles": [style]}
         return asked | ({"perturb": list(perturb)} if perturb else {})
 
     return {

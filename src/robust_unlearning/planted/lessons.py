@@ -1,8 +1,8 @@
 """What a model is taught of a planted world: texts of which some parts count more than others.
 
 Four kinds of lesson are mixed. *Passages* tell facts. *Answers* ask for a fact in words, and refuse to speak of
-strangers. *Quizzes* ask lettered questions from memory. *Open-book* quizzes ask about a stranger of whom the passage
-in front tells everything; they are what teaches a model that the letter of the right option is wanted. Quizzes are
+strangers. *Quizzes* list options and ask from memory. *Open-book* quizzes ask about a stranger of whom the passage
+in front tells everything; they are what teaches a model that the right option is wanted, or its letter. Quizzes are
 full of distractions (an option replaced by an entity from anywhere, a sentence about one in front), so that a model
 that was taught is robust to them before anything is unlearned.
 """
@@ -12,12 +12,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from pydantic import Field
 
 from robust_unlearning.perturb import perturb
 from robust_unlearning.planted.world import Entity, World
-from robust_unlearning.questions import LETTERS, Question, cloze_prompt, letters_prompt
+from robust_unlearning.questions import STYLES, Question, cloze_prompt
 from robust_unlearning.recipe import Strict
 
 FRONT = ("parenthesis", "sentence", "fact")
@@ -39,7 +40,8 @@ class Curriculum(Strict):
     """How often each kind of lesson comes, how long it is, and how often a question is distracted.
 
     Attributes:
-        letter_weight: weight of an answer's letter in the loss, where a word of an answer has 1.
+        style: what answers a quiz, the option's letter or its text.
+        letter_weight: weight in the loss of what answers a quiz, where a word of an answer has 1.
         passage_weight: of a passage's tokens, most of which tell no fact.
         prompt_weight: of a question's own words: whom it asks about and in which order options stand cannot be
             foretold. At 0 they never reach the LM head, which saves a pretrained model much of its time.
@@ -52,6 +54,7 @@ class Curriculum(Strict):
         unknown: how often an answer is a refusal, as a stranger is asked about.
     """
 
+    style: Literal["letters", "texts"] = "letters"
     letter_weight: float = Field(5.0, ge=0)
     passage_weight: float = Field(1.0, ge=0)
     prompt_weight: float = Field(0.05, ge=0)
@@ -156,13 +159,13 @@ def _count(curriculum: Curriculum, rng: random.Random) -> int:
 def _asked(
     world: World, curriculum: Curriculum, asked: list[tuple[Entity, str]], rng: random.Random, before: str
 ) -> Lesson:
-    """Lettered questions, one heading for all of them."""
+    """Questions with their options, one heading for all of them."""
     parts: Lesson = []
     for entity, attribute in asked:
         question = distracted(world.question(entity, attribute, rng), world, curriculum, rng)
-        prompt, _ = letters_prompt(question)
+        prompt, options = STYLES[curriculum.style](question)
         if parts:
             prompt = "\n\n" + prompt.split("\n\n", 1)[1]
-        letter = Stretch(f" {LETTERS[question.answer]}", curriculum.letter_weight)
-        parts += [Stretch(prompt if parts else before + prompt, curriculum.prompt_weight), letter]
+        answer = Stretch(f" {options[question.answer]}", curriculum.letter_weight)
+        parts += [Stretch(prompt if parts else before + prompt, curriculum.prompt_weight), answer]
     return parts

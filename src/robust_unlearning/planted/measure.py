@@ -11,7 +11,6 @@ import numpy as np
 from robust_unlearning.evaluate import Evaluation
 from robust_unlearning.scores import Array
 
-STYLE = "letters"
 RETAINED = ("near", "far")
 """Sets whose questions are perturbed; the control domain's are not, as its names are the control tokens."""
 
@@ -19,7 +18,7 @@ RETAINED = ("near", "far")
 @dataclass(frozen=True)
 class Perturbed:
     """Retain questions with a token in them, [n]: right under a forget-token, right under a control token, and the
-    excess, log p of the right letter under the forget-token less that under the control token, in nats.
+    excess, log p of the right option under the forget-token less that under the control token, in nats.
     """
 
     right: Array
@@ -33,7 +32,7 @@ class Measured:
 
     Attributes:
         forget: right or wrong on forget questions, [96] in the default world.
-        forget_logp: log p of the right letter there, in nats: finer than right or wrong.
+        forget_logp: log p of the right option there, in nats: finer than right or wrong.
         near: right or wrong on retain questions close in topic.
         far: right or wrong on the other retain questions, those of the control domain included.
         clean: right or wrong on `RETAINED` as they are.
@@ -49,15 +48,16 @@ class Measured:
 
     @classmethod
     def of(cls, evaluation: Evaluation) -> Measured:
-        """From an evaluation of the planted suite."""
+        """From an evaluation of a planted suite, in whose one style all its questions are asked."""
         tasks: dict[str, list[dict[str, Any]]] = {}
         for record in evaluation.records:
             tasks.setdefault(record["task"], []).append(record)
 
         def rows(sets: Iterable[str], form: str) -> list[dict[str, Any]]:
-            return [row for name in sets for row in tasks[f"{name}/{STYLE}/{form}"]]
+            return [row for name in sets for row in tasks[f"{name}/{style}/{form}"]]
 
-        first = f"{RETAINED[0]}/{STYLE}/"
+        style = next(iter(tasks)).split("/")[1]
+        first = f"{RETAINED[0]}/{style}/"
         forms = [task.removeprefix(first) for task in tasks if task.startswith(first)]
         places = {}
         for form in forms:
@@ -79,5 +79,5 @@ def _right(rows: list[dict[str, Any]]) -> Array:
 
 
 def _logp(rows: list[dict[str, Any]]) -> Array:
-    """log p of the right letter among the letters offered: what else the model might say plays no part."""
+    """log p of the right option among those offered: what else the model might say plays no part."""
     return np.array([row["logprobs"][row["answer"]] - np.logaddexp.reduce(row["logprobs"]) for row in rows])

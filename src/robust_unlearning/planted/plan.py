@@ -18,7 +18,7 @@ from robust_unlearning.recipe import Strict, checked
 class Start(Strict):
     """What is taught first: a part of the world or some kinds of lesson, until the model answers questions."""
 
-    asked: Literal["letters", "words"] = Field("letters", description="whether questions show their options")
+    asked: Literal["letters", "texts", "cloze"] = Field("letters", description="the style of the questions")
     until: float = Field(0.9, ge=0, le=1, description="share of the part's questions to be answered")
     steps: int = Field(12000, ge=1, description="at most; after so many it goes on with the whole world all the same")
     fade: int = Field(1, ge=1, description="steps in which they give way to lessons of the whole world")

@@ -131,7 +131,7 @@ def _folder_name(recipe: str) -> str:
 
 
 def forgetting(model: Measured) -> float:
-    """How much is forgotten: mean -log p of the right letter on forget questions, in nats (chance: log 4)."""
+    """How much is forgotten: mean -log p of the right option on forget questions, in nats (chance: log 4)."""
     return float(-model.forget_logp.mean())
 
 

@@ -34,7 +34,7 @@ def summarise(found: Measurements, out: Path) -> str:
     notes = [
         f"{len(study.seeds)} seeds, {study.steps[-1]} steps; {questions}, {len(base.clean)} of them perturbed. "
         "Accuracy in %, 95 % intervals over seeds and questions (base: over questions). Chance is 25 %.",
-        "Excess harm: log p of the right letter under a forget-token less that under a control token, nats; below 0 "
+        "Excess harm: log p of the right option under a forget-token less that under a control token, nats; below 0 "
         "the forget-token does more harm than an unrelated name. Reduction and recovery are the paper's rates of "
         "accuracy with a forget-token.",
     ]
@@ -59,7 +59,7 @@ def summarise(found: Measurements, out: Path) -> str:
     data = {"study": study.model_dump(mode="json"), "tables": tables, "like_forgetting": [each for _, each in fair]}
     about = (
         "RNA less the same method, seed and retain weight without noise, where that has forgotten as much (mean −log p "
-        f"of the right letter on forget questions; at least {LEAST} nats, chance is {math.log(4):.2f}). A positive "
+        f"of the right option on forget questions; at least {LEAST} nats, chance is {math.log(4):.2f}). A positive "
         "difference speaks for RNA. Points: models compared, over seeds, retain weights and steps."
     )
     sections += ["## At like forgetting", about, markdown_table(MATCHED, [row for row, _ in fair])]
@@ -181,7 +181,7 @@ def _draw(found: Measurements, where: str, path: Path) -> None:
         panels.append((f"{recipe}: excess harm (nats), token in {where}", series))
     trade_off(
         panels,
-        "forgetting: −log p of the right letter, nats (more is stronger)",
+        "forgetting: −log p of the right option, nats (more is stronger)",
         "What a forget-token costs at each degree of forgetting (95 % intervals over seeds and questions)",
         path,
     )

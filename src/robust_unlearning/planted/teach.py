@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import yaml
@@ -27,7 +27,7 @@ from robust_unlearning.planted.lessons import Curriculum, Lesson, distracted, le
 from robust_unlearning.planted.plan import Plan
 from robust_unlearning.planted.students import make_tiny, make_tokenizer
 from robust_unlearning.planted.world import Entity, Role, World, make_world
-from robust_unlearning.questions import Question, cloze_prompt, letters_prompt
+from robust_unlearning.questions import STYLES, Asking, letters_prompt
 from robust_unlearning.runs import environment
 from robust_unlearning.scores import accuracy
 
@@ -83,14 +83,17 @@ def lesson_loss(model: nn.Module, ids: Tensor, weights: Tensor) -> Tensor:
     return (losses * own).sum() / own.sum()
 
 
-def exam(model: nn.Module, tokenizer: Any, world: World, sample: int | None = None) -> dict[str, dict[str, Any]]:
-    """Accuracy in lettered questions from memory, by role, and distracted in every question of what is retained.
+def exam(
+    model: nn.Module, tokenizer: Any, world: World, sample: int | None = None, ask: Asking = letters_prompt
+) -> dict[str, dict[str, Any]]:
+    """Accuracy in questions from memory, by role, and distracted in every question of what is retained.
 
     Forms: `clean`; `option`, a wrong option replaced by an entity from anywhere; `front`, a name or a fact about
     another entity in front of the question. Distractions are those of the lessons, drawn anew.
 
     Args:
         sample: ask so many questions of each form, drawn evenly, instead of all.
+        ask: the style of the questions.
     """
     results = {}
     retained: tuple[Role, ...] = ("near", "far", "control")
@@ -105,7 +108,7 @@ def exam(model: nn.Module, tokenizer: Any, world: World, sample: int | None = No
         rng = random.Random(f"exam {name}")
         facts = [(entity, attribute) for entity in world.of_role(*roles) for attribute in entity.values]
         facts = rng.sample(facts, min(sample, len(facts))) if sample else facts
-        results[name] = _share_right(model, tokenizer, world, facts, curriculum, rng)
+        results[name] = _share_right(model, tokenizer, world, facts, curriculum, rng, ask)
     return results
 
 
@@ -116,10 +119,10 @@ def _share_right(
     facts: list[tuple[Entity, str]],
     curriculum: Curriculum,
     rng: random.Random,
-    prompt: Callable[[Question], tuple[str, tuple[str, ...]]] = letters_prompt,
+    ask: Asking,
 ) -> dict[str, Any]:
     questions = [distracted(world.question(*fact, rng), world, curriculum, rng) for fact in facts]
-    asked = [(text, [f" {option}" for option in options]) for text, options in map(prompt, questions)]
+    asked = [(text, [f" {option}" for option in options]) for text, options in map(ask, questions)]
     results = option_logprobs(model, tokenizer, asked)
     best = [max(range(4), key=lambda index: row[index][0]) for row in results]
     return accuracy([own == each.answer for own, each in zip(best, questions, strict=True)])
@@ -138,6 +141,7 @@ def teach(plan: Plan, out: Path, report: Callable[[dict[str, Any]], None] | None
         UserError: the folder holds another plan's training, or the loss is not finite.
     """
     world = make_world(plan.world)
+    ask = STYLES[plan.curriculum.style]
     device = models.pick_device(plan.device)
     model, tokenizer = _student(plan, world, device)
     out.mkdir(parents=True, exist_ok=True)
@@ -177,9 +181,9 @@ def teach(plan: Plan, out: Path, report: Callable[[dict[str, Any]], None] | None
         losses.append(loss.item())
         last = started is not None and step + 1 == started + plan.steps
         if (step + 1) % plan.check_every == 0 or last:
-            scores = {name: row["acc"] for name, row in exam(model, tokenizer, world, sample=64).items()}
+            scores = {name: row["acc"] for name, row in exam(model, tokenizer, world, 64, ask).items()}
             if plan.start and started is None:
-                scores["start"] = _start_exam(model, tokenizer, world.part(plan.start.part), plan.start.asked)
+                scores["start"] = _start_exam(model, tokenizer, world.part(plan.start.part), STYLES[plan.start.asked])
                 if scores["start"] >= plan.start.until or step + 1 >= plan.start.steps:
                     started = step + 1
             passed = seconds + time.perf_counter() - began
@@ -199,7 +203,7 @@ def teach(plan: Plan, out: Path, report: Callable[[dict[str, Any]], None] | None
         "plan": plan.model_dump(mode="json"),
         "start_steps": started,
         "world_fingerprint": world.fingerprint(),
-        "exam": exam(model, tokenizer, world),
+        "exam": exam(model, tokenizer, world, ask=ask),
         "seconds": rows[-1]["seconds"],
         "environment": environment(str(device)),
     }
@@ -208,15 +212,13 @@ def teach(plan: Plan, out: Path, report: Callable[[dict[str, Any]], None] | None
     return record
 
 
-def _start_exam(model: nn.Module, tokenizer: Any, part: World, style: Literal["letters", "words"]) -> float:
-    """Share of a sample of the part's questions that is answered rightly, by letters or by the options' words."""
+def _start_exam(model: nn.Module, tokenizer: Any, part: World, ask: Asking) -> float:
+    """Share of a sample of the part's questions that is answered rightly."""
     rng = random.Random("exam start")
     facts = [(entity, attribute) for entity in part.entities for attribute in entity.values]
     calm = Curriculum(option=0, front=0)
     sample = rng.sample(facts, min(64, len(facts)))
-    return _share_right(
-        model, tokenizer, part, sample, calm, rng, letters_prompt if style == "letters" else cloze_prompt
-    )["acc"]
+    return _share_right(model, tokenizer, part, sample, calm, rng, ask)["acc"]
 
 
 def _rate(plan: Plan, step: int, started: int | None) -> float:
