@@ -35,7 +35,8 @@ class LowRank(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[…, inputs] -> […, outputs]."""
-        return self.base(x) + ALPHA * ((x @ self.down.to(x.dtype).T) @ self.up.to(x.dtype).T)
+        low = ALPHA * (x @ self.down.to(x.dtype).T).flatten(0, -2)
+        return torch.addmm(self.base(x).flatten(0, -2), low, self.up.to(x.dtype).T).unflatten(0, x.shape[:-1])
 
 
 def add_adapter(model: nn.Module, rank: int, seed: int) -> None:

@@ -236,6 +236,8 @@ def _student(plan: Plan, world: World, device: torch.device) -> tuple[nn.Module,
     base = models.resolve(plan.base)
     model = models.load_causal_lm(base, plan.dtype, device)
     add_adapter(model, plan.rank, plan.seed)
+    if device.type == "cpu":
+        model.set_attn_implementation("eager")  # a seventh faster there: SDPA's backward is slow (docs/log.md)
     return model, models.load_tokenizer(base)
 
 
