@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from robust_unlearning import files
 from robust_unlearning.errors import UserError
@@ -85,3 +86,14 @@ def _bars(values: Sequence[Estimate]) -> list[list[float]]:
         below.append(max(0.0, value - each.low) if each.low is not None else 0.0)
         above.append(max(0.0, each.high - value) if each.high is not None else 0.0)
     return [below, above]
+
+
+def save_figure(figure: Any, png: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a figure as PNG and SVG and its numbers as CSV, all with the stem of `png`.
+
+    Args:
+        figure: a matplotlib figure, closed afterwards.
+        png: where the PNG goes, such as `out/sweep.png`; `sweep.svg` and `sweep.csv` lie beside it.
+        columns: the CSV's header.
+        rows: what is drawn, a row a point or bar; None becomes an empty cell.
+    """
