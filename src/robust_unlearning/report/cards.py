@@ -17,17 +17,21 @@ def flips_view(view: Flips, names: Names, within: str) -> str:
     base, unlearned, rna = view.models
     name = names.new(f"{within}-questions")
     parts = [
-        f"<p>Base: {text(base)}. Unlearned: {text(unlearned)}. RNA: {text(rna)}. {len(view.cases)} questions with a "
-        "forget-token in them; each is of one kind.</p>",
+        f"<p>{len(view.cases)} questions with a forget-token in them, asked of {text(base)} (the base), "
+        f"{text(unlearned)} (unlearned) and {text(rna)} (unlearned with noise, RNA). Each is of one kind.</p>",
         _counts(view, within),
     ]
     for kind in SHOWN:
         found = view.of_kind(kind)
         cards = "\n".join(_card(case, view.models) for case in found[: view.limit])
         shown = f"{min(len(found), view.limit)} of {len(found)} shown, the largest change first" if found else "none"
-        parts.append(f'<h3>{text(kind.capitalize())} <span class="note">{shown}</span></h3>')
-        parts.append(f"<p>{text(KINDS[kind].capitalize())}.</p>\n{cards}")
+        parts.append(f'<h3>{text(_sentence(kind))} <span class="note">{shown}</span></h3>')
+        parts.append(f"<p>{text(_sentence(KINDS[kind]))}.</p>\n{cards}")
     return f'<div class="questions" id="{name}">{"".join(parts)}</div>'
+
+
+def _sentence(words: str) -> str:
+    return words[0].upper() + words[1:]
 
 
 def _counts(view: Flips, within: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from robust_unlearning import files
@@ -32,7 +33,7 @@ class Series:
     notes: Sequence[str] = ()
 
 
-def new_figure(columns: int = 1, rows: int = 1, size: tuple[float, float] = (6.4, 4.6)) -> tuple[Any, Any]:
+def new_figure(columns: int = 1, rows: int = 1, size: tuple[float, float] = (5.6, 4.4)) -> tuple[Any, Any]:
     """An empty matplotlib figure and its axes [rows, columns]; `size` is of one panel, in inches.
 
     Raises:
@@ -103,14 +104,14 @@ def trade_off(
             )
             for (x, y), note in zip(each.points, each.notes, strict=False):
                 axis.annotate(note, (x.value, y.value), xytext=(6, 6), textcoords="offset points", fontsize=8)
-        axis.set_xlabel(x_label)
-        axis.set_ylabel(y_label)
+        axis.set_xlabel(_wrapped(x_label, 60))
+        axis.set_ylabel(_wrapped(y_label, 44))
         if ticks:
             axis.set_xticks(range(len(ticks)), ticks)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0][0].legend(frameon=False, fontsize=9)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(_wrapped(title, 64 * len(panels)), fontsize=11)
     figure.tight_layout()
     save_figure(figure, path, NUMBERS, _numbers(panels, ticks))
 
@@ -127,6 +128,11 @@ def _numbers(panels: Sequence[tuple[str, Sequence[Series]]], ticks: Sequence[str
                 label = each.notes[index] if index < len(each.notes) else ticks[int(x.value or 0)] if ticks else ""
                 spans = [number for own in (x, y) for number in (own.value, own.low, own.high)]
                 yield [panel.replace("\n", " "), each.label, label, *spans, y.n or None, y.seeds]
+
+
+def _wrapped(label: str, width: int) -> str:
+    """A label over as many lines as it needs, `width` characters each, so that a panel's edge does not cut it."""
+    return "\n".join(part for line in label.splitlines() for part in wrap(line, width))
 
 
 def _bars(values: Sequence[Estimate]) -> list[list[float]]:

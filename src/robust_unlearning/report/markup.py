@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from robust_unlearning.report.blocks import Verdict
 
 NUMBER = re.compile(r"[+\-−±<>≤≥]?\s?\d")
+INTERVAL = re.compile(r"\[[^\[\]]*\]")
 SIGNS = {"holds": "✓", "does not hold": "✗", "cannot be told": "?", "not run": "–"}
 MEDIA = {".csv": "text/csv;charset=utf-8", ".png": "image/png"}
 
@@ -56,9 +57,13 @@ def slug(value: str) -> str:
 
 
 def cell(value: str | Verdict) -> str:
-    """A cell's content; a verdict becomes a label whose sign and words say it, whatever its colour."""
+    """A cell's content; a verdict becomes a label whose sign and words say it, whatever its colour.
+
+    An interval in brackets is not broken over two lines; a path may be, after a slash.
+    """
     if isinstance(value, str):
-        return text(value)
+        kept = INTERVAL.sub(lambda match: match[0].replace(" ", "\u00a0"), value)
+        return re.sub("(?<!<)/", "/<wbr>", text(kept))  # every < that is left is a tag's
     note = f' <span class="note">{text(value.note)}</span>' if value.note else ""
     sign = f'<span aria-hidden="true">{SIGNS[value.finding]}</span>'
     return f'<span class="verdict {slug(value.finding)}">{sign} {text(value.finding)}</span>{note}'

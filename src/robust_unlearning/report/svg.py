@@ -9,8 +9,11 @@ from xml.etree import ElementTree
 from robust_unlearning.errors import UserError
 
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
-INK = {"#000000": "currentColor", "#ffffff": "var(--paper)"}
-"""What a figure draws in black and white takes the page's colours, which are light on dark in a dark page."""
+INK = {"#000000": "currentColor", "#ffffff": "none"}
+"""Black takes the colour of the page's text, white lets the page through: in a dark page it is light on dark."""
+
+PIXELS = 4 / 3
+"""CSS pixels a point: the unit of matplotlib's viewBox."""
 
 
 def inline_svg(path: Path, name: str, label: str) -> str:
@@ -46,7 +49,7 @@ def inline_svg(path: Path, name: str, label: str) -> str:
         target = element.attrib.pop(f"{{{XLINK}}}href", None) or element.get("href")
         if target and target.startswith("#"):
             element.set("href", f"#{name}-{target[1:]}")
-    width = float(root.get("viewBox", "").split()[2])
+    width = float(root.get("viewBox", "").split()[2]) * PIXELS
     for key in ("width", "height", "version"):
         root.attrib.pop(key, None)
     root.attrib |= {"role": "img", "aria-label": label, "style": f"--width: {width:.0f}px"}
