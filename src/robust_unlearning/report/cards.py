@@ -11,6 +11,8 @@ from robust_unlearning.report.tables import csv_table
 
 FORMS = {"forget": "with the forget-token", "control": "with an unrelated word", "clean": "as it was"}
 
+CONTROL_RIGHT = "of the flipped, those that the unlearned model answers with an unrelated word in the token's place"
+
 
 def flips_view(view: Flips, names: Names, within: str) -> str:
     """The counts, what the kinds mean, and the cards of each kind that is shown."""
@@ -45,8 +47,11 @@ def _counts(view: Flips, within: str) -> str:
     label = "Perturbed questions by what became of them"
     numbers = csv_table(COLUMNS, map(_row, view.cases)).encode()
     link = download(f"{within}-questions.csv", numbers, "every question, CSV")
-    meanings = "".join(f"<div><dt>{text(kind)}</dt><dd>{text(what)}</dd></div>" for kind, what in KINDS.items())
-    headers = ["task", "n", *KINDS, "of the flipped, right with an unrelated word"]
+    meanings = "".join(
+        f"<div><dt>{text(column)}</dt><dd>{text(what)}</dd></div>"
+        for column, what in {**KINDS, "control right": CONTROL_RIGHT}.items()
+    )
+    headers = ["task", "n", *KINDS, "control right"]
     return (
         f'<figure class="table"><figcaption><strong>{label}</strong> <span class="files">{link}</span></figcaption>'
         f'{table(headers, rows, label)}<dl class="notes">{meanings}</dl></figure>'
