@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from robust_unlearning.questions import LETTERS
 from robust_unlearning.report.flips import BACK, KINDS, SHOWN, STAYED, Answer, Case, Flips
-from robust_unlearning.report.markup import Names, attribute, download, table, text
+from robust_unlearning.report.markup import Names, attribute, download, plain, table, text
 from robust_unlearning.report.tables import csv_table
 
 FORMS = {"forget": "with the forget-token", "control": "with an unrelated word", "clean": "as it was"}
@@ -19,8 +19,8 @@ def flips_view(view: Flips, names: Names, within: str) -> str:
     base, unlearned, rna = view.models
     name = names.new(f"{within}-questions")
     parts = [
-        f"<p>{len(view.cases)} questions with a forget-token in them, asked of {text(base)} (the base), "
-        f"{text(unlearned)} (unlearned) and {text(rna)} (unlearned with noise, RNA). Each is of one kind.</p>",
+        f"<p>{len(view.cases)} questions with a forget-token in them, asked of {plain(base)} (the base), "
+        f"{plain(unlearned)} (unlearned) and {plain(rna)} (unlearned with noise, RNA). Each is of one kind.</p>",
         _counts(view, within),
     ]
     for kind in SHOWN:
@@ -74,12 +74,12 @@ def _row(case: Case) -> list[object]:
 
 def _card(case: Case, models: Sequence[str]) -> str:
     """A question: its text with the token marked, a row an option with a bar a model, what was said without it."""
-    asked = "".join(f"<mark>{text(part)}</mark>" if token else text(part) for part, token in case.parts)
-    head = "".join(f'<th scope="col">{text(name)}</th>' for name in models)
+    asked = "".join(f"<mark>{plain(part)}</mark>" if token else plain(part) for part, token in case.parts)
+    head = "".join(f'<th scope="col">{plain(name)}</th>' for name in models)
     options = "".join(_option(case, index, models) for index in range(len(case.asked.choices)))
     others = "".join(_otherwise(case, form, models) for form in ("clean", "control"))
     return f"""<article class="card">
-<header>{text(case.task)} · {text(case.clean.id)}</header>
+<header>{plain(case.task)} · {plain(case.clean.id)}</header>
 <p class="asked">{asked}</p>
 <table class="options"><thead><tr><th scope="col">option, probability among the options</th>{head}</tr></thead>
 <tbody>{options}</tbody><tfoot>{others}</tfoot></table>
@@ -88,10 +88,10 @@ def _card(case: Case, models: Sequence[str]) -> str:
 
 
 def _option(case: Case, index: int, models: Sequence[str]) -> str:
-    choice = text(case.asked.choices[index])
+    choice = plain(case.asked.choices[index])
     if index == case.replaced:
         choice = (
-            f'<mark>{choice}</mark> <span class="note">in place of <del>{text(case.clean.choices[index])}</del></span>'
+            f'<mark>{choice}</mark> <span class="note">in place of <del>{plain(case.clean.choices[index])}</del></span>'
         )
     right = index == case.clean.answer
     label = f'<span class="letter">{LETTERS[index]}</span> {choice}' + (
@@ -117,7 +117,7 @@ def _otherwise(case: Case, form: str, models: Sequence[str]) -> str:
         return ""
     label = FORMS[form] + (f" ({case.control})" if form == "control" else "")
     cells = "".join(f"<td>{_chose(forms.get(form))}</td>" for forms in case.answers)
-    return f'<tr><th scope="row">{text(label)}</th>{cells}</tr>'
+    return f'<tr><th scope="row">{plain(label)}</th>{cells}</tr>'
 
 
 def _chose(answer: Answer | None) -> str:

@@ -63,12 +63,13 @@ def _figure(block: Figure, names: Names, within: str) -> str:
     png, numbers = _read(block.png), _read(block.csv)
     headers, *rows = csv.reader(io.StringIO(numbers.decode("utf-8")))
     shown = [[_short(each) for each in row] for row in rows]
+    summary = f"Its numbers ({len(rows)} rows, four digits; all of them in the CSV)"
     links = f"{download(block.csv.name, numbers, 'CSV')} {download(block.png.name, png, 'PNG')}"
     drawn = inline_svg(block.svg, name, f"{block.title}. {block.caption}")
     return f"""<figure class="drawn" id="{name}">
 <div class="scroll" role="group" tabindex="0" aria-label="{attribute(block.title)}">{drawn}</div>
 <figcaption><strong>{text(block.title)}</strong> {text(block.caption)} <span class="files">{links}</span></figcaption>
-<details class="numbers"><summary>Its numbers ({len(rows)} rows, four digits; all in the CSV)</summary>{table(headers, shown, block.title)}</details>
+<details class="numbers"><summary>{summary}</summary>{table(headers, shown, block.title)}</details>
 </figure>"""
 
 
