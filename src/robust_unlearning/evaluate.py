@@ -24,7 +24,7 @@ from robust_unlearning.errors import UserError, unknown
 from robust_unlearning.files import locate, sha256_file
 from robust_unlearning.likelihood import option_logprobs, text_nats
 from robust_unlearning.perturb import QuestionSet, TokenPair, match_controls
-from robust_unlearning.questions import STYLES, Question
+from robust_unlearning.questions import STYLES, Question, read_questions
 from robust_unlearning.recipe import Strict, TextSource, explain
 from robust_unlearning.score_table import format_scores as format_scores
 from robust_unlearning.scores import accuracy, excess_harm, nats_per_token
@@ -69,6 +69,14 @@ class Suite(Strict):
                     digest.update(sha256_file(file).encode())
         return digest.hexdigest()
 
+    def asked(self) -> set[tuple[str, tuple[str, ...]]]:
+        """Every question with its choices, as it is before a token is put in."""
+        return {
+            (question.question, question.choices)
+            for each in self.questions.values()
+            for question in read_questions(each.path, config=each.config, split=each.split)
+        }
+
     def about(self) -> dict[str, Any]:
         """The suite, for the record of an evaluation."""
         return {"suite": self.model_dump(mode="json")}
@@ -101,6 +109,9 @@ class Plan(Protocol):
 
     def about(self) -> dict[str, Any]:
         """What was run, for the record of an evaluation."""
+
+    def asked(self) -> set[tuple[str, tuple[str, ...]]]:
+        """Every question with its choices; plans whose sets meet share questions."""
 
     def run(
         self,

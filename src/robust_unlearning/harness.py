@@ -23,11 +23,11 @@ import numpy as np
 
 from robust_unlearning.distributed import Processes
 from robust_unlearning.errors import UserError
-from robust_unlearning.evaluate import BUNDLED_SUITES, Evaluation, require_finite
+from robust_unlearning.evaluate import BUNDLED_SUITES, Evaluation, Plan, load_suite, require_finite
 from robust_unlearning.questions import LETTERS
 from robust_unlearning.scores import accuracy
 from robust_unlearning.task_data import local_data
-from robust_unlearning.task_index import check_names, task_manager
+from robust_unlearning.task_index import check_names, is_task_file, task_manager
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -101,6 +101,16 @@ class Harness:
         groups = {name: group.child_names for name, group in self.loaded["groups"].items()}
         digest.update(json.dumps(groups, sort_keys=True).encode())
         return digest.hexdigest()
+
+    def asked(self) -> set[tuple[str, tuple[str, ...]]]:
+        """Every question with its choices: `question` and `choices` of its row, else what the task makes of it."""
+        found = set()
+        for task in self.loaded["tasks"].values():
+            for doc in _first(task.eval_docs, self.limit):
+                text = doc.get("question") or task.doc_to_text(doc)
+                choices = doc.get("choices") or (task.doc_to_choice(doc) if task.config.doc_to_choice else ())
+                found.add((str(text), tuple(map(str, choices))))
+        return found
 
     def about(self) -> dict[str, Any]:
         """Settings and versions, for the record of an evaluation."""
@@ -176,6 +186,36 @@ class Harness:
         """Groups with their members after them."""
         groups = self.loaded["groups"]
         yield from sorted(groups.items(), key=lambda item: -len(item[1].get_all_tasks()))
+
+
+def load_plans(tasks: str, **settings: Any) -> dict[str, Plan]:
+    """What `--tasks` means: each suite by its name, and under `lm-eval` all tasks of the harness together.
+
+    Args:
+        tasks: names of suites and tasks, and YAML files of either, with commas.
+        settings: fields of `Harness` besides `names`.
+
+    Raises:
+        UserError: a name or file that is neither, a suite that cannot be run, or `limit` for a suite.
+    """
+    names = [name for name in tasks.split(",") if name]
+
+    def is_suite(name: str) -> bool:
+        path = Path(name)
+        is_file = path.suffix in {".yaml", ".yml"} or len(path.parts) > 1
+        return name in BUNDLED_SUITES or (is_file and not (path.is_file() and is_task_file(path)))
+
+    plans: dict[str, Plan] = {name: load_suite(name) for name in names if is_suite(name)}
+    if plans and settings.get("limit"):
+        raise UserError(
+            f"--limit is for tasks of lm-evaluation-harness; the suite {next(iter(plans))!r} has limits of its own, in "
+            "its YAML."
+        )
+    if others := tuple(name for name in dict.fromkeys(names) if not is_suite(name)):
+        harness = Harness(others, **settings)
+        _ = harness.manager  # an unknown name is found before anything is loaded
+        plans["lm-eval"] = harness
+    return plans
 
 
 def _row(metrics: Mapping[str, Any], records: list[dict[str, Any]]) -> dict[str, Any]:

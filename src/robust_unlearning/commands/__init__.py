@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 
 class AddVerb(Protocol):
@@ -50,3 +51,16 @@ def unsafe_options(to: argparse.ArgumentParser) -> None:
     """The two options that let a checkpoint run code."""
     to.add_argument("--allow-pickle", action="store_true", help="load pickled weights (they can run code)")
     to.add_argument("--trust-remote-code", action="store_true", help="run a model's own Python code")
+
+
+def harness_data_options(to: Any) -> None:
+    """Where the data and the definitions of lm-evaluation-harness's tasks lie: `harness_data` reads them."""
+    to.add_argument("--data-root", type=Path, metavar="DIR", help="local copies of data sets, DIR/ORG/NAME or DIR/NAME")
+    to.add_argument(
+        "--include-path", type=Path, action="append", default=[], metavar="DIR", help="folder of further task YAMLs"
+    )
+
+
+def harness_data(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Fields of `harness.Harness`."""
+    return {"data_root": arguments.data_root, "include_paths": tuple(arguments.include_path)}

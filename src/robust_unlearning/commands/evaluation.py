@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from robust_unlearning.commands import AddVerb, in_processes, processes_option, unsafe_options
+from robust_unlearning.commands import (
+    AddVerb,
+    harness_data,
+    harness_data_options,
+    in_processes,
+    processes_option,
+    unsafe_options,
+)
 from robust_unlearning.errors import UserError
-
-if TYPE_CHECKING:
-    from robust_unlearning.evaluate import Plan
 
 
 def add(verb: AddVerb) -> None:
@@ -31,12 +34,7 @@ def add(verb: AddVerb) -> None:
         "--batch-tokens", type=_positive, metavar="N", help="tokens run at a time (default: by the model's width)"
     )
     harness = evaluation.add_argument_group("tasks of lm-evaluation-harness")
-    harness.add_argument(
-        "--data-root", type=Path, metavar="DIR", help="local copies of data sets, DIR/ORG/NAME or DIR/NAME"
-    )
-    harness.add_argument(
-        "--include-path", type=Path, action="append", default=[], metavar="DIR", help="folder of further task YAMLs"
-    )
+    harness_data_options(harness)
     harness.add_argument("--scorer", default="fast", choices=["fast", "hf"], help="hf: lm-eval's own (default: fast)")
     harness.add_argument("--num-fewshot", type=int, metavar="N", help="worked examples before each question")
     harness.add_argument(
@@ -55,10 +53,17 @@ def _eval(arguments: argparse.Namespace) -> None:
     if in_processes(arguments):
         return
     from robust_unlearning.evaluate import format_scores
+    from robust_unlearning.harness import load_plans
     from robust_unlearning.progress import EvaluationProgress
     from robust_unlearning.targets import Evaluator, open_target
 
-    plans = _plans(arguments)
+    plans = load_plans(
+        arguments.tasks,
+        scorer=arguments.scorer,
+        limit=arguments.limit,
+        num_fewshot=arguments.num_fewshot,
+        **harness_data(arguments),
+    )
     target = open_target(
         arguments.target, allow_pickle=arguments.allow_pickle, trust_remote_code=arguments.trust_remote_code
     )
@@ -78,38 +83,3 @@ def _eval(arguments: argparse.Namespace) -> None:
         if any(row.get("partial") for row in result.scores.values()):
             print(f"partial: only the first {arguments.limit} questions of each task were asked (--limit)")
         print(f"written to {place / 'scores.json'}, one line a question in {place / 'records.jsonl'}")
-
-
-def _plans(arguments: argparse.Namespace) -> dict[str, Plan]:
-    """Each suite by its name, and under `lm-eval` all tasks of the harness together."""
-    from robust_unlearning.evaluate import BUNDLED_SUITES, load_suite
-    from robust_unlearning.task_index import is_task_file
-
-    names = [name for name in arguments.tasks.split(",") if name]
-
-    def is_suite(name: str) -> bool:
-        path = Path(name)
-        is_file = path.suffix in {".yaml", ".yml"} or len(path.parts) > 1
-        return name in BUNDLED_SUITES or (is_file and not (path.is_file() and is_task_file(path)))
-
-    plans: dict[str, Plan] = {name: load_suite(name) for name in names if is_suite(name)}
-    tasks = tuple(name for name in dict.fromkeys(names) if not is_suite(name))
-    if plans and arguments.limit:
-        raise UserError(
-            f"--limit is for tasks of lm-evaluation-harness; the suite {next(iter(plans))!r} has limits of its own, in "
-            "its YAML."
-        )
-    if tasks:
-        from robust_unlearning.harness import Harness
-
-        harness = Harness(
-            tasks,
-            data_root=arguments.data_root,
-            include_paths=tuple(arguments.include_path),
-            scorer=arguments.scorer,
-            limit=arguments.limit,
-            num_fewshot=arguments.num_fewshot,
-        )
-        _ = harness.manager  # an unknown name is found before anything is loaded
-        plans["lm-eval"] = harness
-    return plans

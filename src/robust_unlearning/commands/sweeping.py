@@ -6,7 +6,7 @@ import argparse
 import hashlib
 from pathlib import Path
 
-from robust_unlearning.commands import AddVerb, overrides
+from robust_unlearning.commands import AddVerb, harness_data, harness_data_options, overrides
 
 
 def add(verb: AddVerb) -> None:
@@ -15,8 +15,8 @@ def add(verb: AddVerb) -> None:
     sweep.add_argument("sweep", help="a recipe, several with commas, a shipped sweep, or a sweep's YAML file")
     overrides(sweep, "values of a field: noise_std=0,0.01,0.02  noise_std=0:0.1:0.01  noise_layers=[1],[2],[0,1,2]")
     sweep.add_argument("--out", type=Path, help="folder (default: sweeps/NAME-HASH); a sweep that was begun continues")
-    sweep.add_argument("--tasks", help="suite that is reported: demo, planted, or a suite's YAML file")
-    sweep.add_argument("--validation", help="suite that the choice is made on (planted has its own)")
+    sweep.add_argument("--tasks", help="what is reported: a suite (demo, planted, a YAML file) or tasks of lm-eval")
+    sweep.add_argument("--validation", help="what the choice is made on, named like --tasks (planted has its own)")
     sweep.add_argument("--select", help="rule of the choice: 'max perturbed where forget<=0.3 and retain>=0.95*base'")
     for role, what in (
         ("forget", "should go"),
@@ -29,6 +29,7 @@ def add(verb: AddVerb) -> None:
             metavar="TASKS",
             help=f"tasks of what {what}, patterns with commas (default: by their names)",
         )
+    harness_data_options(sweep)
     sweep.add_argument("--at-once", type=int, metavar="N", help="points side by side (default: what memory allows)")
 
 
@@ -51,5 +52,5 @@ def _sweep(arguments: argparse.Namespace) -> None:
     from robust_unlearning.sweep.summary import summarise
 
     print(f"{len(points)} points -> {out}", flush=True)
-    result = run_sweep(sweep, points, out, arguments.at_once)
+    result = run_sweep(sweep, points, out, arguments.at_once, harness=harness_data(arguments))
     print(f"\n{summarise(result, out)}\n\nwritten: {out / 'sweep.json'}, {out / 'sweep.md'}; runs in {out / 'runs'}")

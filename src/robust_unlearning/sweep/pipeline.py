@@ -22,9 +22,9 @@ from typing import Any
 
 from robust_unlearning import files
 from robust_unlearning.errors import UserError
-from robust_unlearning.evaluate import Suite, load_suite
+from robust_unlearning.evaluate import Plan
+from robust_unlearning.harness import load_plans
 from robust_unlearning.progress import EvaluationProgress
-from robust_unlearning.questions import read_questions
 from robust_unlearning.recipe import Recipe
 from robust_unlearning.runs import RunFolder
 from robust_unlearning.sweep.grid import Point, Sweep
@@ -32,7 +32,7 @@ from robust_unlearning.sweep.selection import DEFAULT_RULE, Answers, Rule, answe
 from robust_unlearning.sweep.training import Say, train_all
 from robust_unlearning.targets import Evaluator, open_target
 
-OWN_VALIDATION = {"planted": "planted-validation"}
+OWN_VALIDATION = {"planted": "planted-validation", "planted-texts": "planted-texts-validation"}
 """Suites that come with a validation split."""
 INDEX, ERROR = "sweep.json", "error.txt"
 Patterns = Mapping[str, Sequence[str]]
@@ -69,15 +69,25 @@ def base_of(recipe: Recipe) -> str:
     return f"{Path(recipe.model).name}-{digest}"
 
 
-def run_sweep(sweep: Sweep, points: list[Point], out: Path, at_once: int | None = None, say: Say = print) -> Result:
+def run_sweep(
+    sweep: Sweep,
+    points: list[Point],
+    out: Path,
+    at_once: int | None = None,
+    say: Say = print,
+    harness: Mapping[str, Any] | None = None,
+) -> Result:
     """Train and score what is not there yet in `out`, and read all of it. Nothing is trained before the suites, the
     rule and the base models' scores are known to be in order.
+
+    Args:
+        harness: settings of lm-evaluation-harness's tasks, where the sweep names such.
 
     Raises:
         UserError: a suite or the rule is wrong, or not one point could be trained.
     """
     validation = sweep.validation or OWN_VALIDATION.get(sweep.tasks or "")
-    suites = {name: load_suite(name) for name in (validation, sweep.tasks) if name}
+    suites = {name: _plan(name, harness or {}) for name in (validation, sweep.tasks) if name}
     _require_apart(validation, sweep.tasks, suites)
     rule = parse_rule(sweep.select or DEFAULT_RULE) if validation else None
     if sweep.select and not validation:
@@ -98,19 +108,19 @@ def run_sweep(sweep: Sweep, points: list[Point], out: Path, at_once: int | None 
     return found
 
 
-def _require_apart(validation: str | None, tasks: str | None, suites: Mapping[str, Suite]) -> None:
+def _plan(name: str, harness: Mapping[str, Any]) -> Plan:
+    """A suite, or tasks of lm-evaluation-harness."""
+    plans = load_plans(name, **harness)
+    if len(plans) != 1:
+        raise UserError(f"a sweep is scored on one suite, or on tasks of lm-evaluation-harness; {name!r} names both.")
+    return next(iter(plans.values()))
+
+
+def _require_apart(validation: str | None, tasks: str | None, suites: Mapping[str, Plan]) -> None:
     """Refuse suites that share a question: a choice made on it would flatter what is reported."""
     if not validation or not tasks:
         return
-    asked = [
-        {
-            (question.question, question.choices)
-            for each in suites[name].questions.values()
-            for question in read_questions(each.path, config=each.config, split=each.split)
-        }
-        for name in (validation, tasks)
-    ]
-    if shared := asked[0] & asked[1]:
+    if shared := suites[validation].asked() & suites[tasks].asked():
         raise UserError(
             f"{len(shared)} questions are both in --validation {validation} and in --tasks {tasks} (one is "
             f"{min(shared)[0][:60]!r}). What a point is chosen on must not be what is reported: split them."
@@ -146,7 +156,7 @@ def _train(found: Result, out: Path, at_once: int | None, say: Say) -> set[str]:
     return finished
 
 
-def _score(found: Result, suites: Mapping[str, Suite], patterns: Patterns, out: Path, points: list[Point]) -> None:
+def _score(found: Result, suites: Mapping[str, Plan], patterns: Patterns, out: Path, points: list[Point]) -> None:
     """Score points (or, without any, their base models), loading each base once; results on disk are reused."""
     wanted: dict[str, list[Point]] = {}
     for point in points or found.points:
