@@ -24,8 +24,8 @@ from robust_unlearning.methods import Representation
 from robust_unlearning.planted.measure import Measured
 from robust_unlearning.recipe import load_recipe
 from robust_unlearning.runs import RunFolder
+from robust_unlearning.sweep.training import train_all
 from robust_unlearning.targets import Evaluator, open_target
-from robust_unlearning.train import Trainer
 
 MAY_LOSE = 0.03
 CHANCE = 0.25
@@ -36,6 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
     parser.add_argument("--log", type=Path, required=True)
+    parser.add_argument("--suite", default="planted-validation", help="planted-texts-validation for SmolLM2")
     parser.add_argument("--layers", type=int, nargs="+", default=[2, 3, 4, 5])
     parser.add_argument("--scales", type=float, nargs="+", default=[1, 3, 10], help="of representation methods")
     parser.add_argument("--weights", type=float, nargs="+", default=[1, 10, 100])
@@ -45,7 +46,7 @@ def main() -> None:
     given = parser.parse_args()
 
     # no option form: robustness plays no part in the choice, so it is not even measured
-    suite = load_suite("planted-validation")
+    suite = load_suite(given.suite)
     plain = {name: each.model_copy(update={"perturb": ()}) for name, each in suite.questions.items()}
     suite = suite.model_copy(update={"questions": plain})
     recipe = load_recipe(given.recipe)
@@ -64,8 +65,11 @@ def main() -> None:
                 changed = load_recipe(given.recipe, [f"{key}={value}" for key, value in changes.items()])
                 run = RunFolder.open(Path(temporary) / changed.content_hash(), changed)
                 runs[layer, scale, weight, rate] = (setting, run)
-            Trainer([run for _, run in runs.values()]).train()
+            failed = train_all([run for _, run in runs.values()])
             for setting, run in runs.values():
+                if run.path in failed:
+                    rows.append({"layer": layer, **setting, "failed": failed[run.path]})
+                    continue
                 for step in given.steps:
                     target = run.path if step == given.steps[-1] else run.snapshot(step)
                     scores = _scores(evaluator.evaluate(open_target(str(target)), suite))
@@ -78,7 +82,9 @@ def main() -> None:
 
 def choose(rows: list[dict[str, Any]], base: dict[str, float]) -> dict[str, Any] | None:
     """The setting the rule in this module's docstring names; None where none keeps enough."""
-    kept = [row for row in rows if all(row[key] >= base[key] - MAY_LOSE for key in ("near", "far"))]
+    kept = [
+        row for row in rows if "failed" not in row and all(row[key] >= base[key] - MAY_LOSE for key in ("near", "far"))
+    ]
     return min(kept, key=lambda row: (max(CHANCE, row["forget"]), -row["retain_logp"])) if kept else None
 
 
