@@ -36,7 +36,10 @@ SHORTER: dict[str, list[str]] = {  # the beginning of a command -> words added t
     "unlearn sweep mine.yaml": ["layer=2", "noise_std=0,0.1", *(word for word in SMALL if word != "layer=2")],
     "unlearn search": ["--trials", "1", "--prune-at", "none", "steps=2"],
     "unlearn planted study": ["recipes=[tiny/rmu]", "seeds=[0]", "noise_std=[1]", "weights=[1]", "steps=[2]"],
-    "unlearn analyze theory runs": ["--documents", "1", "--questions", "1", "--draws", "2", "--probes", "1"],
+    "unlearn analyze theory runs": [
+        *("--tasks", "test.yaml", "--questions", "10"),  # its test of normality wants 20 in all
+        *("--documents", "2", "--draws", "20", "--probes", "1"),
+    ],
     "unlearn analyze activations": ["--documents", "2", "--questions", "2"],
     "unlearn analyze noise-sensitivity": ["--documents", "1", "--probes", "1"],
 }
@@ -47,7 +50,7 @@ CHECKED = {  # the beginning of a command -> why it is not run
     "unlearn eval runs/mine --tasks mmlu": "MMLU",
     "unlearn eval runs/mine --tasks unlearning_paper": "MMLU and WMDP",
     "unlearn ngrams": "an embedder of 90 MB; test_ngrams.py runs the command with a small one",
-    "unlearn run mine.yaml method=npo retain_loss=kl --processes 4 --shard": "test_distributed.py runs it",
+    "unlearn run mine.yaml --processes 4 --shard": "several processes; test_distributed.py runs them",
 }
 OTHERS = {"make", "pip", "python", "source", "lm_eval", "accelerate"}
 """First words of commands that are not ours; see `_check_other`."""
@@ -67,9 +70,9 @@ def inline(text: str) -> list[str]:
     return re.findall(r"`(unlearn [^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.S | re.M))
 
 
-def named(text: str, kind: str) -> dict[str, str]:
+def named(text: str) -> dict[str, str]:
     """YAML blocks by the file that the first line or the line above names."""
-    blocks = re.findall(rf"(?:`(\S+\.{kind})`:\n\n)?```yaml\n(?:# (\S+\.{kind})\n)?(.*?)```", text, re.S)
+    blocks = re.findall(r"(?:`(\S+\.yaml)`:\n\n)?```yaml\n(?:# (\S+\.yaml)\n)?(.*?)```", text, re.S)
     return {above or first: block for above, first, block in blocks if above or first}
 
 
@@ -130,10 +133,11 @@ def _materials(text: str, folder: Path) -> None:
     config = json.loads((files.package_dir() / "planted" / "tiny" / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 16}), encoding="utf-8")
     shutil.copytree(files.package_dir() / "planted" / "data" / "questions" / "far", folder / "mmlu")
-    for name, block in named(text, "yaml").items():
+    own = (ROOT / "docs" / "own-model-and-data.md").read_text(encoding="utf-8")
+    for name, block in (named(own) | named(text)).items():
         (folder / name).write_text(block, encoding="utf-8")
-    for name, limit in (("test.yaml", 3), ("validation.yaml", 4)):
-        (folder / name).write_text(_shortened("planted:suite.yaml", limit), encoding="utf-8")
+    (folder / "test.yaml").write_text(_shortened("planted:suite.yaml", 10), encoding="utf-8")
+    (folder / "validation.yaml").write_text(_shortened("planted:suite-validation.yaml", 3), encoding="utf-8")
 
 
 def _shortened(suite: str, limit: int) -> str:
@@ -229,9 +233,9 @@ def test_python(name: str, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, tm
             (tmp_path / "models").mkdir(exist_ok=True)
             if not (tmp_path / "models" / "unlearned").exists():
                 (tmp_path / "models" / "unlearned").symlink_to(tiny_model)
-            reference = AutoModelForCausalLM.from_pretrained(tiny_model)
+            reference = AutoModelForCausalLM.from_pretrained(files.package_dir() / "planted" / "tiny")
             ids = torch.tensor([[4, 5, 6]])
-            exec(code.replace(), {"reference": reference, "retain_batch": {"input_ids": ids}, "torch": torch})
+            exec(code, {"reference": reference, "retain_batch": {"input_ids": ids}, "torch": torch})
         elif "class Trainer(" not in block:
             body = [line.strip() for line in block.splitlines() if line.strip()]
             assert all(line in examples for line in body if not line.startswith(("def", "class"))), block

@@ -18,7 +18,10 @@ from robust_unlearning.losses import logit_kl
 EXAMPLES = Path(__file__).parent.parent / "examples"
 ROWS = [{"input_ids": [5, 9, 12, 7], "attention_mask": [1, 1, 1, 1], "labels": [5, 9, 12, 7]}] * 4
 RETAIN = [
-    {"input_ids": torch.tensor([[4, 8, 15, 16], [23, 42, 0, 0]]), "attention_mask": torch.tensor([[1] * 4, [1, 1, 0, 0]])}
+    {
+        "input_ids": torch.tensor([[4, 8, 15, 16], [23, 42, 0, 0]]),
+        "attention_mask": torch.tensor([[1] * 4, [1, 1, 0, 0]]),
+    }
 ]
 
 

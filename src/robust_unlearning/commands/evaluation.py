@@ -65,8 +65,8 @@ def _eval(arguments: argparse.Namespace) -> None:
     out = arguments.out or target.folder
     if out is None:
         raise UserError(
-            f"{arguments.target!r} is {_kind(arguments.target)}, not a run folder, so its scores have no place of their "
-            "own: give --out DIR, for example --out runs/base"
+            f"{arguments.target!r} is {_kind(arguments.target)}, not a run folder, so its scores have no place of "
+            "their own: give --out DIR, for example --out runs/base"
         )
     evaluator = Evaluator(arguments.dtype, arguments.device, arguments.batch_tokens)
     folder = Path(out)
