@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -152,9 +153,63 @@ def test_a_damaged_checkpoint_and_a_file_in_the_way_are_messages(
     assert "traceback" not in capsys.readouterr().err.lower()
 
 
-def test_words_that_are_no_options_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(["list", "noise_std=1"])
-    assert stop.value.code == 2
-    with pytest.raises(SystemExit):
-        main(["run", "smollm2/rmu", "--fast"])
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["evla", "x"], "unknown verb 'evla': did you mean 'eval'?"),
+        (["analyze", "theroy"], "unknown word 'theroy': did you mean 'theory'?"),
+        (["eval", "tiny", "--taks", "planted"], "unknown option '--taks': did you mean '--tasks'?"),
+        (["eval", "tiny", "--tasks", "demo", "--scorer", "hff"], "unknown --scorer 'hff': did you mean 'hf'?"),
+        (["run", "smollm2/rmu", "--fast"], "unknown option '--fast'"),
+        (["run", "smollm2/rmu", "--noise_std=1"], "Fields of a recipe have no dashes: noise_std=1"),
+        (["apply", "x", "noise_std=1", "--to", "y"], "unlearn apply takes no 'noise_std=1'"),
+        (["apply", "x"], "the following arguments are required: --to. Run `unlearn apply --help`."),
+        (["plan"], "the following arguments are required: recipe. Run"),
+        ([], "the following arguments are required: VERB. Run `unlearn --help`."),
+        (["eval", "tiny", "--tasks", "planted"], "'tiny' is a bundled model, not a run folder"),
+    ],
+)
+def test_misspelt_words_are_told_like_other_mistakes(
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("unlearn: ")
+    assert says in error
+    assert "usage:" not in error
+
+
+def test_abbreviated_options_and_loose_fields_are_still_taken(
+    recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert main(["run", str(recipe_file), "steps=1", "--ou", str(out), "seed=3"]) == 0
+    assert json.loads((out / "run.json").read_text())["seeds"]["seed"] == 3
+
+
+def test_a_log_line_tells_of_every_topic(
+    tiny_recipe: dict[str, Any], texts: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_recipe["topics"]["charms"] = {"forget": str(texts["second"])}
+    path = tmp_path / "two.yaml"
+    path.write_text(yaml.safe_dump(tiny_recipe), encoding="utf-8")
+    printed, rows = {}, {}
+    for every in (1, 4):
+        out = tmp_path / str(every)
+        assert main(["run", str(path), f"log_every={every}", "--out", str(out)]) == 0
+        printed[every] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+        rows[every] = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert {row["topic"] for row in rows[4]} == {"spells"}  # the topics take turns: of each fourth step it is one
+    assert all("1 step)" in line and "last step" not in line for line in printed[1])
+    for number, line in enumerate(printed[4]):
+        for topic in ("spells", "charms"):
+            steps = [row for row in rows[1][4 * number : 4 * number + 4] if row["topic"] == topic]
+            mean = sum(row["forget_loss"] for row in steps) / len(steps)
+            found = re.search(rf"{topic}: loss \S+ \(forget (\S+), retain \S+; mean of 2 steps\)", line)
+            assert found
+            assert float(found[1]) == pytest.approx(mean, rel=1e-3)
+        assert "; last step, spells: forget cos" in line
+    shared = ("forget_loss", "retain_loss", "forget_cosine")
+    assert [[row[key] for key in shared] for row in rows[4]] == [
+        [row[key] for key in shared] for row in rows[1] if row["step"] % 4 == 0
+    ]

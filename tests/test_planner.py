@@ -295,3 +295,11 @@ def test_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_sizes_are_written() -> None:
     assert [size(each) for each in (5, 1536, 3 * 2**40)] == ["5 B", "1.5 KiB", "3.00 TiB"]
+
+
+def test_a_model_that_is_not_here_can_be_planned_by_its_config(
+    tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", "paper/zephyr-7b-rmu"]) == 2
+    assert "--config FILE" in capsys.readouterr().err
+    assert main(["plan", "smollm2/rmu", "model=no/where", "layer=3", "--config", str(tiny_model)]) == 0

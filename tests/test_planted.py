@@ -170,12 +170,13 @@ def test_quizzes_are_answered_by_a_letter_or_a_text(world: World) -> None:
     for number in range(20):
         one, other = (lesson(world, each, random.Random(number)) for each in (letters, _by_text(letters)))
         assert [part.weight for part in one] == [part.weight for part in other]
-        for parts in zip(one, other, strict=True):
-            if parts[0].weight == letters.letter_weight:
-                assert f"\n{parts[0].text.strip()}. {parts[1].text.strip()}\n" in asked
+        asked = ""
+        for lettered, worded in zip(one, other, strict=True):
+            if lettered.weight == letters.letter_weight:
+                assert f"\n{lettered.text.strip()}. {worded.text.strip()}\n" in asked
             else:
-                assert parts[0] == parts[1]
-            asked = parts[0].text
+                assert lettered == worded
+            asked = lettered.text
 
 
 def _by_text(curriculum: Curriculum) -> Curriculum:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ast
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from robust_unlearning import cli, files
+from robust_unlearning import files
 from robust_unlearning.recipe import recipe_names, recipe_path
 
 PACKAGE = files.package_dir()
@@ -69,29 +68,3 @@ def test_a_recipe_says_what_it_is_and_how_to_run_it() -> None:
     for name in recipe_names():
         text = recipe_path(name).read_text(encoding="utf-8")
         assert f"unlearn run {name}" in text, name
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        line.split("#")[0].strip()
-        for path in ("README.md",)
-        for line in (ROOT / path).read_text(encoding="utf-8").splitlines()
-        if line.startswith("unlearn ")
-    ],
-)
-def test_commands_of_the_readme_are_commands(line: str, capsys: pytest.CaptureFixture[str]) -> None:
-    words = line.split()[1:]
-    arguments = cli._parse(cli._parser(), words)
-    if arguments.verb in ("list", "show"):
-        assert cli.main(words) == 0
-        assert capsys.readouterr().out
-
-
-def test_yaml_in_the_readme_is_a_recipe() -> None:
-    import yaml
-
-    from robust_unlearning.recipe import load_recipe
-
-    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
-    assert set(load_recipe(yaml.safe_load(block)).topics) == {"chemistry", "malware"}

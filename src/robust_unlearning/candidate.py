@@ -52,6 +52,8 @@ class Candidate:
                 recipe.noised_layers, recipe.noise_scale, derived_seed(seed, "noise"), site=recipe.noise_site
             )
         self.forget = forget_objective(recipe, width, processes.device)
+        self.recent: dict[str, list[tuple[float, float, float]]] = {}
+        """Topic -> total, forget and retain loss of each of its steps since the last row of metrics."""
         self.step = 0
         self.seconds = 0.0
         self.tokens = 0
@@ -84,13 +86,15 @@ class Candidate:
         self.optimiser.zero_grad(set_to_none=True)
         losses.total.backward()
         self._add_up(losses)
-        if not math.isfinite(losses.total.item()):
+        total, pushed, kept = (each.item() for each in (losses.total, losses.forget.loss, losses.retain.loss))
+        if not math.isfinite(total):
             raise UserError(
-                f"step {self.step + 1}, topic {topic}: the loss is not finite (forget "
-                f"{losses.forget.loss.item():g}, retain {losses.retain.loss.item():g}). Lower learning_rate "
+                f"step {self.step + 1}, topic {topic}: the loss is not finite (forget {pushed:g}, retain {kept:g}). "
+                f"Lower learning_rate "
                 f"({self.recipe.learning_rate:g}) or {getattr(self.recipe.spec, 'scale_field', 'forget_weight')}."
             )
         self.optimiser.step()
+        self.recent.setdefault(topic, []).append((total, pushed, kept))
         self.step += 1
         return losses
 

@@ -6,9 +6,9 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
-from robust_unlearning.errors import UserError
+from robust_unlearning.errors import UserError, unknown
 from robust_unlearning.launch import followers_silent
 
 EPILOG = """examples:
@@ -24,7 +24,45 @@ EPILOG = """examples:
 """
 
 
-def _parser() -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """argparse, with mistakes as `UserError`s that name the nearest word and what is allowed."""
+
+    def error(self, message: str) -> NoReturn:
+        """What argparse found wrong, in one sentence; `--help` tells the rest."""
+        raise UserError(f"{message}. {self.hint}")
+
+    @property
+    def hint(self) -> str:
+        """What to do after a wrong word."""
+        return f"Run `{self.prog} --help`."
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            kind = "/".join(action.option_strings) or ("verb" if action.metavar == "VERB" else "word")
+            raise UserError(unknown(kind, str(value), map(str, action.choices), self.hint))
+
+    @property
+    def verbs(self) -> dict[str, Parser]:
+        """The verbs that may follow, by name; none where the rest is options and arguments."""
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                return dict(action.choices)
+        return {}
+
+    def check_options(self, words: Sequence[str]) -> None:
+        """Refuse words that look like options and are none, before argparse misses what they stand for."""
+        options = [name for name in self._option_string_actions if name.startswith("--")]
+        takes_fields = any(action.dest == "overrides" for action in self._actions)
+        for word in words:
+            name, equals, _ = word.partition("=")
+            if word == "--" or not name.startswith("--") or any(each.startswith(name) for each in options):
+                continue
+            if takes_fields and equals:
+                raise UserError(f"{name!r} is no option. Fields of a recipe have no dashes: {word.lstrip('-')}")
+            raise UserError(unknown("option", name, options, self.hint))
+
+
+def _parser() -> Parser:
     from robust_unlearning import __version__
     from robust_unlearning.commands import (
         analyzing,
@@ -39,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         training,
     )
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="unlearn",
         description="Remove knowledge from a causal language model and keep the model usable afterwards.",
         epilog=EPILOG,
@@ -71,13 +109,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 0 when well, 2 for a user's error, 130 when interrupted."""
-    parser = _parser()
-    # intermixed, so that options may stand before, between and after field=value
     argv = sys.argv[1:] if argv is None else list(argv)
-    arguments = _parse(parser, argv)
-    arguments.argv = argv
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
+        arguments = _parse(_parser(), argv)
+        arguments.argv = argv
         with followers_silent():
             arguments.function(arguments)
     except UserError as error:
@@ -97,12 +133,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Any:
-    """Parse, taking `field=value` words from anywhere after a verb that has them."""
+def _parse(parser: Parser, argv: Sequence[str]) -> Any:
+    """Parse, taking `field=value` words from anywhere after a verb that has them.
+
+    Raises:
+        UserError: a verb, an option or a value that is not known, or something missing.
+    """
+    leaf = parser
+    for word in argv:
+        leaf = leaf.verbs.get(word, leaf)
+    if not leaf.verbs:
+        leaf.check_options(argv)
     arguments, rest = parser.parse_known_args(argv)
+    # options may stand before, between and after field=value
     loose = [word for word in rest if "=" in word and not word.startswith("-")]
     if len(loose) < len(rest) or (loose and not hasattr(arguments, "overrides")):
-        parser.error(f"unrecognized arguments: {' '.join(word for word in rest if word not in loose) or loose[0]}")
+        words = [word for word in rest if word not in loose] or loose
+        raise UserError(f"{leaf.prog} takes no {', '.join(map(repr, words))}. {leaf.hint}")
     if loose:
         arguments.overrides = [*arguments.overrides, *loose]
     return arguments

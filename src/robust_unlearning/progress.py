@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -19,13 +20,27 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def describe(row: dict[str, Any]) -> str:
-    """A row of `metrics.jsonl` in one line: losses, then cosine to the reference and norm against its norm."""
+def describe(row: dict[str, Any], recent: Mapping[str, Sequence[tuple[float, float, float]]]) -> str:
+    """What has happened since the last row of `metrics.jsonl`, in one line.
+
+    Each topic's losses are means over its steps since then: topics take turns, and the row is about one of them.
+    Then the row's cosine to the reference and norm against its norm, of the last step alone.
+    """
+    losses = []
+    for topic, steps in sorted(recent.items()):
+        loss, forget, retain = (sum(each) / len(steps) for each in zip(*steps, strict=True))
+        losses.append(f"{topic}: loss {loss:.4g} (forget {forget:.4g}, retain {retain:.3g}; {counted(len(steps))})")
+    last = f"; last step, {row['topic']}:" if len(losses) > 1 else ""
     return (
-        f"{row['topic']}: loss {row['loss']:.4g} (forget {row['forget_loss']:.4g}, retain {row['retain_loss']:.3g}) "
+        f"{', '.join(losses)}{last} "
         f"forget cos {row['forget_cosine']:.3f} norm {row['forget_norm']:.3g}/{row['forget_reference_norm']:.3g} "
         f"retain cos {row['retain_cosine']:.3f} norm {row['retain_norm']:.3g}/{row['retain_reference_norm']:.3g}"
     )
+
+
+def counted(steps: int) -> str:
+    """What a mean rests on: `mean of 5 steps`, or `1 step`."""
+    return "1 step" if steps == 1 else f"mean of {steps} steps"
 
 
 class _WithBar:
@@ -65,11 +80,11 @@ class TrainingProgress(_WithBar):
             self.bar.n = done
             self.bar.set_postfix_str(f"{row['tokens_per_second']:.0f} tok/s")
             self.bar.refresh()
-            self.bar.write(f"step {row['step']:>4} {name} {describe(row)}")
+            self.bar.write(f"step {row['step']:>4} {name} {describe(row, candidate.recent)}")
             return
         rate = (time.perf_counter() - self.began) / max(1, done - self.first)
         print(
-            f"step {row['step']} of {candidate.recipe.steps} {name} {describe(row)} "
+            f"step {row['step']} of {candidate.recipe.steps} {name} {describe(row, candidate.recent)} "
             f"{row['tokens_per_second']:.0f} tok/s, {_clock(rate * (self.total - done))} left",
             flush=True,
         )

@@ -255,6 +255,7 @@ class Trainer:
                     candidate.run.add_row(row)
                     if report:
                         report(candidate, row)
+                candidate.recent.clear()
             if not self.processes.first:
                 continue
             if candidate.step in candidate.recipe.snapshots:

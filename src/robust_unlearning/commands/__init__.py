@@ -22,7 +22,7 @@ class AddVerb(Protocol):
 
 def overrides(to: argparse.ArgumentParser, text: str = "change a field of the recipe") -> None:
     """`field=value` words, as many as one likes."""
-    to.add_argument("overrides", nargs="*", metavar="field=value", help=text)
+    to.add_argument("overrides", nargs="*", default=[], metavar="field=value", help=text)
 
 
 def processes_option(to: argparse.ArgumentParser) -> None:

@@ -70,8 +70,8 @@ def _eval(arguments: argparse.Namespace) -> None:
     out = arguments.out or target.folder
     if out is None:
         raise UserError(
-            f"{arguments.target!r} is no run folder and no delta file; if it is a model, say where its scores go: "
-            "--out DIR"
+            f"{arguments.target!r} is {_kind(arguments.target)}, not a run folder, so its scores have no place of "
+            "their own: give --out DIR, for example --out runs/base"
         )
     evaluator = Evaluator(arguments.dtype, arguments.device, arguments.batch_tokens)
     folder = Path(out)
@@ -83,3 +83,13 @@ def _eval(arguments: argparse.Namespace) -> None:
         if any(row.get("partial") for row in result.scores.values()):
             print(f"partial: only the first {arguments.limit} questions of each task were asked (--limit)")
         print(f"written to {place / 'scores.json'}, one line a question in {place / 'records.jsonl'}")
+
+
+def _kind(name: str) -> str:
+    """What sort of model a target is that is no run folder and no delta file."""
+    from robust_unlearning.conversion import BUNDLED_MODELS
+
+    if name in BUNDLED_MODELS:
+        return "a bundled model"
+    path = Path(name).expanduser()
+    return "a folder without recipe.yaml" if path.is_dir() else "a file" if path.is_file() else "no folder here"

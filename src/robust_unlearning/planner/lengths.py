@@ -112,9 +112,12 @@ def config_of(recipe: Recipe, config: Path | None) -> Checkpoint:
     if path.is_dir():
         path = path / "config.json"
     if path.suffix == ".gguf" or (config is None and not path.is_file()):
-        return models.resolve(
-            recipe.model, allow_pickle=recipe.allow_pickle, trust_remote_code=recipe.trust_remote_code
-        )
+        try:
+            return models.resolve(
+                recipe.model, allow_pickle=recipe.allow_pickle, trust_remote_code=recipe.trust_remote_code
+            )
+        except UserError as error:
+            raise UserError(f"{error} A plan needs no weights: its config.json is enough, --config FILE.") from error
     described = files.read_json(path)
     if "auto_map" in described and not recipe.trust_remote_code:
         raise UserError(
