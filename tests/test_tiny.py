@@ -1,4 +1,4 @@
-"""The tiny model that ships with the package: it knows the planted world, and the whole pipeline runs on it."""
+"""The models that ship with the package: they know the planted world, and the whole pipeline runs on the tiny one."""
 
 from __future__ import annotations
 
@@ -8,17 +8,35 @@ import pytest
 import torch
 
 from robust_unlearning import cli, files, models
-from robust_unlearning.conversion import fetch_bundled
+from robust_unlearning.conversion import BUNDLED_MODELS, ThroughAdapter, fetch_bundled
+from robust_unlearning.planted.plan import load_plan
 from robust_unlearning.planted.teach import EXAM, LOG, exam
 from robust_unlearning.planted.world import make_world
 
 LEAST = {"forget/clean": 0.97, "retain/clean": 0.97, "retain/option": 0.95, "retain/front": 0.95}
 
 
-def test_the_shipped_model_was_taught_the_shipped_world() -> None:
-    record = files.read_json(fetch_bundled("tiny") / EXAM)
+@pytest.mark.parametrize("name", ["tiny", "smollm2"])
+def test_the_shipped_models_were_taught_the_shipped_world(name: str) -> None:
+    folder = files.package_dir() / "planted" / name
+    record = files.read_json(folder / EXAM)
     assert record["world_fingerprint"] == make_world().fingerprint()
-    assert (fetch_bundled("tiny") / LOG).read_text(encoding="utf-8").count("\n") > 3
+    assert (folder / LOG).read_text(encoding="utf-8").count("\n") > 3
+    assert all(record["exam"][form]["acc"] >= least for form, least in LEAST.items())
+
+
+def test_the_shipped_adapter_fits_every_linear_layer_of_its_base() -> None:
+    from safetensors.torch import load_file
+
+    bundled = BUNDLED_MODELS["smollm2-planted"]
+    assert isinstance(bundled, ThroughAdapter)
+    folder = files.package_dir() / bundled.folder
+    config = files.read_json(folder / "adapter_config.json")
+    assert config["base_model_name_or_path"] == bundled.base == load_plan("smollm2").base
+    shapes = {name: tuple(factor.shape) for name, factor in load_file(folder / "adapter_model.safetensors").items()}
+    assert len(shapes) == 2 * 7 * 30
+    assert {shape[0] for name, shape in shapes.items() if "lora_A" in name} == {config["r"]}
+    assert {shape[1] for name, shape in shapes.items() if "lora_B" in name} == {config["r"]}
 
 
 def test_the_shipped_model_knows_what_its_exam_says() -> None:
