@@ -58,7 +58,7 @@ def test_harmfulness_by_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert least["accuracy"]["value"] == most["control"]["value"] == most["clean"]["value"] == 1
     assert most["excess"]["high"] < -0.9
     assert least["excess"]["value"] == pytest.approx(-0.01 * 2, abs=0.01)
-    rows = list(csv.DictReader((tmp_path / "analysis" / "harmfulness.csv").open(encoding="utf-8")))
+    rows = list(csv.DictReader((tmp_path / "analysis" / "harmfulness-classes.csv").open(encoding="utf-8")))
     assert [row["n"] for row in rows] == ["20", "20"]
     assert float(rows[1]["excess_high"]) == most["excess"]["high"]
 
@@ -83,7 +83,7 @@ def test_a_report_on_disk(tmp_path: Path) -> None:
     )
     text = output.write(output.Report("sum", "Sum", {"seed": 0}, ["A note."], [table]), tmp_path)
     assert "1.5 [1.25, 1.75]" in text
-    assert (tmp_path / "analysis" / "sum.csv").read_text() == "name,x,x_low,x_high,x_n\na,1.5,1.25,1.75,9\nb,,,,\n"
+    assert (tmp_path / "analysis" / "sum-t.csv").read_text() == "name,x,x_low,x_high,x_n\na,1.5,1.25,1.75,9\nb,,,,\n"
     assert json.loads((tmp_path / "analysis" / "sum.json").read_text())["tables"]["t"][0]["x"]["low"] == 1.25
     assert "| a | 1.5 [1.25, 1.75] |" in (tmp_path / "analysis" / "sum.md").read_text()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -107,4 +108,6 @@ def test_the_verdict_follows_the_interval(excess: float, nats: float, verdict: s
     assert verdict in data["like_forgetting"][0]["verdict"]
     assert data["models"][0]["clean"]["n"] == 200
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
+    numbers = list(csv.DictReader((tmp_path / "demo.csv").open(encoding="utf-8")))
+    assert {row["series"] for row in numbers} >= {"base", "RMU, by step", "slower (no noise)"}
     assert "| base |" in (tmp_path / "demo.md").read_text()

@@ -93,6 +93,8 @@ def test_the_whole_study_on_a_small_world(tmp_path: Path, capsys: pytest.Capture
     assert len(data["like_forgetting"]) == 2  # option and sentence
     assert len(list(out.glob("runs/rmu/*/delta.safetensors"))) == 2 * 2 * 2
     assert (out / "study.png").stat().st_size > 10_000
+    assert (out / "study.svg").exists()
+    assert "excess harm" in (out / "study.csv").read_text()
     before = (out / "study.json").read_bytes()
     found = run_study(load_study(str(tmp_path / "small.yaml")), out)  # all is there already
     assert len(found.models) == 2 * 2 * 2 * 2

@@ -17,6 +17,7 @@ from robust_unlearning.cli import main
 from robust_unlearning.delta import load_delta
 from robust_unlearning.evaluate import Evaluation
 from robust_unlearning.noise import Draws, RandomNoiseAugmentation
+from robust_unlearning.report.figures import FORMATS
 from robust_unlearning.runs import RunFolder, open_run
 from robust_unlearning.sweep import training
 from robust_unlearning.sweep.grid import Point, Sweep, expand, load_sweep, parse_values, sweep_names
@@ -412,6 +413,7 @@ def test_the_command(
     assert table[1]["forget"]["value"] == pytest.approx(mean)
     for name in ("sweep.png", "sweep-curve.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
+        assert all((out / name).with_suffix(ending).exists() for ending in FORMATS)
     assert "| base |" in (out / "sweep.md").read_text()
 
     assert main([*words, "--select", "max perturbed where forget<=base-2"]) == 0  # scored already; another rule

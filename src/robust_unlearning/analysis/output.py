@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +20,7 @@ class Table:
     """Rows of text, numbers and estimates.
 
     Attributes:
-        key: part of the CSV file's name.
+        key: the last part of its CSV file's name.
         title: what it shows.
         columns: field -> header, in order.
         rows: field -> value.
@@ -88,7 +86,9 @@ def side(difference: Estimate) -> str:
 
 
 def write(report: Report, out: Path) -> str:
-    """Write `NAME.json`, a CSV a table, `NAME.md` and (with matplotlib) `NAME.png` into `out`/analysis.
+    """Write `NAME.json`, `NAME-KEY.csv` a table, `NAME.md` and (with matplotlib) the figure into `out`/analysis.
+
+    The figure is `NAME.png`, `NAME.svg` and its numbers `NAME.csv`.
 
     Returns:
         The text for the terminal.
@@ -99,8 +99,7 @@ def write(report: Report, out: Path) -> str:
     numbers = {table.key: [_plain(row) for row in table.rows] for table in report.tables}
     files.write_json(folder / f"{report.name}.json", {"about": report.about, "tables": numbers})
     for table in report.tables:
-        name = report.name if len(report.tables) == 1 else f"{report.name}-{table.key}"
-        files.write_text(folder / f"{name}.csv", _csv(table))
+        files.write_text(folder / f"{report.name}-{table.key}.csv", _csv(table))
     notes = list(report.notes)
     figure = ""
     if report.panels:
@@ -116,9 +115,9 @@ def write(report: Report, out: Path) -> str:
         sections += [f"## {table.title}", markdown_table(headers, cells)]
         text += [table.title, text_table(headers, cells)]
     files.write_text(folder / f"{report.name}.md", "\n\n".join([*sections, figure]).rstrip() + "\n")
-    return "\n\n".join(
-        [*text, *notes, f"written: {folder / report.name}.json, .csv, .md" + (", .png" if figure else "")]
-    )
+    drawn = ", .png, .svg, .csv" if figure else ""
+    tables = ", ".join(f"-{table.key}.csv" for table in report.tables)
+    return "\n\n".join([*text, *notes, f"written: {folder / report.name}.json, .md{drawn}, {tables}"])
 
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,6 +126,8 @@ def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _csv(table: Table) -> str:
     """The fields as columns; an estimate takes four: value, low, high, n."""
+    from robust_unlearning.report.tables import csv_table
+
     flat = []
     for row in table.rows:
         cells: dict[str, Any] = {}
@@ -138,11 +139,7 @@ def _csv(table: Table) -> str:
                 cells[key] = value
         flat.append(cells)
     names = list(dict.fromkeys(key for cells in flat for key in cells))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(flat)
-    return text.getvalue()
+    return csv_table(names, [[cells.get(name) for name in names] for cells in flat])
 
 
 def _draw(report: Report, path: Path) -> None:

@@ -71,4 +71,4 @@ def _planted_study(arguments: argparse.Namespace) -> None:
     from robust_unlearning.planted.summary import summarise
 
     print(summarise(run_study(study, out), out))
-    print(f"\nwritten: {out / 'study.md'}, {out / 'study.json'}, {out / 'study.png'}; runs in {out / 'runs'}")
+    print(f"\nwritten: {out / 'study.md'}, .json, .png, .svg, .csv; runs in {out / 'runs'}")

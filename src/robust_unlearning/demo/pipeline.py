@@ -96,7 +96,7 @@ def train(plan: Plan) -> None:
 
 
 def run_demo(out: Path, overrides: Sequence[str] = ()) -> None:
-    """Train, evaluate, print the table, and write `demo.md`, `demo.json` and `demo.png` into `out`.
+    """Train, evaluate, print the table, and write `demo.md`, `demo.json` and the figure into `out`.
 
     Args:
         out: the demo's folder; one that was begun before, with the same overrides, is continued.
@@ -133,7 +133,7 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> None:
     text = report(base, [*stopped, (last, rmu)], slower, levels, out, _about(suite, runs.rmu.recipe))
     print()
     print(text)
-    print(f"\nwritten: {out / 'demo.md'}, {out / 'demo.json'}, {out / 'demo.png'}; runs in {out / 'runs'}")
+    print(f"\nwritten: {out / 'demo.md'}, .json, .png, .svg, .csv; runs in {out / 'runs'}")
 
 
 def _about(suite: Suite, recipe: Recipe) -> str:

@@ -249,7 +249,7 @@ def report(
     out: Path,
     about: str,
 ) -> str:
-    """Write `demo.md`, `demo.json` and `demo.png`; returns the text for the terminal.
+    """Write `demo.md`, `demo.json` and the figure, `demo.png`, .svg and .csv; returns the text for the terminal.
 
     Args:
         base: the base model.

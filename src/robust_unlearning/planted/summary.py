@@ -27,7 +27,9 @@ MATCHED = ("model", "token in", "points", "forgetting", "excess harm: RNA less n
 
 
 def summarise(found: Measurements, out: Path) -> str:
-    """Write `study.md`, `study.json` and `study.png` into `out`; returns the text for the terminal."""
+    """Write `study.md`, `study.json` and the figure (`study.png`, .svg, .csv) into `out`; returns the text for the
+    terminal.
+    """
     study, base = found.study, found.base
     places = list(base.places)
     questions = f"{len(base.forget)} forget, {len(base.near)} near and {len(base.far)} far questions"

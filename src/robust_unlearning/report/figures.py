@@ -1,18 +1,25 @@
-"""Figures, drawn with matplotlib, which is imported only here and only when a figure is drawn."""
+"""Figures, drawn with matplotlib, which is imported only here and only when a figure is drawn.
+
+Every figure ends in `save_figure`: a PNG to look at, an SVG for pages and papers, and its numbers as CSV, side by side.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from robust_unlearning import files
 from robust_unlearning.errors import UserError
+from robust_unlearning.report.tables import csv_table
 from robust_unlearning.scores import Estimate
 
 # Okabe and Ito's colours, which people of every colour vision tell apart
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+FORMATS = (".png", ".svg", ".csv")
+"""Endings of the files of a figure."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +33,8 @@ class Series:
     notes: Sequence[str] = ()
 
 
-def trade_off(
-    panels: Sequence[tuple[str, Sequence[Series]]], x_label: str, title: str, path: Path, ticks: Sequence[str] = ()
-) -> None:
-    """One panel beside the other: x forgetting, y robustness, 95 % intervals as bars; written as a PNG.
-
-    Args:
-        ticks: what x = 0, 1, 2, … stand for, where they are places rather than numbers.
+def new_figure(columns: int = 1, rows: int = 1, size: tuple[float, float] = (5.6, 4.4)) -> tuple[Any, Any]:
+    """An empty matplotlib figure and its axes [rows, columns]; `size` is of one panel, in inches.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -44,7 +46,45 @@ def trade_off(
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(6.4 * len(panels), 4.6), squeeze=False)
+    return pyplot.subplots(rows, columns, figsize=(size[0] * columns, size[1] * rows), squeeze=False)
+
+
+def save_figure(figure: Any, png: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a figure as PNG and SVG and its numbers as CSV, all with the stem of `png`, and close it.
+
+    The same figure gives the same bytes. The SVG keeps its text as text, to be searched, read aloud and copied.
+
+    Args:
+        figure: of `new_figure`.
+        png: where the PNG goes, such as `out/sweep.png`; `sweep.svg` and `sweep.csv` lie beside it.
+        columns: the CSV's header.
+        rows: what is drawn, a row a point or bar; None becomes an empty cell.
+    """
+    import matplotlib
+    from matplotlib import pyplot
+
+    with matplotlib.rc_context({"svg.hashsalt": png.stem, "svg.fonttype": "none"}):
+        with files.replacing(png) as temporary:
+            figure.savefig(temporary, format="png", dpi=150)
+        with files.replacing(png.with_suffix(".svg")) as temporary:
+            figure.savefig(temporary, format="svg", metadata={"Date": None})
+    pyplot.close(figure)
+    files.write_text(png.with_suffix(".csv"), csv_table(columns, rows))
+
+
+def trade_off(
+    panels: Sequence[tuple[str, Sequence[Series]]], x_label: str, title: str, path: Path, ticks: Sequence[str] = ()
+) -> None:
+    """One panel beside the other: x forgetting, y robustness, 95 % intervals as bars; see `save_figure`.
+
+    Args:
+        path: of the PNG.
+        ticks: what x = 0, 1, 2, … stand for, where they are places rather than numbers.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    figure, axes = new_figure(len(panels))
     for axis, (y_label, series) in zip(axes[0], panels, strict=True):
         for index, each in enumerate(series):
             xs, ys = ([point[side] for point in each.points] for side in (0, 1))
@@ -64,18 +104,35 @@ def trade_off(
             )
             for (x, y), note in zip(each.points, each.notes, strict=False):
                 axis.annotate(note, (x.value, y.value), xytext=(6, 6), textcoords="offset points", fontsize=8)
-        axis.set_xlabel(x_label)
-        axis.set_ylabel(y_label)
+        axis.set_xlabel(_wrapped(x_label, 60))
+        axis.set_ylabel(_wrapped(y_label, 44))
         if ticks:
             axis.set_xticks(range(len(ticks)), ticks)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0][0].legend(frameon=False, fontsize=9)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(_wrapped(title, 64 * len(panels)), fontsize=11)
     figure.tight_layout()
-    with files.replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
-    pyplot.close(figure)
+    save_figure(figure, path, NUMBERS, _numbers(panels, ticks))
+
+
+NUMBERS = ("panel", "series", "label", "x", "x_low", "x_high", "y", "y_low", "y_high", "n", "seeds")
+"""Columns of a trade-off's CSV; `label` is what stands beside the point or below it, n and seeds are those of y."""
+
+
+def _numbers(panels: Sequence[tuple[str, Sequence[Series]]], ticks: Sequence[str]) -> Iterable[list[Any]]:
+    """A row for each point of a trade-off."""
+    for panel, series in panels:
+        for each in series:
+            for index, (x, y) in enumerate(each.points):
+                label = each.notes[index] if index < len(each.notes) else ticks[int(x.value or 0)] if ticks else ""
+                spans = [number for own in (x, y) for number in (own.value, own.low, own.high)]
+                yield [panel.replace("\n", " "), each.label, label, *spans, y.n or None, y.seeds]
+
+
+def _wrapped(label: str, width: int) -> str:
+    """A label over as many lines as it needs, `width` characters each, so that a panel's edge does not cut it."""
+    return "\n".join(part for line in label.splitlines() for part in wrap(line, width))
 
 
 def _bars(values: Sequence[Estimate]) -> list[list[float]]:
@@ -86,14 +143,3 @@ def _bars(values: Sequence[Estimate]) -> list[list[float]]:
         below.append(max(0.0, value - each.low) if each.low is not None else 0.0)
         above.append(max(0.0, each.high - value) if each.high is not None else 0.0)
     return [below, above]
-
-
-def save_figure(figure: Any, png: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a figure as PNG and SVG and its numbers as CSV, all with the stem of `png`.
-
-    Args:
-        figure: a matplotlib figure, closed afterwards.
-        png: where the PNG goes, such as `out/sweep.png`; `sweep.svg` and `sweep.csv` lie beside it.
-        columns: the CSV's header.
-        rows: what is drawn, a row a point or bar; None becomes an empty cell.
-    """

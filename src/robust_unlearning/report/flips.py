@@ -1,22 +1,42 @@
 """The per-question view: harmless questions that a forget-token flipped to wrong, and what noise did to them.
 
-It reads the records (`records.jsonl`) that evaluations of a base, an unlearned model and its RNA twin left.
+It reads the records (`records.jsonl`) that evaluations of a base, an unlearned model and its RNA twin left, and makes
+the questions again from the suite: a record names its question and its tokens, and where a token goes follows from the
+suite's seed.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from robust_unlearning.questions import Question
+import numpy as np
+
+from robust_unlearning import files
+from robust_unlearning.answers import CONTROL, Key, Source, read_source
+from robust_unlearning.errors import UserError
+from robust_unlearning.evaluate import Suite
+from robust_unlearning.perturb import WHERE, perturb
+from robust_unlearning.questions import Question, read_questions
 
 BACK, STAYED, BY_RNA, KEPT, LOST, BASE_WRONG = (
-    "flipped and flipped back", "flipped and stayed wrong", "flipped by RNA", "right throughout", "lost anyway",
+    "flipped, flipped back", "flipped, stayed wrong", "flipped by RNA", "right in all three", "lost anyway",
     "base wrong",
 )  # fmt: skip
-KINDS = (BACK, STAYED, BY_RNA, KEPT, LOST, BASE_WRONG)
-"""Every perturbed question is one of these; see `kind_of`."""
+KINDS = {
+    BACK: "the unlearned model is wrong with the forget-token and right without it; RNA is right again",
+    STAYED: "the unlearned model is wrong with the forget-token and right without it; RNA is wrong too",
+    BY_RNA: "the unlearned model is right with the forget-token, RNA is wrong",
+    KEPT: "all three models are right with the forget-token",
+    LOST: "the unlearned model is wrong with the forget-token and without it, so the token did not flip it",
+    BASE_WRONG: "the base itself is wrong with the forget-token; every other kind is of questions that it answers",
+}
+"""Each perturbed question is of one of these kinds."""
+SHOWN = (BACK, STAYED, BY_RNA)
+"""The kinds that are shown question by question."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +46,12 @@ class Answer:
     logprobs: tuple[float, ...]
     prediction: int
     correct: bool
+
+    @property
+    def shares(self) -> list[float]:
+        """The probability of each option among the options: softmax of `logprobs`, so that they sum to 1."""
+        weights = np.exp(np.array(self.logprobs) - max(self.logprobs))
+        return [float(each) for each in weights / weights.sum()]
 
 
 @dataclass(frozen=True)
@@ -39,8 +65,8 @@ class Case:
         forget: the forget-token.
         control: the unrelated word that stands in its place in the control form.
         kind: one of `KINDS`.
-        answers: model -> form ("forget", "control", "clean") -> what it said; the models in the order base,
-            unlearned, RNA; forms that were not asked are left out.
+        answers: for base, unlearned model and RNA, form ("forget", "control", "clean") -> what was said; forms that
+            were not asked are left out.
     """
 
     task: str
@@ -49,34 +75,156 @@ class Case:
     forget: str
     control: str
     kind: str
-    answers: Mapping[str, Mapping[str, Answer]]
+    answers: tuple[Mapping[str, Answer], Mapping[str, Answer], Mapping[str, Answer]]
+
+    @property
+    def replaced(self) -> int | None:
+        """The option that the token stands in place of; None where it stands in the question."""
+        pairs = zip(self.clean.choices, self.asked.choices, strict=True)
+        return next((index for index, (before, after) in enumerate(pairs) if before != after), None)
+
+    @property
+    def parts(self) -> list[tuple[str, bool]]:
+        """The asked question's text in parts, each with whether it is the token that was put in."""
+        text, own = self.asked.question, self.clean.question
+        start = text.find(self.forget) if text.endswith(own) else text.rfind(self.forget)
+        if text == own or start < 0:
+            return [(text, False)]
+        end = start + len(self.forget)
+        parts = [(text[:start], False), (text[start:end], True), (text[end:], False)]
+        return [(part, token) for part, token in parts if part]
+
+    @property
+    def change(self) -> float:
+        """How far the probability of the right answer moved, by which cases are sorted: what RNA gave back, or took
+        where it flipped the question, or, where it stayed wrong, what unlearning took.
+        """
+        base, unlearned, rna = (each["forget"].shares[self.clean.answer] for each in self.answers)
+        return {BACK: rna - unlearned, BY_RNA: unlearned - rna}.get(self.kind, base - unlearned)
 
 
 @dataclass(frozen=True)
 class Flips:
-    """The view of one pair of models.
+    """The view of one base, one unlearned model and its RNA twin.
 
     Attributes:
-        models: what the base, the unlearned model and the RNA model are called.
-        counts: task -> kind -> questions, over all questions, not only those shown.
-        shown: the cases to look at, by kind, the largest changes first.
-        every: (task, question's id, forget-token, control token, kind) of all questions.
+        models: what the three are called.
+        cases: every perturbed question, in the order of the records.
+        limit: how many are shown of each kind in `SHOWN`.
     """
 
     models: tuple[str, str, str]
-    counts: Mapping[str, Mapping[str, int]]
-    shown: Sequence[Case]
-    every: Sequence[tuple[str, str, str, str, str]]
+    cases: Sequence[Case]
+    limit: int
+
+    def counts(self) -> dict[str, Counter[str]]:
+        """Task -> kind -> questions, over all questions."""
+        found: dict[str, Counter[str]] = {}
+        for case in self.cases:
+            found.setdefault(case.task, Counter())[case.kind] += 1
+        return found
+
+    def of_kind(self, kind: str) -> list[Case]:
+        """The cases of a kind, the largest change first."""
+        return sorted((case for case in self.cases if case.kind == kind), key=lambda case: -case.change)
 
 
-def read_flips(base: Path, unlearned: Path, rna: Path, names: tuple[str, str, str], limit: int = 6) -> Flips:
-    """The view from three folders that `unlearn eval` wrote on one suite with perturbed questions.
+def flips(
+    questions: Mapping[str, Mapping[str, Question]],
+    seed: int,
+    models: Mapping[str, Source],
+    limit: int = 6,
+) -> Flips:
+    """The view from records and the questions that they are of.
 
     Args:
-        names: what the three models are called.
-        limit: cases to show of each of the first three kinds.
+        questions: set's name -> id -> the question as it was.
+        seed: of the suite, which says where the tokens went.
+        models: name -> records, in the order base, unlearned, RNA.
+        limit: how many to show of each kind in `SHOWN`.
 
     Raises:
-        UserError: a folder without an evaluation of a suite, other suites, or no perturbed question in common.
+        UserError: no perturbed question that all three were asked, a question that is not in its set, or one whose
+            right answer is another there.
     """
-    raise NotImplementedError
+    base, unlearned, rna = models.values()
+    cases = []
+    for task, records in base.tasks.items():
+        name, _, where = task.rsplit("/", 2) if task.count("/") > 1 else (task, "", "")
+        if where in WHERE:
+            shared = (key for key in records if all(key in each.tasks.get(task, {}) for each in (unlearned, rna)))
+            for key in shared:
+                clean = _question(questions[name], key[0], task, records[key]["answer"])
+                answers = (_forms(base, task, key), _forms(unlearned, task, key), _forms(rna, task, key))
+                asked = perturb(clean, key[1], where, seed)
+                cases.append(Case(task, clean, asked, key[1], key[2], _kind(answers), answers))
+    if not cases:
+        raise UserError(
+            "the three models have no perturbed question in common. Evaluate all three on one suite whose sets have "
+            f"`perturb`; the base has: {', '.join(base.tasks)}."
+        )
+    first, second, third = models
+    return Flips((first, second, third), cases, limit)
+
+
+def read_flips(folders: Mapping[str, Path], limit: int = 6) -> Flips:
+    """The view from the folders that `unlearn eval --tasks SUITE` wrote, name -> folder: base, unlearned, RNA.
+
+    Raises:
+        UserError: not three folders, a folder whose latest evaluation is not of a suite or is of another suite than
+            the first one's, questions that are not there any more, and what `flips` raises.
+    """
+    if len(folders) != 3:
+        raise UserError(f"give three folders: base, unlearned, RNA; given: {', '.join(folders) or 'none'}.")
+    suites = {name: files.read_json(folder / "evaluation.json").get("suite") for name, folder in folders.items()}
+    first, *others = suites.items()
+    for name, suite in (first, *others):
+        if suite is None or suite != first[1]:
+            what = "is not of a suite" if suite is None else f"is of another suite than that of {first[0]}"
+            again = "unlearn eval MODEL --tasks SUITE --out FOLDER"
+            raise UserError(f"the evaluation in {str(folders[name])!r} ({name}) {what}. Evaluate it so: {again}")
+    suite = Suite.model_validate(first[1])
+    questions = {
+        name: {each.id: each for each in read_questions(source.path, config=source.config, split=source.split)}
+        for name, source in suite.questions.items()
+        if source.perturb
+    }
+    return flips(questions, suite.seed, {name: read_source(str(each)) for name, each in folders.items()}, limit)
+
+
+def _question(questions: Mapping[str, Question], of: str, task: str, answer: int) -> Question:
+    found = questions.get(of)
+    if found is None or found.answer != answer:
+        what = "is not in the set any more" if found is None else "has another right answer there"
+        raise UserError(
+            f"{task}: question {of!r} of the records {what}. Evaluate the models again on the set as it is."
+        )
+    return found
+
+
+def _forms(source: Source, task: str, key: Key) -> dict[str, Answer]:
+    """The forget form and, where they were asked, the control form and the clean one."""
+    clean = task.rpartition("/")[0] + "/clean"
+    found = {
+        "forget": source.tasks[task].get(key),
+        "control": source.tasks.get(task + CONTROL, {}).get(key),
+        "clean": source.tasks.get(clean, {}).get((key[0], "", "")),
+    }
+    return {form: _answer(record) for form, record in found.items() if record is not None}
+
+
+def _answer(record: Mapping[str, Any]) -> Answer:
+    return Answer(tuple(record["logprobs"]), record["prediction"], bool(record["correct"]))
+
+
+def _kind(answers: Sequence[Mapping[str, Answer]]) -> str:
+    """Which of `KINDS`. Without the token means the clean form, or the control form where that was not asked."""
+    base, unlearned, rna = answers
+    if not base["forget"].correct:
+        return BASE_WRONG
+    if unlearned["forget"].correct:
+        return KEPT if rna["forget"].correct else BY_RNA
+    without = unlearned.get("clean") or unlearned.get("control")
+    if without is None or not without.correct:
+        return LOST
+    return BACK if rna["forget"].correct else STAYED

@@ -1,8 +1,11 @@
-"""Plain tables: aligned for a terminal, or as Markdown."""
+"""Plain tables: aligned for a terminal, as Markdown, or as CSV."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 def text_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -22,3 +25,12 @@ def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str
     lines = ["| " + " | ".join(row) + " |" for row in [headers, *rows]]
     rule = "|---|" + "---:|" * (len(headers) - 1)
     return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def csv_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """The same table as CSV, commas and line feeds; None becomes an empty cell."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return text.getvalue()

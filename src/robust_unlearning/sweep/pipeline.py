@@ -3,7 +3,7 @@
 | in the sweep's folder | what |
 |---|---|
 | `sweep.json` | the index: every point with fields, status, folder and scores; the rule and what it chose |
-| `sweep.md`, `sweep.png`, `sweep-curve.png` | the trade-off for people |
+| `sweep.md`, `sweep.png`, `sweep-curve.png` | the trade-off for people; figures also as `.svg`, numbers as `.csv` |
 | `runs/POINT/` | run folders; a finished one is never trained again |
 | `failed/POINT/` | runs that failed, with `error.txt` |
 | `base/…/` | scores of the models as they were |
