@@ -34,6 +34,7 @@ def _parser() -> argparse.ArgumentParser:
         perturbing,
         planning,
         planted,
+        reproducing,
         searching,
         sweeping,
         training,
@@ -64,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         perturbing,
         ngrams,
         planted,
+        reproducing,
     ):
         module.add(verb)
     return parser

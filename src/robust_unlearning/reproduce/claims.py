@@ -40,7 +40,6 @@ CLAIMS: dict[str, tuple[str, str]] = {
     "ngrams": ("RNA helps against n-grams too", "Tables 2 to 5"),
     "sensitivity": ("Unlearned models are less sensitive to noise than the base, behind l", "Figure 7, Eq. 33"),
     "shift-mean": ("The shift that a forget-token causes has mean 0", "Assumption 4.1"),
-    "shift-normal": ("It is isotropic", "Assumption 4.1"),
     "output": ("At its size, the output's change is that of the first order, N(0, ηJᵀJ)", "Theorem 4.2"),
     "closed-form": ("The printed closed form of Theorem 5.2 is the probability", "Theorem 5.2"),
     "rejection": ("Noise at l rejects a forget-token's effect as often as the theorem says", "Theorem 5.2"),
@@ -162,11 +161,11 @@ def _rna(grid: Grid, recipe: str, noise: float) -> list[Outcome]:
                 f"accuracy with a forget-token, {points}", Rule("above"), f"recovery {percent(rate)}", PERCENT),
         like_forgetting(grid, recipe, noise),
         Outcome("keeps-forgetting", of, wmdp, change(_forget), f"forget accuracy, {points}",
-                Rule("within", PERCENT * FORGET_MARGIN), scale=PERCENT),
+                Rule("within", FORGET_MARGIN), scale=PERCENT),
         Outcome("keeps-retained", of, mmlu, change(retained), f"retain accuracy, {points}",
-                Rule("within", PERCENT * RETAIN_MARGIN), scale=PERCENT),
+                Rule("within", RETAIN_MARGIN), scale=PERCENT),
         Outcome("free", of, "none", ratio, "time of training over that without RNA, less 1, %",
-                Rule("below", PERCENT * TIME_MARGIN), scale=PERCENT),
+                Rule("below", TIME_MARGIN), scale=PERCENT),
     ]  # fmt: skip
     if len(grid.base.near):
         found.append(
@@ -275,7 +274,7 @@ def noise_claims(grid: Grid | None, chosen: dict[str, float]) -> list[Outcome]:
             change = over_seeds(np.stack([rna.test.forget - plain.test.forget for plain, rna in pairs]))
             found[ids[1]].append(
                 Outcome(ids[1], f"{grid.recipes[recipe]}, {greatest:g} against 0", "stable", change,
-                        "forget accuracy, points", Rule("within", PERCENT * FORGET_MARGIN), scale=PERCENT)
+                        "forget accuracy, points", Rule("within", FORGET_MARGIN), scale=PERCENT)
             )  # fmt: skip
     return [outcome for each in ids for outcome in found[each] or [_not_run(each)]]
 
@@ -309,7 +308,7 @@ def all_layer_claims(grid: Grid | None) -> list[Outcome]:
         )  # fmt: skip
     else:
         found.append(_not_run(ids[1]))
-    rule = Rule("within", PERCENT * RETAIN_MARGIN)
+    rule = Rule("within", RETAIN_MARGIN)
     text = "retain accuracy, RNA less none, mean of methods, points"
     return [*found, _layers(grid, ids[2], f"noise {most:g}", lambda each: each.noise == most, retained, rule, text)]
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from robust_unlearning import files
-from robust_unlearning.evaluate import Suite
+from robust_unlearning.errors import UserError
+from robust_unlearning.evaluate import Suite, load_suite
 from robust_unlearning.methods import Representation
 from robust_unlearning.questions import read_questions
 from robust_unlearning.recipe import Recipe, load_recipe
@@ -25,11 +26,11 @@ from robust_unlearning.runs import RunFolder
 from robust_unlearning.sweep.grid import Point
 
 CALIBRATION = "calibration.json"
-STEPS, QUESTIONS = 4, 6
-"""Steps of training and questions of each set that a calibration takes."""
+STEPS, SIDE_BY_SIDE, QUESTIONS = 3, 3, 16
+"""Steps of training, runs side by side, and questions of each set that a calibration takes."""
 PROMPT_TOKENS = 150
 """Tokens of a question, for models that are not here."""
-PASSES = {"noise-sensitivity": 6.0, "activations": 12.0, "theory": 90.0}
+PASSES = {"noise-sensitivity": 60.0, "activations": 17.0, "theory": 200.0}
 """Cost of an analysis for each model and text, in prompts of an evaluation: measured on tiny, good to a factor of 2."""
 
 
@@ -94,12 +95,13 @@ def make_plan(target: Target, stages: Mapping[str, Stage], out: Path, units: Uni
         test, validation = suites_of(target)
         prompts = prompts_of(test)
         checks = prompts_of(validation) if validation else 0
-    except ValueError:  # the questions are not here: the plan still says how many runs
-        prompts = checks = 0
+        here = True
+    except UserError:  # the questions are not here: the plan still says what will be run
+        (prompts, checks), here = target.prompts or (0, 0), False
     seen: set[tuple[Path, int]] = set()
     rows = []
     for name, stage in stages.items():
-        status = state_of(target, name, out)["status"] if prompts else "waiting"
+        status = state_of(target, name, out)["status"] if here else "waiting"
         points = points_of(target, stage)
         left = {key: 0 for key in ("representation", "preference")}
         trained = evaluations = asked = 0
@@ -142,36 +144,50 @@ def units_of(target: Target, stages: Mapping[str, Stage], out: Path, *, here: bo
     """
     points = points_of(target, target.stages[main_name(target)])
     points += [each for stage in stages.values() for each in points_of(target, stage)]
-    ones = {family(each.recipe): each for each in reversed(points)}
     if not here:
-        return _reckoned(target, ones)
+        return _reckoned(target, {family(each.recipe): each for each in reversed(points)})
     kept = out / CALIBRATION
     if not kept.exists():
-        files.write_json(kept, asdict(_measured(target, ones)))
+        files.write_json(kept, asdict(_measured(target, points)))
     return Units(**files.read_json(kept))
 
 
-def _measured(target: Target, ones: Mapping[str, Point]) -> Units:
-    from robust_unlearning.evaluate import load_suite
+def _measured(target: Target, points: Sequence[Point]) -> Units:
     from robust_unlearning.targets import Evaluator, open_target
-    from robust_unlearning.train import Trainer
 
-    step = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for kind, point in ones.items():
-            words = {"steps": STEPS, "snapshots": [], "noise_std": point.recipe.noise_scale, "noise_variance": None}
-            recipe = load_recipe({**point.recipe.model_dump(mode="json"), **words})
-            run = RunFolder.open(Path(folder) / kind, recipe)
-            Trainer([run]).train()
-            step[kind] = run.record["seconds"]["train"] / STEPS
-    recipe = next(iter(ones.values())).recipe
+    from robust_unlearning.train import shared_fields
+
+    groups: dict[str, list[Recipe]] = {}
+    for point in points:
+        own = groups.setdefault(family(point.recipe), [])
+        if len(own) < SIDE_BY_SIDE and all(shared_fields(each) == shared_fields(point.recipe) for each in own[:1]):
+            own.append(point.recipe)
+    step = {kind: _step_seconds(own) for kind, own in groups.items()}
+    recipe = points[0].recipe
     evaluator = Evaluator(recipe.dtype, recipe.device)
     suite = limited(load_suite(target.suite), min(QUESTIONS, target.limit or QUESTIONS))
     evaluator.evaluate(open_target(recipe.model), limited(suite, 1))  # the model is loaded, and warm
     began = time.perf_counter()
     evaluator.evaluate(open_target(recipe.model), suite)
     prompt = (time.perf_counter() - began) / prompts_of(suite)
-    return Units(step, prompt, f"measured here: {STEPS} steps of a run of each kind, {prompts_of(suite)} prompts")
+    runs = ", ".join(f"{len(own)} {kind} runs" for kind, own in groups.items())
+    return Units(step, prompt, f"measured here: {STEPS} steps of {runs} side by side, and {prompts_of(suite)} prompts")
+
+
+def _step_seconds(recipes: Sequence[Recipe]) -> float:
+    """Seconds of a step of one run among several side by side; a first step warms up."""
+    from robust_unlearning.train import Trainer
+
+    seconds = 0.0
+    for steps in (1, STEPS):
+        with tempfile.TemporaryDirectory() as folder:
+            runs = []
+            for number, recipe in enumerate(recipes):
+                data = {**recipe.model_dump(mode="json"), "steps": steps, "snapshots": []}
+                runs.append(RunFolder.open(Path(folder) / str(number), load_recipe(data)))
+            Trainer(runs).train()
+            seconds = sum(run.record["seconds"]["train"] for run in runs) / len(runs) / steps
+    return seconds
 
 
 def _reckoned(target: Target, ones: Mapping[str, Point]) -> Units:

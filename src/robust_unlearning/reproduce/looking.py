@@ -52,12 +52,17 @@ def look(
     if stage.kind == "ngrams":
         return _ngrams(target, stage, own, out, folder, say)
     subjects = Subjects(list(names))
-    report = _report(target, stage, subjects, lambda name: say(f"  measuring {names.get(name, name)}"))
-    write(_renamed(report, names), folder)
+    found = _report(target, stage, subjects, lambda name: say(f"  measuring {names.get(name, name)}"))
+    layers = {text: open_run(out / model.run).recipe.layer for text, model in own}
+    return {**_written(_renamed(found, names), own, folder), "layers": layers, "depth": subjects.depth}
+
+
+def _written(report: Report, own: list[tuple[str, Model]], folder: Path) -> dict[str, Any]:
+    """Write a report; its numbers, and what a page needs to show them."""
+    write(report, folder)
     data = files.read_json(folder / "analysis" / f"{report.name}.json")
-    layer = next((open_run(path).recipe.layer for path in names), None)
-    about = {"layer": layer, "depth": subjects.depth, "notes": list(_renamed(report, names).notes)}
-    return {**data, **about, "name": report.name, "subjects": _listed(own)}
+    shown = {table.key: {"title": table.title, "columns": dict(table.columns)} for table in report.tables}
+    return {**data, "name": report.name, "notes": list(report.notes), "shown": shown, "subjects": _listed(own)}
 
 
 def _listed(own: list[tuple[str, Model]]) -> list[dict[str, Any]]:
@@ -145,10 +150,7 @@ def _ngrams(
             odd = [each for each in rows if each["forget_token"] and not each["task"].endswith("-control")]
             right.setdefault(text, {})[str(n)] = [each["correct"] for each in odd]
     report = harmfulness.analyse(records, classes)
-    write(report, folder)
-    data = files.read_json(folder / "analysis" / f"{report.name}.json")
-    more = {"notes": list(report.notes), "right": right, "similarity": record["similarity"]}
-    return {**data, **more, "name": report.name, "subjects": _listed(own)}
+    return {**_written(report, own, folder), "right": right, "similarity": record["similarity"]}
 
 
 def _with_ngrams(suite: Suite, ngrams: list[str]) -> Suite:

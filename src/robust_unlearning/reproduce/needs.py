@@ -16,26 +16,33 @@ from robust_unlearning.corpora import HUB
 from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate import BUNDLED_SUITES
 from robust_unlearning.recipe import Recipe
-from robust_unlearning.reproduce.target import Stage, Target, points_of
+from robust_unlearning.reproduce.target import Stage, Target, main_name, points_of
 
 
 def missing(target: Target, stages: Mapping[str, Stage]) -> list[str]:
     """A sentence for each thing that is not here; empty where all stages can begin. Nothing is loaded or fetched."""
-    recipes = {point.recipe.content_hash(): point.recipe for each in stages.values() for point in points_of(target, each)}
-    found: list[str] = []
-    for model in dict.fromkeys(each.model for each in recipes.values()):
-        if why := _model(model):
-            found.append(why)
-    for key, path in dict.fromkeys(pair for each in recipes.values() for pair in _texts(each)):
-        if why := _path(path):
-            found.append(f"{key}: {why} Name where it lies with set.{key}=PATH.")
-    for name in filter(None, (target.suite, target.validation)):
-        found += _suite(name)
+    recipes = [point.recipe for stage in (*stages.values(), target.stages[main_name(target)]) for point in
+               points_of(target, stage)]  # fmt: skip
+    recipes = list({each.content_hash(): each for each in recipes}.values())
+    found = [why for model in dict.fromkeys(each.model for each in recipes) if (why := _model(model))]
+    wanted: dict[str, list[str]] = {}
+    for recipe in recipes:
+        for key, path in _texts(recipe):
+            wanted.setdefault(path, []).append(f"set.{key}=PATH")
     for stage in stages.values():
         for corpus in stage.corpora:
-            if why := _path(corpus):
-                found.append(f"stages of kind ngrams, corpora: {why}")
-    return list(dict.fromkeys(found))
+            wanted.setdefault(corpus, []).append("stages of kind ngrams: corpora")
+    for field in ("suite", "validation"):
+        name = getattr(target, field)
+        if name:
+            paths, why = _suite(name)
+            found += [why] if why else []
+            for path in paths:
+                wanted.setdefault(path, []).append(f"{field}=SUITE.yaml with other paths")
+    for path, places in wanted.items():
+        if why := _path(path):
+            found.append(f"{why} Bring it, or name another: {', '.join(dict.fromkeys(places))}.")
+    return found
 
 
 def _model(name: str) -> str:
@@ -69,19 +76,14 @@ def _path(path: str) -> str:
     return ""
 
 
-def _suite(name: str) -> list[str]:
-    """The files that a suite names and that are not here; the suite itself is checked when it is loaded."""
+def _suite(name: str) -> tuple[list[str], str]:
+    """The paths that a suite's questions name, and why they cannot be known; the suite is checked when it is loaded."""
     try:
-        path = files.locate(BUNDLED_SUITES.get(name, name))
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (UserError, OSError, yaml.YAMLError) as error:
-        return [f"suite {name}: {error}"]
-    sets = data.get("questions") if isinstance(data, dict) else None
-    found = []
-    for key, each in (sets or {}).items():
-        if why := _path(str(each.get("path"))):
-            found.append(f"questions {key} of the suite {name}: {why}")
-    return found
+        data = yaml.safe_load(files.locate(BUNDLED_SUITES.get(name, name)).read_text(encoding="utf-8"))
+        sets = data["questions"].values()
+        return [str(each["path"]) for each in sets], ""
+    except (UserError, OSError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        return [], f"suite {name}: it cannot be read: {error}"
 
 
 def _offline() -> bool:

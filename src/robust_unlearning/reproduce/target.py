@@ -73,6 +73,9 @@ class Target(Strict):
     set: dict[str, Any] = Field(default_factory=dict, description="changes to every recipe")
     limit: int | None = Field(None, ge=1, description="use so many questions of each set")
     config: str | None = Field(None, description="config.json for the estimate, where the model is not here")
+    prompts: tuple[int, int] | None = Field(
+        None, description="of an evaluation on `suite` and on `validation`, for the estimate where they are not here"
+    )
     flops: float = Field(2e14, gt=0, description="sustained FLOP/s, for the estimate of models that are not here")
     reduced: tuple[str, ...] = Field((), description="what is less here than in the paper, said in the report")
     stages: dict[str, Stage] = Field(min_length=1)

@@ -28,10 +28,11 @@ class Rule:
     kind: Kind
     margin: float = 0.0
 
-    def __str__(self) -> str:
-        limit = f"{self.margin:g}"
-        texts = {"above": f"above {limit}", "below": f"below {limit}", "within": f"within ±{limit}", "zero": "no effect"}
-        return texts[self.kind]
+    def text(self, scale: float = 1.0) -> str:
+        """In words, the margin shown in the unit of the estimate as it is shown."""
+        limit = f"{scale * self.margin:g}"
+        words = {"above": f"above {limit}", "below": f"below {limit}", "within": f"within ±{limit}", "zero": "0"}
+        return words[self.kind]
 
 
 def judge(rule: Rule, estimate: Estimate | None) -> Finding:
@@ -81,6 +82,6 @@ class Outcome:
 
     def as_dict(self) -> dict[str, Any]:
         """All of it for JSON."""
-        own = {"claim": self.claim, "of": self.of, "paper": self.paper, "measure": self.measure, "rule": str(self.rule)}
+        own = {"claim": self.claim, "of": self.of, "paper": self.paper, "measure": self.measure, "rule": self.rule.text()}
         return {**own, "estimate": self.estimate.as_dict() if self.estimate else None, "finding": self.finding,
                 "shown": self.shown}  # fmt: skip
