@@ -87,6 +87,7 @@ def main_claims(grid: Grid | None, chosen: dict[str, float]) -> list[Outcome]:
         *_families(grid),
         *(each for recipe in chosen for each in _rna(grid, recipe, chosen[recipe])),
         *_average_recovery(grid, chosen),
+        *_time(grid, chosen),
     ]
 
 
@@ -97,7 +98,7 @@ def _not_run(claim: str) -> Outcome:
 def _fragility(grid: Grid) -> list[Outcome]:
     found = []
     for recipe, title in grid.recipes.items():
-        plain = grid.pick(recipe, lambda each: each.noise == 0)
+        plain = grid.at(recipe, 0)
         if not plain:
             continue
         lost = over_seeds(values(plain, right) - right(grid.base))
@@ -120,11 +121,7 @@ def _families(grid: Grid) -> list[Outcome]:
     """Preference against representation methods: losses of accuracy, averaged over the methods of each."""
     averages = []
     for titles in (paper.REPRESENTATION, paper.PREFERENCE):
-        own = [
-            values(grid.pick(recipe, lambda each: each.noise == 0), right)
-            for recipe, title in grid.recipes.items()
-            if title in titles
-        ]
+        own = [values(grid.at(recipe, 0), right) for recipe, title in grid.recipes.items() if title in titles]
         if own and len({each.shape for each in own}) == 1:
             averages.append(right(grid.base) - np.mean(own, axis=0))
     if len(averages) < 2:
@@ -155,7 +152,6 @@ def _rna(grid: Grid, recipe: str, noise: float) -> list[Outcome]:
     points = "RNA less none, points"
     wmdp = f"{paper.WMDP_RNA[title] - paper.WMDP[title]:+.1f} points (2-grams)" if printed else ""
     mmlu = f"{paper.MMLU_RNA[title] - paper.MMLU[title]:+.1f} points (2-grams)" if printed else ""
-    ratio = mean_interval([rna.seconds / plain.seconds - 1 for plain, rna in pairs if plain.seconds])
     found = [
         Outcome("recovers", of, f"recovery {paper.RECOVERY[title]} %" if printed else "", change(right),
                 f"accuracy with a forget-token, {points}", Rule("above"), f"recovery {percent(rate)}", PERCENT),
@@ -164,13 +160,10 @@ def _rna(grid: Grid, recipe: str, noise: float) -> list[Outcome]:
                 Rule("within", FORGET_MARGIN), scale=PERCENT),
         Outcome("keeps-retained", of, mmlu, change(retained), f"retain accuracy, {points}",
                 Rule("within", RETAIN_MARGIN), scale=PERCENT),
-        Outcome("free", of, "none", ratio, "time of training over that without RNA, less 1, %",
-                Rule("below", TIME_MARGIN), scale=PERCENT),
     ]  # fmt: skip
     if len(grid.base.near):
-        found.append(
-            Outcome("related", of, "", change(lambda own: own.near), f"accuracy, {points}", Rule("above"), scale=PERCENT)
-        )
+        near = change(lambda own: own.near)
+        found.append(Outcome("related", of, "", near, f"accuracy, {points}", Rule("above"), scale=PERCENT))
     return found
 
 
@@ -179,8 +172,7 @@ def like_forgetting(grid: Grid, recipe: str, noise: float) -> Outcome:
     harm, at = [], []
     for seed in sorted({each.seed for each in grid.models}):
         lines = [
-            [each.test for each in grid.pick(recipe, lambda one, s=scale: one.noise == s, last=False) if each.seed == seed]  # type: ignore[misc]
-            for scale in (noise, 0.0)
+            [each.test for each in grid.at(recipe, scale, last=False) if each.seed == seed] for scale in (noise, 0.0)
         ]
         matched = [
             each
@@ -202,10 +194,8 @@ def like_forgetting(grid: Grid, recipe: str, noise: float) -> Outcome:
 def _average_recovery(grid: Grid, chosen: dict[str, float]) -> list[Outcome]:
     """The paper's averages over representation and over preference methods, each at its chosen noise."""
     found = []
-    names = ("representation methods", "preference methods")
-    for name, titles, printed in zip(
-        names, (paper.REPRESENTATION, paper.PREFERENCE), paper.AVERAGE["recovery"], strict=True
-    ):
+    names, families = ("representation methods", "preference methods"), (paper.REPRESENTATION, paper.PREFERENCE)
+    for name, titles, printed in zip(names, families, paper.AVERAGE["recovery"], strict=True):
         own = [grid.pairs(recipe, noise) for recipe, noise in chosen.items() if grid.recipes[recipe] in titles]
         if not own or len({len(each) for each in own}) > 1:
             continue
@@ -219,6 +209,24 @@ def _average_recovery(grid: Grid, chosen: dict[str, float]) -> list[Outcome]:
     return found
 
 
+def _time(grid: Grid, chosen: dict[str, float]) -> list[Outcome]:
+    """Seconds of training with the chosen noise over those without, over the methods and seeds of a family."""
+    found = []
+    for name, titles in (("representation methods", paper.REPRESENTATION), ("preference methods", paper.PREFERENCE)):
+        pairs = [
+            pair
+            for recipe, noise in chosen.items()
+            if grid.recipes[recipe] in titles
+            for pair in grid.pairs(recipe, noise)
+        ]
+        ratios = [rna.seconds / plain.seconds - 1 for plain, rna in pairs if plain.seconds]
+        if ratios:
+            measure = "time of training over that without RNA, less 1, %; n counts pairs of runs"
+            rule = Rule("below", TIME_MARGIN)
+            found.append(Outcome("free", name, "none", mean_interval(ratios), measure, rule, scale=PERCENT))
+    return found or [_not_run("free")]
+
+
 def coefficient_claims(grid: Grid | None) -> list[Outcome]:
     """Figure 2: the slope of accuracy over log₂ of c or β, by least squares for every seed and question."""
     if grid is None:
@@ -229,7 +237,7 @@ def coefficient_claims(grid: Grid | None) -> list[Outcome]:
         if field is None:
             continue
         slopes = []
-        own = grid.pick(recipe, lambda each, field=field: field in each.fields)  # type: ignore[misc]
+        own = [each for each in grid.at(recipe, 0) if field in each.fields]
         for seed in sorted({each.seed for each in own}):
             models = [each for each in own if each.seed == seed]
             x = np.array([math.log2(each.fields[field]) for each in models])
@@ -244,7 +252,7 @@ def coefficient_claims(grid: Grid | None) -> list[Outcome]:
 
 
 def _varies(grid: Grid, recipe: str, field: str) -> bool:
-    return len({each.fields.get(field) for each in grid.pick(recipe, lambda each: field in each.fields)}) > 1
+    return len({each.fields[field] for each in grid.at(recipe, 0) if field in each.fields}) > 1
 
 
 def noise_claims(grid: Grid | None, chosen: dict[str, float]) -> list[Outcome]:
@@ -257,12 +265,8 @@ def noise_claims(grid: Grid | None, chosen: dict[str, float]) -> list[Outcome]:
         greatest = max(grid.noises(recipe), default=0.0)
         if greatest <= noise:
             continue
-        by_seed = {each.seed: each for each in grid.pick(recipe, lambda each, s=noise: each.noise == s)}  # type: ignore[misc]
-        much = [
-            (by_seed[each.seed], each)
-            for each in grid.pick(recipe, lambda each, s=greatest: each.noise == s)  # type: ignore[misc]
-            if each.seed in by_seed
-        ]
+        by_seed = {each.seed: each for each in grid.at(recipe, noise)}
+        much = [(by_seed[each.seed], each) for each in grid.at(recipe, greatest) if each.seed in by_seed]
         of = f"{grid.recipes[recipe]}, {greatest:g} against {noise:g}"
         if much:
             lost = over_seeds(np.stack([right(rna.test) - right(own.test) for own, rna in much]))
@@ -284,11 +288,13 @@ def layer_claims(grid: Grid | None, claim: str) -> list[Outcome]:
     if grid is None:
         return [_not_run(claim)]
     keys = sorted({tuple(each.fields.get("noise_layers") or ()) for each in grid.models} - {()})
-    return [
-        _layers(grid, claim, f"layers {_said(layers)}", lambda each, own=layers: _layers_of(each) == own, right,  # type: ignore[misc]
-                Rule("above"), "accuracy with a forget-token, RNA less none, mean of methods, points")
-        for layers in keys
-    ] or [_not_run(claim)]  # fmt: skip
+    text = "accuracy with a forget-token, RNA less none, mean of methods, points"
+
+    def at(layers: tuple[int, ...]) -> Outcome:
+        own = f"layers {', '.join(map(str, layers))}"
+        return _layers(grid, claim, own, lambda each: _layers_of(each) == layers, right, Rule("above"), text)
+
+    return [at(layers) for layers in keys] or [_not_run(claim)]
 
 
 def all_layer_claims(grid: Grid | None) -> list[Outcome]:
@@ -315,10 +321,6 @@ def all_layer_claims(grid: Grid | None) -> list[Outcome]:
 
 def _layers_of(model: Model) -> tuple[int, ...]:
     return tuple(model.fields.get("noise_layers") or ())
-
-
-def _said(layers: tuple[int, ...]) -> str:
-    return ", ".join(map(str, layers))
 
 
 def _layers(

@@ -1,4 +1,4 @@
-"""The paper's claims that rest on analyses: n-grams, layers, the theory, activations. They read the analyses' tables."""
+"""The paper's claims that rest on analyses, read from their tables: n-grams, layers, the theory, activations."""
 
 from __future__ import annotations
 

@@ -37,8 +37,8 @@ def write_report(name: str, target: Target, found: Found, out: Path) -> Path:
     sections.append(Section("environment", "Environment", [environment]))
     done = sum(state["status"] == "finished" for state in found.states.values())
     lead = (
-        f"{target.about} {done} of {len(target.stages)} stages are finished. Every number has the interval or the count "
-        "that it rests on; the paper's own numbers stand beside ours where it prints them."
+        f"{target.about} {done} of {len(target.stages)} stages are finished. Every number has the interval or the "
+        "count that it rests on; the paper's own numbers stand beside ours where it prints them."
     )
     write_page(Page(f"The paper, reproduced: {name}", lead, sections), out / PAGE)
     numbers = {
@@ -80,8 +80,9 @@ def _verdicts(rows: list[Any]) -> Section:
 
 def _main(target: Target, grid: Grid, found: Found, out: Path) -> Section:
     path = out / FIGURES
-    blocks: list[Block] = [tables.main_table(grid, place) for place in grid.places[:1]]
-    blocks += [Details(f"The same, the token in: {place}", [tables.main_table(grid, place)]) for place in grid.places[1:]]
+    first, *others = grid.places
+    blocks: list[Block] = [tables.main_table(grid, first)]
+    blocks += [Details(f"The same, the token in: {place}", [tables.main_table(grid, place)]) for place in others]
     blocks += _drawn(
         lambda: figures.overview(grid, found.chosen, path / "figure1.png"),
         lambda: figures.curve(grid, found.chosen, path / "trade-off.png"),
@@ -127,8 +128,8 @@ def _questions(grid: Grid, found: Found, out: Path) -> Section:
             view = f"{title}: {error}"
         blocks.append(Details(f"{name}: {title}, seed {plain.seed}", [view]))
     text = (
-        "Of each family the method on which RNA changed most is shown, one seed: an example to look at, no evidence; that "
-        "is in the verdicts."
+        "Of each family the method on which RNA changed most is shown, one seed: an example to look at, no evidence; "
+        "that is in the verdicts."
     )
     return Section("questions", "Questions that flipped, and flipped back", [text, *blocks])
 

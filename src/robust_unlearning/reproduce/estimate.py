@@ -103,7 +103,7 @@ def make_plan(target: Target, stages: Mapping[str, Stage], out: Path, units: Uni
     for name, stage in stages.items():
         status = state_of(target, name, out)["status"] if here else "waiting"
         points = points_of(target, stage)
-        left = {key: 0 for key in ("representation", "preference")}
+        left = dict.fromkeys(("representation", "preference"), 0)
         trained = evaluations = asked = 0
         for point in points:
             path = run_folder(out, point)
@@ -132,7 +132,9 @@ def _passes(stage: Stage, models: int, prompts: int) -> float:
     """What an analysis costs, in prompts of an evaluation."""
     if stage.kind == "ngrams":
         return models * len(stage.n) * 0.5 * prompts
-    texts = stage.documents * stage.probes if stage.kind == "noise-sensitivity" else stage.documents + 4 * stage.questions
+    texts = stage.documents + 4 * stage.questions
+    if stage.kind == "noise-sensitivity":
+        texts = stage.documents * stage.probes
     return models * texts * PASSES[stage.kind]
 
 
@@ -154,7 +156,6 @@ def units_of(target: Target, stages: Mapping[str, Stage], out: Path, *, here: bo
 
 def _measured(target: Target, points: Sequence[Point]) -> Units:
     from robust_unlearning.targets import Evaluator, open_target
-
     from robust_unlearning.train import shared_fields
 
     groups: dict[str, list[Recipe]] = {}
@@ -208,8 +209,8 @@ def _reckoned(target: Target, ones: Mapping[str, Point]) -> Units:
                 model = AutoModelForCausalLM.from_config(models.read_config(config_of(point.recipe, config), None))
             parameters = sum(each.numel() for each in model.parameters())
     prompt = 2 * parameters * PROMPT_TOKENS / target.flops
-    rate = f"{target.flops / 1e12:g} TFLOP/s"
-    return Units(step, prompt, f"reckoned, not measured: FLOPs of the planner at {rate}, {PROMPT_TOKENS} tokens a prompt")
+    rate = f"{target.flops / 1e12:g} TFLOP/s, {PROMPT_TOKENS} tokens a prompt"
+    return Units(step, prompt, f"reckoned, not measured: FLOPs of the planner at {rate}")
 
 
 def plan_text(target: Target, rows: Sequence[Row], units: Units | None, lacking: Sequence[str]) -> str:
@@ -227,7 +228,8 @@ def plan_text(target: Target, rows: Sequence[Row], units: Units | None, lacking:
     if units:
         seconds = sum(row.seconds or 0.0 for row in rows)
         costs = ", ".join(f"{value:.3g} s a step of one {kind} run" for kind, value in units.step.items())
-        text.append(f"in all about {duration(seconds)}. Unit costs {units.source}: {costs}, {units.prompt:.3g} s a prompt.")
+        costs += f", {units.prompt:.3g} s a prompt"
+        text.append(f"in all about {duration(seconds)}. Unit costs {units.source}: {costs}.")
     text += [f"reduced: {each}" for each in target.reduced]
     if lacking:
         text.append("missing, to be brought before it can run:\n" + "\n".join(f"  - {each}" for each in lacking))

@@ -50,8 +50,8 @@ def overview(grid: Grid, chosen: Mapping[str, float], path: Path) -> Figure:
     for name, recipes in families(grid).items():
         series = [base]
         for recipe in recipes:
-            plain = grid.pick(recipe, lambda each: each.noise == 0)
-            rna = grid.pick(recipe, lambda each, scale=chosen.get(recipe): each.noise == scale)  # type: ignore[misc]
+            plain = grid.at(recipe, 0)
+            rna = grid.at(recipe, chosen[recipe]) if recipe in chosen else []
             own = [models for models in (plain, rna) if models]
             points = [(estimate(models, retained), estimate(models, right)) for models in own]
             notes = ["", "RNA"] if plain else ["RNA"]
@@ -70,7 +70,7 @@ def curve(grid: Grid, chosen: Mapping[str, float], path: Path) -> Figure:
         series = []
         for recipe in recipes:
             for scale in dict.fromkeys((0.0, chosen.get(recipe, 0.0))):
-                own = grid.pick(recipe, lambda each, s=scale: each.noise == s, last=False)  # type: ignore[misc]
+                own = grid.at(recipe, scale, last=False)
                 steps = sorted({each.step for each in own})
                 at = [[each for each in own if each.step == step] for step in steps]
                 points = [base, *((estimate(models, forget), estimate(models, right)) for models in at)]
@@ -107,11 +107,8 @@ def over_field(
                 Series("base", [(Estimate(float(x)), over_seeds(of(grid.base)[None])) for x in range(len(ticks))], "_")
             ]
             for recipe in recipes:
-                points = [
-                    (Estimate(float(x)), estimate(own, of))
-                    for x, tick in enumerate(ticks)
-                    if (own := grid.pick(recipe, lambda each, t=tick: key(each) == t))  # type: ignore[misc]
-                ]
+                own = [[each for each in last if each.recipe == recipe and key(each) == tick] for tick in ticks]
+                points = [(Estimate(float(x)), estimate(each, of)) for x, each in enumerate(own) if each]
                 series.append(Series(grid.recipes[recipe], points, "o", joined=True))
             panels.append((f"{name}: {measure}" if name else measure, series))
     trade_off(panels, about, f"Over {about} ({INTERVALS})", path, ticks=ticks)
@@ -128,8 +125,9 @@ def layers_key(model: Model) -> str:
     layers = model.fields.get("noise_layers")
     if not model.noise:
         return "none"
-    text = "l" if not layers else f"{layers[0]} to {layers[-1]}" if len(layers) > 3 else ",".join(map(str, layers))
-    return text
+    if not layers:
+        return "l"
+    return f"{layers[0]} to {layers[-1]}" if len(layers) > 3 else ",".join(map(str, layers))
 
 
 def coefficient_key(model: Model) -> str:

@@ -156,8 +156,5 @@ def choose_noise(target: Target, grid: Grid) -> dict[str, float]:
 
 def _mean(grid: Grid, recipe: str, noise: float) -> Mapping[str, float]:
     """Measures on validation questions (on the suite's where there are none), means over seeds."""
-    own = [
-        selection_values(each.validation or each.test)
-        for each in grid.pick(recipe, lambda each: each.noise == noise)
-    ]
+    own = [selection_values(each.validation or each.test) for each in grid.at(recipe, noise)]
     return {key: sum(each[key] for each in own) / len(own) for key in own[0]}

@@ -31,7 +31,7 @@ def subjects_of(stage: Stage, grid: Grid, chosen: Mapping[str, float]) -> list[t
     found: list[tuple[str, Model]] = []
     for recipe in stage.recipes:
         scales = [0.0, *([chosen[recipe]] if stage.rna and recipe in chosen else [])]
-        own = [grid.pick(recipe, lambda each, scale=scale: each.noise == scale) for scale in scales]  # type: ignore[misc]
+        own = [grid.at(recipe, scale) for scale in scales]
         if not own[0]:
             raise UserError(f"the main stage has no model of {recipe}; it has {', '.join(grid.recipes) or 'none'}.")
         found += [(label(models[0]), models[0]) for models in own if models]
@@ -73,9 +73,7 @@ def _report(target: Target, stage: Stage, subjects: Subjects, tick: Callable[[st
     """The analysis of one kind, with the stage's sizes."""
     recipe = subjects.recipe()
     documents = {
-        side: inputs.rows(
-            subjects.tokenizer, inputs.recipe_documents(recipe, side, stage.documents), stage.max_tokens
-        )
+        side: inputs.rows(subjects.tokenizer, inputs.recipe_documents(recipe, side, stage.documents), stage.max_tokens)
         for side in ("forget", "retain")
     }
     if stage.kind == "noise-sensitivity":
@@ -126,9 +124,7 @@ def _ngrams(
     from robust_unlearning.embedders import load_embedder
     from robust_unlearning.ngrams import NgramSettings, select_ngrams
 
-    texts = [
-        text for corpus in stage.corpora for text in read_documents(TextSource.model_validate({"path": corpus}))
-    ]
+    texts = [text for corpus in stage.corpora for text in read_documents(TextSource.model_validate({"path": corpus}))]
     settings = NgramSettings(n=stage.n, each=stage.each, sample=stage.sample)
     say(f"  n-grams of {len(texts)} documents")
     record, _ = select_ngrams(texts, load_embedder(stage.embedder), settings, files.cache_dir() / "ngrams")

@@ -50,7 +50,8 @@ def _model(name: str) -> str:
         return ""
     if _cached(name, "model", "config.json") or not _offline():
         return ""
-    return f"model {name}: not in the hub's cache, and HF_HUB_OFFLINE forbids to fetch it. Or name a folder: set.model=DIR."
+    where = "not in the hub's cache, and HF_HUB_OFFLINE forbids to fetch it"
+    return f"model {name}: {where}. Bring it, or name a folder: set.model=DIR."
 
 
 def _texts(recipe: Recipe) -> Iterable[tuple[str, str]]:

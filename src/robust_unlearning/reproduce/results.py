@@ -40,7 +40,8 @@ def measured(evaluation: Evaluation, own: Roles) -> Measured:
     lacking = [role for role, names in (*found.items(), ("perturbed", pairs)) if not names]
     if lacking:
         raise UserError(
-            f"the suite has no task to {lacking[0]}; its tasks: {', '.join(tasks)}. Name patterns in the target's roles."
+            f"the suite has no task whose role is {lacking[0]}; its tasks: {', '.join(tasks)}. Name patterns in the "
+            "target's roles."
         )
     places: dict[str, list[str]] = {}
     for task in pairs:
@@ -192,11 +193,14 @@ class Grid:
         own = [each for each in self.models if each.recipe == recipe and wanted(each) and (each.last or not last)]
         return sorted(own, key=lambda each: (each.seed, each.step))
 
+    def at(self, recipe: str, noise: float, *, last: bool = True) -> list[Model]:
+        """A recipe's models with noise of one scale, by seed and step."""
+        return self.pick(recipe, lambda each: each.noise == noise, last=last)
+
     def pairs(self, recipe: str, noise: float) -> list[tuple[Model, Model]]:
         """(without noise, with it) after the last step, for every seed that has both."""
-        plain = {each.seed: each for each in self.pick(recipe, lambda each: each.noise == 0)}
-        rna = self.pick(recipe, lambda each: each.noise == noise)
-        return [(plain[each.seed], each) for each in rna if each.seed in plain]
+        plain = {each.seed: each for each in self.at(recipe, 0)}
+        return [(plain[each.seed], each) for each in self.at(recipe, noise) if each.seed in plain]
 
 
 def selection_values(own: Measured) -> dict[str, float]:

@@ -7,7 +7,7 @@
 | `base/` | scores of the base model |
 | `stages/NAME/stage.json` | status, hash, seconds, and the error of a stage that failed |
 | `stages/NAME/result.json` | what a finished stage found; an analysis has its own tables in `analysis/` |
-| `report.html`, `reproduce.json`, `figures/` | the report, written again after every stage |
+| `report.html`, `reproduce.json`, `figures/` | the report, written after the main stage and at the end |
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def run(target: Target, stages: Mapping[str, Stage], out: Path, say: Say, after:
     """Run what is not finished of `stages`; a stage that fails is kept with its error and the others go on.
 
     Args:
-        after: called after every stage, with what is known then.
+        after: called after the main stage, with what is known then: what follows may take long.
     """
     found = read(target, out)
     for number, (name, stage) in enumerate(stages.items(), 1):
@@ -106,7 +106,8 @@ def run(target: Target, stages: Mapping[str, Stage], out: Path, say: Say, after:
         found.states[name] = _run_one(target, name, out, say, found)
         if found.states[name]["status"] == "failed":
             say(f"  failed: {found.states[name]['error']}")
-        after(found)
+        if stage.kind == "main":
+            after(found)
     return found
 
 

@@ -31,9 +31,9 @@ def main_rows(grid: Grid, place: str) -> list[dict[str, Any]]:
     """The base and every method at every scale after its last step, tokens in one place: name -> estimates."""
     rows = [{"name": "base", "noise": 0.0, **_cells([grid.base], place)}]
     for recipe, title in grid.recipes.items():
-        plain = [each.test for each in grid.pick(recipe, lambda each: each.noise == 0)]
+        plain = [each.test for each in grid.at(recipe, 0)]
         for scale in (0.0, *grid.noises(recipe)):
-            own = [each.test for each in grid.pick(recipe, lambda each, s=scale: each.noise == s)]  # type: ignore[misc]
+            own = [each.test for each in grid.at(recipe, scale)]
             if not own:
                 continue
             cells = _cells(own, place)
@@ -71,8 +71,9 @@ def main_table(grid: Grid, place: str) -> Table:
     notes = (
         f"Accuracies and rates in %, 95 % intervals over seeds ({seeds}) and questions ({len(grid.base.forget)} to be "
         f"forgotten, {len(grid.base.near)} kept and close in topic, {len(grid.base.far)} others kept, "
-        f"{len(grid.base.clean)} of the kept with a token in them). Guessing: {100 * grid.chance:.0f} %. Excess harm: log p "
-        "of the right answer with a forget-token less that with an unrelated word; below 0 the forget-token harms more."
+        f"{len(grid.base.clean)} of the kept with a token in them). Guessing: {100 * grid.chance:.0f} %. Excess harm: "
+        "log p of the right answer with a forget-token less that with an unrelated word; below 0 the forget-token "
+        "harms more."
     )
     headers = ("model", *(COLUMNS[key] for key in keys))
     return Table(f"After the last step, the token in: {place}", headers, cells, notes)
@@ -109,9 +110,7 @@ def analysis_tables(data: Mapping[str, Any]) -> list[Table]:
     tables = []
     for key, about in data["shown"].items():
         columns = about["columns"]
-        rows = [
-            [shown(estimate(row[field]) or row[field]) for field in columns] for row in data["tables"].get(key, [])
-        ]
+        rows = [[shown(estimate(row[field]) or row[field]) for field in columns] for row in data["tables"].get(key, [])]
         if rows:
             tables.append(Table(about["title"], tuple(columns.values()), rows))
     return tables
@@ -125,7 +124,8 @@ def stage_table(target: Target, found: Found) -> Table:
         seconds = f"{state['seconds']:.0f} s" if "seconds" in state else ""
         rows.append([name, stage.title, stage.stands_for, state["status"], seconds, state.get("error", "")])
     headers = ("stage", "what", "stands for", "status", "time", "error")
-    return Table("Stages", headers, rows, "A stage that is finished is not run again; waiting: not run with these settings.")
+    notes = "A stage that is finished is not run again; waiting: not run with these settings."
+    return Table("Stages", headers, rows, notes)
 
 
 def reduced_table(target: Target) -> Table:
@@ -148,7 +148,8 @@ def environment_table(found: Found, out: Path) -> tuple[Table, dict[str, Any]]:
         return Table("Environment", ("what", "value"), [["runs", "none yet"]]), {}
     record = files.read_json(out / models[0].run / RECORD)
     hashes = {each.run.rpartition("-")[2] for each in models}
-    about: dict[str, Any] = {**record["environment"], "base": record["model"], "base fingerprint": record["model_fingerprint"]}
+    about: dict[str, Any] = {**record["environment"], "base": record["model"]}
+    about["base fingerprint"] = record["model_fingerprint"]
     for topic, sides in record["data_fingerprints"].items():
         about |= {f"{topic}, {side} text": value for side, value in sides.items()}
     evaluation = out / "base" / "evaluation.json"
@@ -156,5 +157,5 @@ def environment_table(found: Found, out: Path) -> tuple[Table, dict[str, Any]]:
         about["evaluation of the base"] = files.read_json(evaluation)["key"]
     about["runs"] = f"{len(hashes)} recipes"
     rows = [[key, str(value)] for key, value in about.items()]
-    notes = "A run's folder is named by its recipe's hash; `run.json` there has seeds, versions, fingerprints and times."
+    notes = "A run's folder is named by its recipe's hash; its `run.json` has seeds, versions, fingerprints and times."
     return Table("Environment and fingerprints", ("what", "value"), rows, notes), {**about, "recipes": sorted(hashes)}

@@ -106,7 +106,8 @@ def load_target(name: str, overrides: Iterable[str] = ()) -> Target:
         raise UserError(f"{name}: a target is a YAML file: {error}") from error
     if not isinstance(data, dict):
         raise UserError(f"{name}: a target is a mapping with about, suite and stages.")
-    stages = data.get("stages") if isinstance(data.get("stages"), dict) else {}
+    given = data.get("stages")
+    stages = given if isinstance(given, dict) else {}
     overrides = list(overrides)
     for word in overrides:
         parts = word.partition("=")[0].split(".")

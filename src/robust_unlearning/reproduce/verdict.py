@@ -82,6 +82,6 @@ class Outcome:
 
     def as_dict(self) -> dict[str, Any]:
         """All of it for JSON."""
-        own = {"claim": self.claim, "of": self.of, "paper": self.paper, "measure": self.measure, "rule": self.rule.text()}
-        return {**own, "estimate": self.estimate.as_dict() if self.estimate else None, "finding": self.finding,
-                "shown": self.shown}  # fmt: skip
+        own = {key: getattr(self, key) for key in ("claim", "of", "paper", "measure", "shown", "finding")}
+        estimate = self.estimate.as_dict() if self.estimate else None
+        return {**own, "rule": self.rule.text(), "estimate": estimate}

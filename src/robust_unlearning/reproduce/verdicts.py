@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from robust_unlearning.report.blocks import Table, Verdict
+from robust_unlearning.report.blocks import Finding, Table, Verdict
 from robust_unlearning.reproduce.claims import (
     CLAIMS,
     all_layer_claims,
@@ -28,9 +28,9 @@ from robust_unlearning.scores import Estimate
 
 RULE = (
     "A verdict rests on a 95 % interval and never on a point: a claim holds where the whole interval lies on the side "
-    "that it says, does not hold where it lies wholly on the other, and cannot be told otherwise. That something stays as "
-    "it was holds where the interval lies inside a margin that the row names; that something is exactly so can only be "
-    "refuted. Intervals are of single rows: of twenty rows without an effect one is expected to look like one."
+    "that it says, does not hold where it lies wholly on the other, and cannot be told otherwise. That something stays "
+    "as it was holds where the interval lies inside a margin that the row names; that something is exactly so can only "
+    "be refuted. Intervals are of single rows: of twenty rows without an effect one is expected to look like one."
 )
 SUMMARY_RULE = (
     "A claim as a whole: it holds where it holds in every row; it does not hold where it fails in one row at least and "
@@ -70,7 +70,8 @@ def whole(rows: Sequence[Outcome]) -> Verdict:
     """The word for a claim as a whole; see `SUMMARY_RULE`."""
     counts = Counter(each.finding for each in rows)
     told = len(rows) - counts["not run"]
-    note = ", ".join(f"{word} in {counts[word]}" for word in ("holds", "does not hold", "cannot be told") if counts[word])
+    words: tuple[Finding, ...] = ("holds", "does not hold", "cannot be told")
+    note = ", ".join(f"{word} in {counts[word]}" for word in words if counts[word])
     note = f"{note} of {told} rows"
     if not told:
         return Verdict("not run")
@@ -83,7 +84,7 @@ def whole(rows: Sequence[Outcome]) -> Verdict:
 
 def summary_table(rows: Sequence[Outcome]) -> Table:
     """A row for each claim."""
-    cells = []
+    cells: list[list[str | Verdict]] = []
     for claim, (text, where) in CLAIMS.items():
         own = [each for each in rows if each.claim == claim]
         cells.append([text, where, whole(own)] if own else [text, where, Verdict("not run")])
@@ -93,7 +94,7 @@ def summary_table(rows: Sequence[Outcome]) -> Table:
 def claim_table(claim: str, rows: Sequence[Outcome]) -> Table:
     """All rows of one claim: the paper's number, ours with its interval, the verdict."""
     own = [each for each in rows if each.claim == claim]
-    cells = [
+    cells: list[list[str | Verdict]] = [
         [each.of or "all", each.paper, number(each.estimate, each.scale), each.measure, each.shown,
          Verdict(each.finding, f"claimed: {each.rule.text(each.scale)}" if each.estimate else "")]
         for each in own
