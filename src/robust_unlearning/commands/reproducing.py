@@ -39,6 +39,10 @@ def _reproduce(arguments: argparse.Namespace) -> None:
     from robust_unlearning.reproduce.run import run
 
     lacking = missing(target, stages)
+    if lacking and not arguments.plan:
+        others = ", ".join(each for each in target_names() if each != arguments.target)
+        head = f"{arguments.target}: {len(lacking)} thing(s) are missing; bring them, or reproduce another ({others}):"
+        raise UserError("\n  - ".join([head, *lacking]))
     rows = make_plan(target, stages, out, None)
     units = None
     if any(each.status != "finished" for each in rows):
@@ -48,11 +52,6 @@ def _reproduce(arguments: argparse.Namespace) -> None:
     print(plan_text(target, rows, units, lacking), flush=True)
     if arguments.plan:
         return
-    if lacking:
-        raise UserError(
-            f"{arguments.target}: {len(lacking)} thing(s) are missing, see the list above. Bring them, or reproduce "
-            f"another of {', '.join(target_names())}."
-        )
     files.write_json(out / "plan.json", plan_json(rows, units))
     name = Path(arguments.target).stem
 

@@ -144,17 +144,19 @@ def units_of(target: Target, stages: Mapping[str, Stage], out: Path, *, here: bo
     Raises:
         UserError: the model, its texts or the questions cannot be used.
     """
-    points = points_of(target, target.stages[main_name(target)])
-    points += [each for stage in stages.values() for each in points_of(target, stage)]
+    points = [each for stage in stages.values() for each in points_of(target, stage)]
+    recipe = points_of(target, target.stages[main_name(target)])[0].recipe
     if not here:
-        return _reckoned(target, {family(each.recipe): each for each in reversed(points)})
+        return _reckoned(target, {family(each.recipe): each for each in reversed(points)}, recipe)
     kept = out / CALIBRATION
-    if not kept.exists():
-        files.write_json(kept, asdict(_measured(target, points)))
-    return Units(**files.read_json(kept))
+    units = Units(**files.read_json(kept)) if kept.exists() else None
+    if units is None or not {family(each.recipe) for each in points} <= units.step.keys():
+        units = _measured(target, points, recipe)
+        files.write_json(kept, asdict(units))
+    return units
 
 
-def _measured(target: Target, points: Sequence[Point]) -> Units:
+def _measured(target: Target, points: Sequence[Point], recipe: Recipe) -> Units:
     from robust_unlearning.targets import Evaluator, open_target
     from robust_unlearning.train import shared_fields
 
@@ -164,7 +166,6 @@ def _measured(target: Target, points: Sequence[Point]) -> Units:
         if len(own) < SIDE_BY_SIDE and all(shared_fields(each) == shared_fields(point.recipe) for each in own[:1]):
             own.append(point.recipe)
     step = {kind: _step_seconds(own) for kind, own in groups.items()}
-    recipe = points[0].recipe
     evaluator = Evaluator(recipe.dtype, recipe.device)
     suite = limited(load_suite(target.suite), min(QUESTIONS, target.limit or QUESTIONS))
     evaluator.evaluate(open_target(recipe.model), limited(suite, 1))  # the model is loaded, and warm
@@ -191,7 +192,7 @@ def _step_seconds(recipes: Sequence[Recipe]) -> float:
     return seconds
 
 
-def _reckoned(target: Target, ones: Mapping[str, Point]) -> Units:
+def _reckoned(target: Target, ones: Mapping[str, Point], recipe: Recipe) -> Units:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -200,14 +201,13 @@ def _reckoned(target: Target, ones: Mapping[str, Point]) -> Units:
     from robust_unlearning.planner.plan import make_plan as plan_run
 
     config = files.locate(target.config) if target.config else None
-    step, parameters = {}, 0
+    step = {}
     for kind, point in ones.items():
         plan = plan_run(point.recipe, config=config)
         step[kind] = plan.total_flops / target.flops / plan.steps
-        if not parameters:
-            with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(models.read_config(config_of(point.recipe, config), None))
-            parameters = sum(each.numel() for each in model.parameters())
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(models.read_config(config_of(recipe, config), None))
+    parameters = sum(each.numel() for each in model.parameters())
     prompt = 2 * parameters * PROMPT_TOKENS / target.flops
     rate = f"{target.flops / 1e12:g} TFLOP/s, {PROMPT_TOKENS} tokens a prompt"
     return Units(step, prompt, f"reckoned, not measured: FLOPs of the planner at {rate}")

@@ -139,7 +139,7 @@ def main_name(target: Target) -> str:
 
 
 def chosen_stages(target: Target, only: Iterable[str]) -> dict[str, Stage]:
-    """The stages named, in their order, all where none is named.
+    """The stages named, all where none is named: the main one first, as others lean on it, else in their order.
 
     Raises:
         UserError: a name that no stage has.
@@ -148,7 +148,8 @@ def chosen_stages(target: Target, only: Iterable[str]) -> dict[str, Stage]:
     for name in names:
         if name not in target.stages:
             raise UserError(unknown("stage", name, target.stages))
-    return {key: stage for key, stage in target.stages.items() if not names or key in names}
+    ordered = sorted(target.stages.items(), key=lambda item: item[1].kind != "main")
+    return {key: stage for key, stage in ordered if not names or key in names}
 
 
 def points_of(target: Target, stage: Stage) -> list[Point]:
