@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 from robust_unlearning.questions import LETTERS
 from robust_unlearning.report.flips import BACK, KINDS, SHOWN, STAYED, Answer, Case, Flips
-from robust_unlearning.report.markup import Names, attribute, download, table, text
+from robust_unlearning.report.markup import Names, attribute, download, plain, table, text
 from robust_unlearning.report.tables import csv_table
 
 FORMS = {"forget": "with the forget-token", "control": "with an unrelated word", "clean": "as it was"}
+
+CONTROL_RIGHT = "of the flipped, those that the unlearned model answers with an unrelated word in the token's place"
 
 
 def flips_view(view: Flips, names: Names, within: str) -> str:
@@ -17,8 +19,8 @@ def flips_view(view: Flips, names: Names, within: str) -> str:
     base, unlearned, rna = view.models
     name = names.new(f"{within}-questions")
     parts = [
-        f"<p>{len(view.cases)} questions with a forget-token in them, asked of {text(base)} (the base), "
-        f"{text(unlearned)} (unlearned) and {text(rna)} (unlearned with noise, RNA). Each is of one kind.</p>",
+        f"<p>{len(view.cases)} questions with a forget-token in them, asked of {plain(base)} (the base), "
+        f"{plain(unlearned)} (unlearned) and {plain(rna)} (unlearned with noise, RNA). Each is of one kind.</p>",
         _counts(view, within),
     ]
     for kind in SHOWN:
@@ -45,8 +47,11 @@ def _counts(view: Flips, within: str) -> str:
     label = "Perturbed questions by what became of them"
     numbers = csv_table(COLUMNS, map(_row, view.cases)).encode()
     link = download(f"{within}-questions.csv", numbers, "every question, CSV")
-    meanings = "".join(f"<div><dt>{text(kind)}</dt><dd>{text(what)}</dd></div>" for kind, what in KINDS.items())
-    headers = ["task", "n", *KINDS, "of the flipped, right with an unrelated word"]
+    meanings = "".join(
+        f"<div><dt>{text(column)}</dt><dd>{text(what)}</dd></div>"
+        for column, what in {**KINDS, "control right": CONTROL_RIGHT}.items()
+    )
+    headers = ["task", "n", *KINDS, "control right"]
     return (
         f'<figure class="table"><figcaption><strong>{label}</strong> <span class="files">{link}</span></figcaption>'
         f'{table(headers, rows, label)}<dl class="notes">{meanings}</dl></figure>'
@@ -69,12 +74,12 @@ def _row(case: Case) -> list[object]:
 
 def _card(case: Case, models: Sequence[str]) -> str:
     """A question: its text with the token marked, a row an option with a bar a model, what was said without it."""
-    asked = "".join(f"<mark>{text(part)}</mark>" if token else text(part) for part, token in case.parts)
-    head = "".join(f'<th scope="col">{text(name)}</th>' for name in models)
+    asked = "".join(f"<mark>{plain(part)}</mark>" if token else plain(part) for part, token in case.parts)
+    head = "".join(f'<th scope="col">{plain(name)}</th>' for name in models)
     options = "".join(_option(case, index, models) for index in range(len(case.asked.choices)))
     others = "".join(_otherwise(case, form, models) for form in ("clean", "control"))
     return f"""<article class="card">
-<header>{text(case.task)} · {text(case.clean.id)}</header>
+<header>{plain(case.task)} · {plain(case.clean.id)}</header>
 <p class="asked">{asked}</p>
 <table class="options"><thead><tr><th scope="col">option, probability among the options</th>{head}</tr></thead>
 <tbody>{options}</tbody><tfoot>{others}</tfoot></table>
@@ -83,10 +88,10 @@ def _card(case: Case, models: Sequence[str]) -> str:
 
 
 def _option(case: Case, index: int, models: Sequence[str]) -> str:
-    choice = text(case.asked.choices[index])
+    choice = plain(case.asked.choices[index])
     if index == case.replaced:
         choice = (
-            f'<mark>{choice}</mark> <span class="note">in place of <del>{text(case.clean.choices[index])}</del></span>'
+            f'<mark>{choice}</mark> <span class="note">in place of <del>{plain(case.clean.choices[index])}</del></span>'
         )
     right = index == case.clean.answer
     label = f'<span class="letter">{LETTERS[index]}</span> {choice}' + (
@@ -112,7 +117,7 @@ def _otherwise(case: Case, form: str, models: Sequence[str]) -> str:
         return ""
     label = FORMS[form] + (f" ({case.control})" if form == "control" else "")
     cells = "".join(f"<td>{_chose(forms.get(form))}</td>" for forms in case.answers)
-    return f'<tr><th scope="row">{text(label)}</th>{cells}</tr>'
+    return f'<tr><th scope="row">{plain(label)}</th>{cells}</tr>'
 
 
 def _chose(answer: Answer | None) -> str:

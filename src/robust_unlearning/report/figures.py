@@ -131,8 +131,12 @@ def _numbers(panels: Sequence[tuple[str, Sequence[Series]]], ticks: Sequence[str
 
 
 def _wrapped(label: str, width: int) -> str:
-    """A label over as many lines as it needs, `width` characters each, so that a panel's edge does not cut it."""
-    return "\n".join(part for line in label.splitlines() for part in wrap(line, width))
+    """A label over as few lines of `width` characters as hold it, of like length: a panel's edge does not cut it."""
+    lines = []
+    for line in label.splitlines():
+        count = len(wrap(line, width))
+        lines += next(parts for each in range(1, width + 1) if len(parts := wrap(line, each)) == count)
+    return "\n".join(lines)
 
 
 def _bars(values: Sequence[Estimate]) -> list[list[float]]:

@@ -154,7 +154,7 @@ def flips(
         if where in WHERE:
             shared = (key for key in records if all(key in each.tasks.get(task, {}) for each in (unlearned, rna)))
             for key in shared:
-                clean = _question(questions[name], key[0], task, records[key]["answer"])
+                clean = _question(questions.get(name, {}), key[0], task, records[key]["answer"])
                 answers = (_forms(base, task, key), _forms(unlearned, task, key), _forms(rna, task, key))
                 asked = perturb(clean, key[1], where, seed)
                 cases.append(Case(task, clean, asked, key[1], key[2], _kind(answers), answers))

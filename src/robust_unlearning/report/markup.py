@@ -33,9 +33,14 @@ class Names:
         return name
 
 
+def plain(value: str) -> str:
+    """Text as HTML, escaped, nothing else: for what others wrote, such as questions."""
+    return html.escape(value)
+
+
 def text(value: str) -> str:
-    """Text as HTML, escaped; what stands in `backticks` is set as code."""
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(value))
+    """Text as HTML, escaped; what stands in `backticks` is set as code: for what the report's author wrote."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", plain(value))
 
 
 def attribute(value: str) -> str:

@@ -24,7 +24,7 @@ from robust_unlearning.report.blocks import Section as Section
 from robust_unlearning.report.blocks import Table as Table
 from robust_unlearning.report.blocks import Verdict as Verdict
 from robust_unlearning.report.flips import Flips as Flips
-from robust_unlearning.report.markup import Names, attribute, text
+from robust_unlearning.report.markup import Names, attribute, plain, text
 
 TOP = "top"
 
@@ -58,7 +58,7 @@ def as_html(page: Page) -> str:
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<title>{text(page.title)}</title>
+<title>{plain(page.title)}</title>
 <style>
 {style}</style>
 </head>

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -61,13 +62,20 @@ def _figure(block: Figure, names: Names, within: str) -> str:
     name = names.new(f"{within}-figure")
     png, numbers = _read(block.png), _read(block.csv)
     headers, *rows = csv.reader(io.StringIO(numbers.decode("utf-8")))
+    shown = [[_short(each) for each in row] for row in rows]
+    summary = f"Its numbers ({len(rows)} rows, four digits; all of them in the CSV)"
     links = f"{download(block.csv.name, numbers, 'CSV')} {download(block.png.name, png, 'PNG')}"
     drawn = inline_svg(block.svg, name, f"{block.title}. {block.caption}")
     return f"""<figure class="drawn" id="{name}">
 <div class="scroll" role="group" tabindex="0" aria-label="{attribute(block.title)}">{drawn}</div>
 <figcaption><strong>{text(block.title)}</strong> {text(block.caption)} <span class="files">{links}</span></figcaption>
-<details class="numbers"><summary>Its numbers ({len(rows)} rows)</summary>{table(headers, rows, block.title)}</details>
+<details class="numbers"><summary>{summary}</summary>{table(headers, shown, block.title)}</details>
 </figure>"""
+
+
+def _short(value: str) -> str:
+    """A number of a CSV with four digits that count; anything else as it is."""
+    return f"{float(value):.4g}" if re.fullmatch(r"-?\d+(\.\d+(e-?\d+)?|e-?\d+)", value) else value
 
 
 def _read(path: Path) -> bytes:
