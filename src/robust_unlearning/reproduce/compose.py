@@ -61,7 +61,8 @@ def _plain(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _what(target: Target, found: Found) -> Section:
-    blocks: list[Block] = [tables.stage_table(target, found), tables.reduced_table(target)]
+    reduced = tables.reduced_table(target)
+    blocks: list[Block] = [tables.stage_table(target, found), *([reduced] if reduced.rows else [])]
     failed = [f"{key}: {run}: {why}" for key, each in found.grids.items() for run, why in each.failed.items()]
     if failed:
         blocks.append(Details(f"{len(failed)} runs failed", failed))

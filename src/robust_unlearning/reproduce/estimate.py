@@ -30,7 +30,7 @@ STEPS, SIDE_BY_SIDE, QUESTIONS = 3, 3, 16
 """Steps of training, runs side by side, and questions of each set that a calibration takes."""
 PROMPT_TOKENS = 150
 """Tokens of a question, for models that are not here."""
-PASSES = {"noise-sensitivity": 60.0, "activations": 17.0, "theory": 200.0}
+PASSES = {"noise-sensitivity": 60.0, "activations": 17.0, "theory": 90.0}
 """Cost of an analysis for each model and text, in prompts of an evaluation: measured on tiny, good to a factor of 2."""
 
 

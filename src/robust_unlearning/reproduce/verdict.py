@@ -7,7 +7,8 @@
 | `within` m | it lies inside −m to m | it lies wholly outside |
 | `zero` | never: no interval proves a nought | it does not cover 0 |
 
-In all other cases it cannot be told. A number without an interval decides nothing.
+In all other cases it cannot be told. A number without an interval decides nothing, nor do fewer than `FEWEST`
+observations, whatever their bootstrap says: that all five lie on one side happens to one in sixteen without any effect.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from robust_unlearning.report.blocks import Finding
 from robust_unlearning.scores import Estimate
 
 Kind = Literal["above", "below", "within", "zero"]
+FEWEST = 6
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ def judge(rule: Rule, estimate: Estimate | None) -> Finding:
     if estimate is None:
         return "not run"
     low, high = estimate.low, estimate.high
-    if low is None or high is None:
+    if low is None or high is None or 0 < estimate.n < FEWEST:
         return "cannot be told"
     if rule.kind == "zero":
         return "does not hold" if low > 0 or high < 0 else "cannot be told"

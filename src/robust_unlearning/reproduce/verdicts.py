@@ -30,7 +30,8 @@ RULE = (
     "A verdict rests on a 95 % interval and never on a point: a claim holds where the whole interval lies on the side "
     "that it says, does not hold where it lies wholly on the other, and cannot be told otherwise. That something stays "
     "as it was holds where the interval lies inside a margin that the row names; that something is exactly so can only "
-    "be refuted. Intervals are of single rows: of twenty rows without an effect one is expected to look like one."
+    "be refuted. Fewer than six observations decide nothing. Intervals are of single rows: of twenty rows without an "
+    "effect one is expected to look like one; and with few seeds the spread between seeds is underestimated."
 )
 SUMMARY_RULE = (
     "A claim as a whole: it holds where it holds in every row; it does not hold where it fails in one row at least and "
