@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from robust_unlearning import cli, files
 from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate import Evaluation
 from robust_unlearning.planted.measure import Measured, Perturbed
+from robust_unlearning.recipe import Recipe
 from robust_unlearning.reproduce import claims, claims_theory, paper, run
 from robust_unlearning.reproduce.estimate import make_plan
 from robust_unlearning.reproduce.grid import choose_noise, run_folder
@@ -22,6 +24,7 @@ from robust_unlearning.reproduce.target import Roles, chosen_stages, load_target
 from robust_unlearning.reproduce.verdict import Outcome, Rule, judge
 from robust_unlearning.reproduce.verdicts import claim_table, number, outcomes, summary_table, whole
 from robust_unlearning.scores import Estimate, over_seeds
+from robust_unlearning.sweep.grid import expand, load_sweep
 
 
 def test_paper_numbers_agree_with_its_own_averages() -> None:
@@ -197,6 +200,13 @@ def test_answers_by_role() -> None:
         measured(Evaluation({}, records), Roles())
 
 
+def _alike(recipe: Recipe) -> str:
+    """A recipe but for what plays no part in what it trains."""
+    return recipe.model_copy(
+        update={"snapshots": (), "checkpoint_every": 1, "noise_std": recipe.noise_std or None}
+    ).content_hash()
+
+
 @pytest.mark.parametrize("name", ["tiny", "smollm2", "zephyr-7b"])
 def test_shipped_targets_hold_what_they_should(name: str, tmp_path: Path) -> None:
     assert name in target_names()
@@ -210,6 +220,15 @@ def test_shipped_targets_hold_what_they_should(name: str, tmp_path: Path) -> Non
     assert sum(row.runs for row in rows) > sum(row.trained for row in rows) > 0  # runs are shared
     for stage in target.stages.values():
         assert set(stage.recipes) <= {point.source for point in main}
+        for command in stage.command.split("; "):
+            words = shlex.split(command.split(" (then")[0])
+            assert words[0] == "unlearn"
+            arguments = cli._parse(cli._parser(), words[1:])
+            if arguments.verb == "sweep":
+                alone = expand(load_sweep(arguments.sweep, arguments.overrides))
+                assert {_alike(each.recipe) for each in alone} <= {
+                    _alike(each.recipe) for each in points_of(target, stage)
+                }
 
 
 def test_the_plans_of_all_targets_through_the_command_line(
