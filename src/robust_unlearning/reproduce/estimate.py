@@ -172,8 +172,8 @@ def _measured(target: Target, points: Sequence[Point], recipe: Recipe) -> Units:
     began = time.perf_counter()
     evaluator.evaluate(open_target(recipe.model), suite)
     prompt = (time.perf_counter() - began) / prompts_of(suite)
-    runs = ", ".join(f"{len(own)} {kind} runs" for kind, own in groups.items())
-    return Units(step, prompt, f"measured here: {STEPS} steps of {runs} side by side, and {prompts_of(suite)} prompts")
+    taken = [f"{STEPS} steps of {len(own)} {kind} runs side by side" for kind, own in groups.items()]
+    return Units(step, prompt, "measured here: " + ", ".join([*taken, f"{prompts_of(suite)} prompts"]))
 
 
 def _step_seconds(recipes: Sequence[Recipe]) -> float:
@@ -227,8 +227,8 @@ def plan_text(target: Target, rows: Sequence[Row], units: Units | None, lacking:
     text = [target.about, text_table(HEADERS, cells)]
     if units:
         seconds = sum(row.seconds or 0.0 for row in rows)
-        costs = ", ".join(f"{value:.3g} s a step of one {kind} run" for kind, value in units.step.items())
-        costs += f", {units.prompt:.3g} s a prompt"
+        costs = "".join(f"{value:.3g} s a step of one {kind} run, " for kind, value in units.step.items())
+        costs += f"{units.prompt:.3g} s a prompt"
         text.append(f"in all about {duration(seconds)}. Unit costs {units.source}: {costs}.")
     text += [f"reduced: {each}" for each in target.reduced]
     if lacking:
