@@ -20,7 +20,7 @@ ORDER = [
     "corpora", "questions", "scores", "score_table", "comparison", "answers", "compare", "perturb", "prefix_tree",
     "perturbed", "likelihood", "evaluate", "fast_lm", "task_data", "task_index", "harness", "conversion", "models",
     "band", "delta", "runs", "objective", "references", "candidate", "train", "targets", "analysis", "embedders",
-    "ngrams", "progress", "report", "planner", "search", "sweep", "planted", "demo", "commands", "cli",
+    "ngrams", "progress", "report", "planner", "search", "sweep", "planted", "reproduce", "demo", "commands", "cli",
 ]
 # fmt: on
 

@@ -72,6 +72,7 @@ def _parser() -> Parser:
         perturbing,
         planning,
         planted,
+        reproducing,
         searching,
         sweeping,
         training,
@@ -102,6 +103,7 @@ def _parser() -> Parser:
         perturbing,
         ngrams,
         planted,
+        reproducing,
     ):
         module.add(verb)
     return parser

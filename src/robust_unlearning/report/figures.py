@@ -110,7 +110,10 @@ def trade_off(
             axis.set_xticks(range(len(ticks)), ticks)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0][0].legend(frameon=False, fontsize=9)
+    labels = [[each.label for each in series] for _, series in panels]
+    for axis, own in zip(axes[0], labels, strict=True):
+        if axis is axes[0][0] or own != labels[0]:
+            axis.legend(frameon=False, fontsize=9)
     figure.suptitle(_wrapped(title, 64 * len(panels)), fontsize=11)
     figure.tight_layout()
     save_figure(figure, path, NUMBERS, _numbers(panels, ticks))

@@ -1,0 +1,161 @@
+"""The report of a reproduction: `report.html` and `reproduce.json`, from whatever stages are finished."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from robust_unlearning import files
+from robust_unlearning.errors import UserError
+from robust_unlearning.report.flips import Flips, read_flips
+from robust_unlearning.report.page import Block, Details, Figure, Page, Section, write_page
+from robust_unlearning.reproduce import figures, tables
+from robust_unlearning.reproduce.claims import CLAIMS, retained, right
+from robust_unlearning.reproduce.figures import FORGET, PERTURBED
+from robust_unlearning.reproduce.results import Grid, folder_of
+from robust_unlearning.reproduce.run import Found
+from robust_unlearning.reproduce.target import Stage, Target, main_name
+from robust_unlearning.reproduce.verdicts import RULE, claim_table, outcomes, summary_table
+from robust_unlearning.scores import Estimate
+
+PAGE, NUMBERS = "report.html", "reproduce.json"
+FIGURES = "figures"
+
+
+def write_report(name: str, target: Target, found: Found, out: Path) -> Path:
+    """Write the page and the numbers; returns the page's path."""
+    rows = outcomes(target, found)
+    grid = found.grids.get(main_name(target))
+    environment, about = tables.environment_table(found, out)
+    sections = [_what(target, found), _verdicts(rows)]
+    if grid is not None:
+        sections += [_main(target, grid, found, out), _questions(grid, found, out)]
+    for key, stage in target.stages.items():
+        if stage.kind != "main" and found.states.get(key, {}).get("status") == "finished":
+            sections.append(_stage(key, stage, found, out))
+    sections.append(Section("environment", "Environment", [environment]))
+    done = sum(state["status"] == "finished" for state in found.states.values())
+    lead = (
+        f"{target.about} {done} of {len(target.stages)} stages are finished. Every number has the interval or the "
+        "count that it rests on; the paper's own numbers stand beside ours where it prints them."
+    )
+    write_page(Page(f"The paper, reproduced: {name}", lead, sections), out / PAGE)
+    numbers = {
+        "target": target.model_dump(mode="json"),
+        "stages": found.states,
+        "chosen_noise": found.chosen,
+        "claims": {claim: {"text": text, "paper": where} for claim, (text, where) in CLAIMS.items()},
+        "outcomes": [each.as_dict() for each in rows],
+        "main": {place: _plain(tables.main_rows(grid, place)) for place in grid.places} if grid else {},
+        "failed_runs": {key: dict(each.failed) for key, each in found.grids.items() if each.failed},
+        "analyses": {key: each["tables"] for key, each in found.analyses.items()},
+        "environment": about,
+    }
+    files.write_json(out / NUMBERS, numbers)
+    return out / PAGE
+
+
+def _plain(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: each.as_dict() if isinstance(each, Estimate) else each for key, each in row.items()} for row in rows]
+
+
+def _what(target: Target, found: Found) -> Section:
+    reduced = tables.reduced_table(target)
+    blocks: list[Block] = [tables.stage_table(target, found), *([reduced] if reduced.rows else [])]
+    failed = [f"{key}: {run}: {why}" for key, each in found.grids.items() for run, why in each.failed.items()]
+    if failed:
+        blocks.append(Details(f"{len(failed)} runs failed", failed))
+    blocks.append(Details("The command of each stage alone", [tables.command_table(target)]))
+    return Section("what", "What was run", blocks)
+
+
+def _verdicts(rows: list[Any]) -> Section:
+    blocks: list[Block] = [summary_table(rows), RULE]
+    for claim, (text, _) in CLAIMS.items():
+        own = [each for each in rows if each.claim == claim and each.finding != "not run"]
+        if own:
+            blocks.append(Details(f"{text}: {len(own)} row{'s' * (len(own) > 1)}", [claim_table(claim, own)]))
+    return Section("verdicts", "What became of the claims", blocks)
+
+
+def _main(target: Target, grid: Grid, found: Found, out: Path) -> Section:
+    path = out / FIGURES
+    first, *others = grid.places
+    blocks: list[Block] = [tables.main_table(grid, first)]
+    blocks += [Details(f"The same, the token in: {place}", [tables.main_table(grid, place)]) for place in others]
+    blocks += _drawn(
+        lambda: figures.overview(grid, found.chosen, path / "figure1.png"),
+        lambda: figures.curve(grid, found.chosen, path / "trade-off.png"),
+        lambda: figures.over_field(
+            grid, figures.noise_key, "the scale of the noise", path / "figure3-seeds.png", figures.ACCURACIES
+        ),
+    )
+    if found.chosen:
+        blocks.append(tables.noise_table(grid, found.chosen, target.rule))
+    return Section("main", "Methods without and with RNA", blocks, target.stages[main_name(target)].stands_for)
+
+
+def _drawn(*draw: Callable[[], Figure]) -> list[Block]:
+    """Figures, or the sentence that says why there is none."""
+    blocks: list[Block] = []
+    for each in draw:
+        try:
+            blocks.append(each())
+        except UserError as error:
+            return [f"No figure: {error}"]
+    return blocks
+
+
+def _questions(grid: Grid, found: Found, out: Path) -> Section:
+    """Single questions that flipped: the method on which RNA, at its chosen noise, changed most, by family."""
+    blocks: list[Block] = []
+    for name, recipes in figures.families(grid).items():
+        pairs = [(recipe, grid.pairs(recipe, found.chosen[recipe])) for recipe in recipes if recipe in found.chosen]
+        pairs = [(recipe, each) for recipe, each in pairs if each]
+        if not pairs:
+            continue
+
+        def gained(pair: Any) -> float:
+            plain, rna = pair[1][0]
+            return float(right(rna.test).mean() - right(plain.test).mean())
+
+        recipe, ((plain, rna), *_) = max(pairs, key=gained)
+        title = grid.recipes[recipe]
+        folders = {"base": out / "base", title: out / plain.scores, f"{title} + RNA {rna.noise:g}": out / rna.scores}
+        try:
+            view: Flips | str = read_flips(folders)
+        except UserError as error:
+            view = f"{title}: {error}"
+        blocks.append(Details(f"{name}: {title}, seed {plain.seed}", [view]))
+    text = (
+        "Of each family the method on which RNA changed most is shown, one seed: an example to look at, no evidence; "
+        "that is in the verdicts."
+    )
+    return Section("questions", "Questions that flipped, and flipped back", [text, *blocks])
+
+
+def _stage(key: str, stage: Stage, found: Found, out: Path) -> Section:
+    blocks: list[Block] = [f"Reduced: {stage.reduced}."] if stage.reduced else []
+    if key in found.analyses:
+        data = found.analyses[key]
+        blocks += [*data["notes"]]
+        png = folder_of(out, key) / "analysis" / f"{data['name']}.png"
+        if png.exists():
+            blocks.append(Figure.saved(stage.title, "95 % intervals.", png))
+        blocks += [Details(each.caption, [each]) for each in tables.analysis_tables(data)]
+    else:
+        blocks += _drawn(lambda: _grid_figure(key, found.grids[key], out / FIGURES / f"{key}.png"))
+    return Section(key, stage.title, blocks, stage.stands_for)
+
+
+def _grid_figure(key: str, grid: Grid, path: Path) -> Figure:
+    """The figure of a stage: over c or β, over layers, or over the noise, whichever its models differ in."""
+    both = {PERTURBED: right, FORGET: figures.forget}
+    fields = {name for each in grid.models for name in each.fields}
+    if fields & {"steering_scale", "adaptive_scale"}:
+        return figures.over_field(grid, figures.coefficient_key, "c or β", path, both, together=True)
+    if len({tuple(each.fields.get("noise_layers") or ()) for each in grid.models if each.noise}) > 1:
+        return figures.over_field(grid, figures.layers_key, "the layers of the noise", path, {PERTURBED: right})
+    measures = {PERTURBED: right} if key != "figure10" else {PERTURBED: right, "accuracy on what is kept": retained}
+    return figures.over_field(grid, figures.noise_key, "the scale of the noise", path, measures)

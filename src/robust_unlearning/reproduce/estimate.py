@@ -1,0 +1,244 @@
+"""The plan: what each stage will run, and for how long, told before anything runs.
+
+For a model that is here, unit costs come from a short calibration: a few steps of training and a few questions, in
+this process. For one that is not, from the planner's FLOPs at a stated rate.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from robust_unlearning import files
+from robust_unlearning.errors import UserError
+from robust_unlearning.evaluate import Suite, load_suite
+from robust_unlearning.methods import Representation
+from robust_unlearning.questions import read_questions
+from robust_unlearning.recipe import Recipe, load_recipe
+from robust_unlearning.reproduce.grid import limited, run_folder, steps_of, suites_of
+from robust_unlearning.reproduce.run import state_of
+from robust_unlearning.reproduce.target import TRAINING, Stage, Target, main_name, points_of
+from robust_unlearning.runs import RunFolder
+from robust_unlearning.sweep.grid import Point
+
+CALIBRATION = "calibration.json"
+STEPS, SIDE_BY_SIDE, QUESTIONS = 3, 3, 16
+"""Steps of training, runs side by side, and questions of each set that a calibration takes."""
+PROMPT_TOKENS = 150
+"""Tokens of a question, for models that are not here."""
+PASSES = {"noise-sensitivity": 60.0, "activations": 17.0, "theory": 90.0}
+"""Cost of an analysis for each model and text, in prompts of an evaluation: measured on tiny, good to a factor of 2."""
+
+
+@dataclass(frozen=True)
+class Units:
+    """Seconds of what a reproduction consists of.
+
+    Attributes:
+        step: `representation` or `preference` -> of one step of one run.
+        prompt: of scoring one prompt.
+        source: where they come from, a sentence.
+    """
+
+    step: Mapping[str, float]
+    prompt: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One stage of the plan.
+
+    Attributes:
+        runs, trained: runs it needs, and those there already or in an earlier stage.
+        steps: of training that are left, all runs together.
+        evaluations: models that are scored, those there already included.
+        prompts: left to be scored, those of analyses included.
+        seconds: estimate of what is left; None where no cost is known.
+    """
+
+    stage: str
+    stands_for: str
+    status: str
+    runs: int
+    trained: int
+    steps: int
+    evaluations: int
+    prompts: int
+    seconds: float | None
+
+
+def family(recipe: Recipe) -> str:
+    """What a run's cost depends on most: whether the layers above l take part."""
+    return "representation" if isinstance(recipe.spec, Representation) else "preference"
+
+
+def prompts_of(suite: Suite) -> int:
+    """How many prompts an evaluation scores, texts counted as one each document up to 100."""
+    total = 0
+    for each in suite.questions.values():
+        count = len(read_questions(each.path, config=each.config, split=each.split))
+        forms = len(each.styles) + sum(
+            2 for place in each.perturb for style in each.styles if not (style == "cloze" and place == "option")
+        )
+        total += min(count, each.limit or count) * forms
+    return total + sum(min(100, each.limit or 100) for each in suite.texts.values())
+
+
+def make_plan(target: Target, stages: Mapping[str, Stage], out: Path, units: Units | None) -> list[Row]:
+    """A row for each stage. Runs that an earlier stage trains count there; without `units` no seconds are given."""
+    try:
+        test, validation = suites_of(target)
+        prompts = prompts_of(test)
+        checks = prompts_of(validation) if validation else 0
+        here = True
+    except UserError:  # the questions are not here: the plan still says what will be run
+        (prompts, checks), here = target.prompts or (0, 0), False
+    seen: set[tuple[Path, int]] = set()
+    rows = []
+    for name, stage in stages.items():
+        status = state_of(target, name, out)["status"] if here else "waiting"
+        points = points_of(target, stage)
+        left = dict.fromkeys(("representation", "preference"), 0)
+        trained = evaluations = asked = 0
+        for point in points:
+            path = run_folder(out, point)
+            there = RunFolder(path, point.recipe).status == "finished" or (path, point.recipe.steps) in seen
+            trained += there
+            left[family(point.recipe)] += 0 if there else point.recipe.steps
+            for step in steps_of(stage, point.recipe):
+                evaluations += 1
+                if (path, step) not in seen:
+                    seen.add((path, step))
+                    asked += prompts + (checks if stage.kind == "main" and step == point.recipe.steps else 0)
+        if stage.kind not in TRAINING:
+            evaluations = len(stage.recipes) * (1 + stage.rna) + 1
+            asked = round(_passes(stage, evaluations, prompts))
+        seconds = None
+        if units:
+            seconds = sum(units.step.get(kind, 0.0) * count for kind, count in left.items()) + units.prompt * asked
+        if status == "finished":
+            left, asked, seconds = dict.fromkeys(left, 0), 0, 0.0
+        total = sum(left.values())
+        rows.append(Row(name, stage.stands_for, status, len(points), trained, total, evaluations, asked, seconds))
+    return rows
+
+
+def _passes(stage: Stage, models: int, prompts: int) -> float:
+    """What an analysis costs, in prompts of an evaluation."""
+    if stage.kind == "ngrams":
+        return models * len(stage.n) * 0.5 * prompts
+    texts = stage.documents + 4 * stage.questions
+    if stage.kind == "noise-sensitivity":
+        texts = stage.documents * stage.probes
+    return models * texts * PASSES[stage.kind]
+
+
+def units_of(target: Target, stages: Mapping[str, Stage], out: Path, *, here: bool) -> Units:
+    """Unit costs: measured, and kept in `out`, where the model is here; else reckoned.
+
+    Raises:
+        UserError: the model, its texts or the questions cannot be used.
+    """
+    points = [each for stage in stages.values() for each in points_of(target, stage)]
+    recipe = points_of(target, target.stages[main_name(target)])[0].recipe
+    if not here:
+        return _reckoned(target, {family(each.recipe): each for each in reversed(points)}, recipe)
+    kept = out / CALIBRATION
+    units = Units(**files.read_json(kept)) if kept.exists() else None
+    if units is None or not {family(each.recipe) for each in points} <= units.step.keys():
+        units = _measured(target, points, recipe)
+        files.write_json(kept, asdict(units))
+    return units
+
+
+def _measured(target: Target, points: Sequence[Point], recipe: Recipe) -> Units:
+    from robust_unlearning.targets import Evaluator, open_target
+    from robust_unlearning.train import shared_fields
+
+    groups: dict[str, list[Recipe]] = {}
+    for point in points:
+        own = groups.setdefault(family(point.recipe), [])
+        if len(own) < SIDE_BY_SIDE and all(shared_fields(each) == shared_fields(point.recipe) for each in own[:1]):
+            own.append(point.recipe)
+    step = {kind: _step_seconds(own) for kind, own in groups.items()}
+    evaluator = Evaluator(recipe.dtype, recipe.device)
+    suite = limited(load_suite(target.suite), min(QUESTIONS, target.limit or QUESTIONS))
+    evaluator.evaluate(open_target(recipe.model), limited(suite, 1))  # the model is loaded, and warm
+    began = time.perf_counter()
+    evaluator.evaluate(open_target(recipe.model), suite)
+    prompt = (time.perf_counter() - began) / prompts_of(suite)
+    taken = [f"{STEPS} steps of {len(own)} {kind} runs side by side" for kind, own in groups.items()]
+    return Units(step, prompt, "measured here: " + ", ".join([*taken, f"{prompts_of(suite)} prompts"]))
+
+
+def _step_seconds(recipes: Sequence[Recipe]) -> float:
+    """Seconds of a step of one run among several side by side; a first step warms up."""
+    from robust_unlearning.train import Trainer
+
+    seconds = 0.0
+    for steps in (1, STEPS):
+        with tempfile.TemporaryDirectory() as folder:
+            runs = []
+            for number, recipe in enumerate(recipes):
+                data = {**recipe.model_dump(mode="json"), "steps": steps, "snapshots": []}
+                runs.append(RunFolder.open(Path(folder) / str(number), load_recipe(data)))
+            Trainer(runs).train()
+            seconds = sum(run.record["seconds"]["train"] for run in runs) / len(runs) / steps
+    return seconds
+
+
+def _reckoned(target: Target, ones: Mapping[str, Point], recipe: Recipe) -> Units:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from robust_unlearning import models
+    from robust_unlearning.planner.lengths import config_of
+    from robust_unlearning.planner.plan import make_plan as plan_run
+
+    config = files.locate(target.config) if target.config else None
+    step = {}
+    for kind, point in ones.items():
+        plan = plan_run(point.recipe, config=config)
+        step[kind] = plan.total_flops / target.flops / plan.steps
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(models.read_config(config_of(recipe, config), None))
+    parameters = sum(each.numel() for each in model.parameters())
+    prompt = 2 * parameters * PROMPT_TOKENS / target.flops
+    rate = f"{target.flops / 1e12:g} TFLOP/s, {PROMPT_TOKENS} tokens a prompt"
+    return Units(step, prompt, f"reckoned, not measured: FLOPs of the planner at {rate}")
+
+
+def plan_text(target: Target, rows: Sequence[Row], units: Units | None, lacking: Sequence[str]) -> str:
+    """The plan as one reads it in a terminal."""
+    from robust_unlearning.planner.text import duration
+    from robust_unlearning.report.tables import text_table
+
+    cells = [
+        [row.stage, row.stands_for, row.status, f"{row.runs}" + (f" ({row.trained} there)" if row.trained else ""),
+         f"{row.steps:,}", str(row.evaluations), f"{row.prompts:,}",
+         "" if row.seconds is None else duration(row.seconds)]
+        for row in rows
+    ]  # fmt: skip
+    text = [target.about, text_table(HEADERS, cells)]
+    if units:
+        seconds = sum(row.seconds or 0.0 for row in rows)
+        costs = "".join(f"{value:.3g} s a step of one {kind} run, " for kind, value in units.step.items())
+        costs += f"{units.prompt:.3g} s a prompt"
+        text.append(f"in all about {duration(seconds)}. Unit costs {units.source}: {costs}.")
+    text += [f"reduced: {each}" for each in target.reduced]
+    if lacking:
+        text.append("missing, to be brought before it can run:\n" + "\n".join(f"  - {each}" for each in lacking))
+    return "\n\n".join(text)
+
+
+HEADERS = ("stage", "stands for", "status", "runs", "steps left", "models", "prompts left", "estimate")
+
+
+def plan_json(rows: Sequence[Row], units: Units | None) -> dict[str, Any]:
+    """The plan for `plan.json`."""
+    return {"units": asdict(units) if units else None, "stages": [asdict(row) for row in rows]}

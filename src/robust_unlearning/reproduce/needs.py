@@ -1,0 +1,100 @@
+"""What a target needs that the package does not bring: models, corpora, questions, an embedder. One list of what is
+missing, and how to bring it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import yaml
+
+from robust_unlearning import files
+from robust_unlearning.conversion import BUNDLED_MODELS
+from robust_unlearning.corpora import HUB
+from robust_unlearning.errors import UserError
+from robust_unlearning.evaluate import BUNDLED_SUITES
+from robust_unlearning.recipe import Recipe
+from robust_unlearning.reproduce.target import Stage, Target, main_name, points_of
+
+
+def missing(target: Target, stages: Mapping[str, Stage]) -> list[str]:
+    """A sentence for each thing that is not here; empty where all stages can begin. Nothing is loaded or fetched."""
+    recipes = [point.recipe for stage in (*stages.values(), target.stages[main_name(target)]) for point in
+               points_of(target, stage)]  # fmt: skip
+    recipes = list({each.content_hash(): each for each in recipes}.values())
+    found = [why for model in dict.fromkeys(each.model for each in recipes) if (why := _model(model))]
+    wanted: dict[str, list[str]] = {}
+    for recipe in recipes:
+        for key, path in _texts(recipe):
+            wanted.setdefault(path, []).append(f"set.{key}=PATH")
+    for stage in stages.values():
+        for corpus in stage.corpora:
+            wanted.setdefault(corpus, []).append("stages of kind ngrams: corpora")
+    for field in ("suite", "validation"):
+        name = getattr(target, field)
+        if name:
+            paths, why = _suite(name)
+            found += [why] if why else []
+            for path in paths:
+                wanted.setdefault(path, []).append(f"{field}=SUITE.yaml with other paths")
+    for path, places in wanted.items():
+        if why := _path(path):
+            found.append(f"{why} Bring it, or name another: {', '.join(dict.fromkeys(places))}.")
+    return found
+
+
+def _model(name: str) -> str:
+    if name in BUNDLED_MODELS or name == "tiny" or Path(name).expanduser().exists():
+        return ""
+    if _cached(name, "model", "config.json") or not _offline():
+        return ""
+    where = "not in the hub's cache, and HF_HUB_OFFLINE forbids to fetch it"
+    return f"model {name}: {where}. Bring it, or name a folder: set.model=DIR."
+
+
+def _texts(recipe: Recipe) -> Iterable[tuple[str, str]]:
+    for name, topic in recipe.topics.items():
+        for side in ("forget", "retain"):
+            own, common = getattr(topic, side), getattr(recipe, side, None)
+            if own is not None:
+                yield f"topics.{name}.{side}.path", own.path
+            elif common is not None:
+                yield f"{side}.path", common.path
+
+
+def _path(path: str) -> str:
+    if path.startswith(HUB):
+        name = path.removeprefix(HUB)
+        if _cached(name, "dataset", "README.md") or not _offline():
+            return ""
+        return f"the data set {name} is not in the hub's cache, and HF_HUB_OFFLINE forbids to fetch it."
+    try:
+        files.locate(path)
+    except UserError as error:
+        return str(error).rstrip(".") + "."
+    return ""
+
+
+def _suite(name: str) -> tuple[list[str], str]:
+    """The paths that a suite's questions name, and why they cannot be known; the suite is checked when it is loaded."""
+    try:
+        data = yaml.safe_load(files.locate(BUNDLED_SUITES.get(name, name)).read_text(encoding="utf-8"))
+        sets = data["questions"].values()
+        return [str(each["path"]) for each in sets], ""
+    except (UserError, OSError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        return [], f"suite {name}: it cannot be read: {error}"
+
+
+def _offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").casefold() in {"1", "true", "yes", "on"}
+
+
+def _cached(name: str, kind: str, file: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        return isinstance(try_to_load_from_cache(name, file, repo_type=kind), str)
+    except ValueError:  # no name of the hub's form
+        return False

@@ -1,0 +1,217 @@
+"""What trained models answered: read from evaluations, kept as plain numbers in a stage's `result.json`.
+
+Answers are arrays over questions, the same questions for every model of a target, so that any two can be compared
+question by question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from robust_unlearning.errors import UserError
+from robust_unlearning.evaluate import Evaluation
+from robust_unlearning.planted.measure import Measured, Perturbed
+from robust_unlearning.reproduce.target import Roles
+from robust_unlearning.scores import Array
+from robust_unlearning.sweep.selection import Answers, roles
+
+Rows = list[dict[str, Any]]
+
+
+def measured(evaluation: Evaluation, own: Roles) -> Measured:
+    """One model's answers by role: `near` are the retained tasks close in topic, `far` the others.
+
+    Perturbed tasks count where they have a control form; a place is the last part of a task's name.
+
+    Raises:
+        UserError: no task is to be forgotten, none to be kept, or none holds a forget-token beside a control token.
+    """
+    tasks: dict[str, Rows] = {}
+    for record in evaluation.records:
+        tasks.setdefault(record["task"], []).append(record)
+    found = roles(tasks, {"forget": own.forget, "retain": own.retain, "perturbed": own.perturbed})
+    near = set(roles(tasks, {"retain": own.related})["retain"]) if own.related else set()
+    pairs = [task for task in found["perturbed"] if f"{task}-control" in tasks]
+    lacking = [role for role, names in (*found.items(), ("perturbed", pairs)) if not names]
+    if lacking:
+        raise UserError(
+            f"the suite has no task whose role is {lacking[0]}; its tasks: {', '.join(tasks)}. Name patterns in the "
+            "target's roles."
+        )
+    places: dict[str, list[str]] = {}
+    for task in pairs:
+        places.setdefault(task.rsplit("/", 1)[-1], []).append(task)
+
+    def rows(names: Iterable[str]) -> Rows:
+        return [row for name in names for row in tasks[name]]
+
+    clean = list(dict.fromkeys(task.rsplit("/", 1)[0] + "/clean" for task in pairs))
+    forget = rows(found["forget"])
+    return Measured(
+        forget=_right(forget),
+        forget_logp=_logp(forget),
+        near=_right(rows(each for each in found["retain"] if each in near)),
+        far=_right(rows(each for each in found["retain"] if each not in near)),
+        clean=_right(rows(clean)),
+        places={
+            place: Perturbed(
+                _right(rows(names)),
+                _right(rows(f"{each}-control" for each in names)),
+                _logp(rows(names)) - _logp(rows(f"{each}-control" for each in names)),
+            )
+            for place, names in places.items()
+        },
+    )
+
+
+def chance_of(evaluation: Evaluation) -> float:
+    """Accuracy of guessing, mean over all questions."""
+    return float(np.mean([1 / len(record["logprobs"]) for record in evaluation.records]))
+
+
+def _right(rows: Rows) -> Array:
+    return np.array([float(row["correct"]) for row in rows])
+
+
+def _logp(rows: Rows) -> Array:
+    """log p of the right answer among the answers offered, nats."""
+    return np.array([row["logprobs"][row["answer"]] - np.logaddexp.reduce(row["logprobs"]) for row in rows])
+
+
+def as_json(own: Measured) -> dict[str, Any]:
+    """Answers as lists, log-probabilities to a millionth of a nat."""
+
+    def numbers(values: Array) -> list[float]:
+        return [float(each) for each in np.round(values, 6)]
+
+    places = {place: {key: numbers(each) for key, each in vars(one).items()} for place, one in own.places.items()}
+    return {key: numbers(each) for key, each in vars(own).items() if key != "places"} | {"places": places}
+
+
+def from_json(data: Mapping[str, Any]) -> Measured:
+    """The reverse of `as_json`."""
+    arrays = {key: np.array(value, dtype=float) for key, value in data.items() if key != "places"}
+    places = {
+        place: Perturbed(**{key: np.array(value, dtype=float) for key, value in one.items()})
+        for place, one in data["places"].items()
+    }
+    return Measured(**arrays, places=places)
+
+
+@dataclass(frozen=True)
+class Model:
+    """One trained model at one step.
+
+    Attributes:
+        recipe: its name; `title` is what tables call the method.
+        noise: √ν, 0 without RNA.
+        fields: what differs between the stage's points, seeds left out.
+        step: it was scored after so many.
+        last: whether the run ends there.
+        run: run folder, relative to the reproduction's.
+        scores: folder of its evaluation on the target's suite, relative to the reproduction's.
+        seconds: of training, all steps.
+        test, validation: its answers.
+    """
+
+    recipe: str
+    title: str
+    seed: int
+    noise: float
+    fields: Mapping[str, Any]
+    step: int
+    last: bool
+    run: str
+    scores: str
+    seconds: float
+    test: Measured
+    validation: Measured | None
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it for `result.json`."""
+        data = dict(vars(self)) | {"fields": dict(self.fields), "test": as_json(self.test)}
+        return data | {"validation": as_json(self.validation) if self.validation else None}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Model:
+        """The reverse of `as_json`."""
+        validation = from_json(data["validation"]) if data["validation"] else None
+        return cls(**{**data, "test": from_json(data["test"]), "validation": validation})
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a grid of models answered, and their base.
+
+    Attributes:
+        base, base_validation: the base's answers.
+        chance: accuracy of guessing.
+        models: at every step that was scored.
+        failed: name of a run -> why it has no model.
+    """
+
+    base: Measured
+    base_validation: Measured | None
+    chance: float
+    models: Sequence[Model]
+    failed: Mapping[str, str]
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it for `result.json`."""
+        validation = as_json(self.base_validation) if self.base_validation else None
+        about = {"base": as_json(self.base), "base_validation": validation, "chance": self.chance}
+        return about | {"failed": dict(self.failed), "models": [each.as_json() for each in self.models]}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Grid:
+        """The reverse of `as_json`."""
+        validation = from_json(data["base_validation"]) if data["base_validation"] else None
+        models = [Model.from_json(each) for each in data["models"]]
+        return cls(from_json(data["base"]), validation, data["chance"], models, data["failed"])
+
+    @property
+    def recipes(self) -> dict[str, str]:
+        """Recipe -> what tables call it, in order."""
+        return {each.recipe: each.title for each in self.models}
+
+    @property
+    def places(self) -> list[str]:
+        """Where tokens were put."""
+        return list(self.base.places)
+
+    def noises(self, recipe: str) -> list[float]:
+        """Scales above 0 that a recipe was trained with."""
+        return sorted({each.noise for each in self.models if each.recipe == recipe and each.noise})
+
+    def pick(self, recipe: str, wanted: Callable[[Model], bool], *, last: bool = True) -> list[Model]:
+        """A recipe's models, by seed and step; only those of the last step unless told otherwise."""
+        own = [each for each in self.models if each.recipe == recipe and wanted(each) and (each.last or not last)]
+        return sorted(own, key=lambda each: (each.seed, each.step))
+
+    def at(self, recipe: str, noise: float, *, last: bool = True) -> list[Model]:
+        """A recipe's models with noise of one scale, by seed and step."""
+        return self.pick(recipe, lambda each: each.noise == noise, last=last)
+
+    def pairs(self, recipe: str, noise: float) -> list[tuple[Model, Model]]:
+        """(without noise, with it) after the last step, for every seed that has both."""
+        plain = {each.seed: each for each in self.at(recipe, 0)}
+        return [(plain[each.seed], each) for each in self.at(recipe, noise) if each.seed in plain]
+
+
+def selection_values(own: Measured) -> dict[str, float]:
+    """What a selection rule reads."""
+    retain = np.concatenate([own.near, own.far])
+    right = np.mean([each.right for each in own.places.values()], axis=0)
+    excess = np.mean([each.excess for each in own.places.values()], axis=0)
+    values = {"forget": own.forget, "retain": retain, "perturbed": right, "excess_harm": excess}
+    return Answers(values, {}).means()
+
+
+def folder_of(out: Path, name: str) -> Path:
+    """A stage's own folder."""
+    return out / "stages" / name

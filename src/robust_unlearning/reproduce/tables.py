@@ -1,0 +1,161 @@
+"""The tables of the report that are no verdicts: the main table, the chosen noise, analyses, environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from robust_unlearning import files
+from robust_unlearning.analysis.output import shown
+from robust_unlearning.planted.measure import Measured
+from robust_unlearning.report.blocks import Table
+from robust_unlearning.reproduce import paper
+from robust_unlearning.reproduce.claims import percent
+from robust_unlearning.reproduce.claims_theory import estimate
+from robust_unlearning.reproduce.results import Grid
+from robust_unlearning.reproduce.run import Found
+from robust_unlearning.reproduce.target import Target
+from robust_unlearning.runs import RECORD
+from robust_unlearning.scores import Estimate, over_seeds, paired_recovery, paired_reduction
+
+COLUMNS = {
+    "forget": "forget", "near": "near", "far": "far", "clean": "clean", "control": "+control",
+    "perturbed": "+forget-token", "excess_harm": "excess harm, nats", "reduction": "reduction", "recovery": "recovery",
+}  # fmt: skip
+
+
+def main_rows(grid: Grid, place: str) -> list[dict[str, Any]]:
+    """The base and every method at every scale after its last step, tokens in one place: name -> estimates."""
+    rows = [{"name": "base", "noise": 0.0, **_cells([grid.base], place)}]
+    for recipe, title in grid.recipes.items():
+        plain = [each.test for each in grid.at(recipe, 0)]
+        for scale in (0.0, *grid.noises(recipe)):
+            own = [each.test for each in grid.at(recipe, scale)]
+            if not own:
+                continue
+            cells = _cells(own, place)
+            base = grid.base.places[place].right
+            cells["reduction"] = paired_reduction(base, _right(own, place))
+            if scale and len(plain) == len(own):
+                cells["recovery"] = paired_recovery(base, _right(plain, place), _right(own, place))
+            rows.append({"name": title + (f" + RNA {scale:g}" if scale else ""), "noise": scale, **cells})
+    return rows
+
+
+def _right(models: Sequence[Measured], place: str) -> Any:
+    return np.mean([each.places[place].right for each in models], axis=0)
+
+
+def _cells(models: Sequence[Measured], place: str) -> dict[str, Estimate]:
+    arrays = {
+        "forget": [each.forget for each in models],
+        "near": [each.near for each in models],
+        "far": [each.far for each in models],
+        "clean": [each.clean for each in models],
+        "control": [each.places[place].control for each in models],
+        "perturbed": [each.places[place].right for each in models],
+        "excess_harm": [each.places[place].excess for each in models],
+    }
+    return {key: over_seeds(np.stack(each)) for key, each in arrays.items() if each[0].size}
+
+
+def main_table(grid: Grid, place: str) -> Table:
+    """`main_rows` as text: accuracies in %, excess harm in nats."""
+    rows = main_rows(grid, place)
+    keys = [key for key in COLUMNS if any(key in row for row in rows)]
+    cells = [[row["name"], *(_cell(key, row.get(key)) for key in keys)] for row in rows]
+    seeds = len({each.seed for each in grid.models})
+    notes = (
+        f"Accuracies and rates in %, 95 % intervals over seeds ({seeds}) and questions ({len(grid.base.forget)} to be "
+        f"forgotten, {len(grid.base.near)} kept and close in topic, {len(grid.base.far)} others kept, "
+        f"{len(grid.base.clean)} of the kept with a token in them). Guessing: {100 * grid.chance:.0f} %. Excess harm: "
+        "log p of the right answer with a forget-token less that with an unrelated word; below 0 the forget-token "
+        "harms more."
+    )
+    headers = ("model", *(COLUMNS[key] for key in keys))
+    return Table(f"After the last step, the token in: {place}", headers, cells, notes)
+
+
+def _cell(key: str, value: Estimate | None) -> str:
+    if value is None:
+        return ""
+    if key != "excess_harm":
+        return percent(value).replace(" %", "")
+    if value.value is None or value.low is None or value.high is None:
+        return shown(value)
+    return f"{value.value:+.3f} [{value.low:+.3f}, {value.high:+.3f}]"
+
+
+def noise_table(grid: Grid, chosen: Mapping[str, float], rule: str) -> Table:
+    """Table 1: the scale of the noise chosen for each method."""
+    rows = [
+        [grid.recipes[recipe], ", ".join(f"{each:g}" for each in grid.noises(recipe)), f"{noise:g}",
+         " / ".join(f"{paper.NOISE[n][grid.recipes[recipe]] / 100:g}" for n in paper.NOISE)
+         if grid.recipes[recipe] in paper.METHODS else ""]
+        for recipe, noise in chosen.items()
+    ]  # fmt: skip
+    where = "validation questions" if grid.base_validation else "the reported questions, as there are no others"
+    notes = (
+        f"Chosen on {where} by the rule `{rule}` among the scales above 0, on means over seeds; where none keeps the "
+        "bounds, the nearest. The paper's ν is for 2-, 4-, 8- and 16-grams, at Zephyr's hidden states."
+    )
+    return Table("Chosen scale of the noise (√ν)", ("method", "tried", "chosen", "paper's ν"), rows, notes)
+
+
+def analysis_tables(data: Mapping[str, Any]) -> list[Table]:
+    """The tables of an analysis out of its JSON."""
+    tables = []
+    for key, about in data["shown"].items():
+        columns = about["columns"]
+        rows = [[shown(estimate(row[field]) or row[field]) for field in columns] for row in data["tables"].get(key, [])]
+        if rows:
+            tables.append(Table(about["title"], tuple(columns.values()), rows))
+    return tables
+
+
+def stage_table(target: Target, found: Found) -> Table:
+    """What was run."""
+    rows = []
+    for name, stage in target.stages.items():
+        state = found.states.get(name, {"status": "waiting"})
+        seconds = f"{state['seconds']:.0f} s" if "seconds" in state else ""
+        rows.append([name, stage.title, stage.stands_for, state["status"], seconds, state.get("error", "")])
+    headers = ("stage", "what", "stands for", "status", "time", "error")
+    notes = "A stage that is finished is not run again; waiting: not run with these settings."
+    return Table("Stages", headers, rows, notes)
+
+
+def reduced_table(target: Target) -> Table:
+    """What is less here than in the paper."""
+    rows = [["everywhere", each] for each in target.reduced]
+    rows += [[name, stage.reduced] for name, stage in target.stages.items() if stage.reduced]
+    return Table("What was reduced against the paper", ("where", "what"), rows)
+
+
+def command_table(target: Target) -> Table:
+    """The commands that do the same alone."""
+    rows = [[name, f"`{stage.command}`"] for name, stage in target.stages.items()]
+    return Table("Each stage alone", ("stage", "command"), rows)
+
+
+def environment_table(found: Found, out: Path) -> tuple[Table, dict[str, Any]]:
+    """Versions, hardware, fingerprints of model and texts, from the first run's record; and the same for JSON."""
+    models = [each for grid in found.grids.values() for each in grid.models]
+    if not models:
+        return Table("Environment", ("what", "value"), [["runs", "none yet"]]), {}
+    record = files.read_json(out / models[0].run / RECORD)
+    hashes = {each.run.rpartition("-")[2] for each in models}
+    about: dict[str, Any] = {**record["environment"], "base": record["model"]}
+    about["base fingerprint"] = record["model_fingerprint"]
+    for topic, sides in record["data_fingerprints"].items():
+        about |= {f"{topic}, {side} text": value for side, value in sides.items()}
+    evaluation = out / "base" / "evaluation.json"
+    if evaluation.exists():
+        about["evaluation of the base"] = files.read_json(evaluation)["key"]
+    about["runs"] = f"{len(hashes)} recipes"
+    rows = [[key, str(value)] for key, value in about.items()]
+    notes = "A run's folder is named by its recipe's hash; its `run.json` has seeds, versions, fingerprints and times."
+    return Table("Environment and fingerprints", ("what", "value"), rows, notes), {**about, "recipes": sorted(hashes)}
