@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from robust_unlearning import cli, evaluate, files
+from robust_unlearning.harness import load_plans
 from robust_unlearning.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -40,11 +41,15 @@ SHORTER: dict[str, list[str]] = {  # the beginning of a command -> words added t
         *("--tasks", "test.yaml", "--questions", "10"),  # its test of normality wants 20 in all
         *("--documents", "2", "--draws", "20", "--probes", "1"),
     ],
+    "unlearn reproduce tiny --plan": ["--only", "figure2"],
     "unlearn analyze activations": ["--documents", "2", "--questions", "2"],
     "unlearn analyze noise-sensitivity": ["--documents", "1", "--probes", "1"],
 }
 CHECKED = {  # the beginning of a command -> why it is not run
     "unlearn planted train": "hours, and test_planted.py trains a small one",
+    "unlearn run smollm2-planted/": "a model of 98 MB is fetched",
+    "unlearn eval runs/smol --": "a model of 98 MB is fetched",
+    "unlearn reproduce tiny  ": "up to an hour; test_reproduce.py runs a small one",
     "unlearn run paper/": "a 7B model and gated texts",
     "unlearn eval runs/rna --tasks mmlu": "MMLU and WMDP",
     "unlearn eval runs/mine --tasks mmlu": "MMLU",
@@ -100,9 +105,7 @@ def _check(words: list[str]) -> None:
     if arguments.verb in ("run", "plan"):
         load_recipe(arguments.recipe, arguments.overrides)
     elif arguments.verb == "eval":
-        from robust_unlearning.commands.evaluation import _plans
-
-        assert _plans(arguments)
+        assert load_plans(arguments.tasks)
     elif arguments.verb == "planted":
         from robust_unlearning.planted.plan import load_plan
 

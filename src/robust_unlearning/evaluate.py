@@ -57,6 +57,18 @@ class Suite(Strict):
     control_tokens: tuple[str, ...] = ()
     seed: int = 0
 
+    def limited(self, limit: int | None) -> Suite:
+        """With at most so many questions and documents of each set."""
+        if limit is None:
+            return self
+
+        def cut(each: Any) -> Any:
+            return each.model_copy(update={"limit": min(limit, each.limit or limit)})
+
+        questions = {name: cut(each) for name, each in self.questions.items()}
+        texts = {name: cut(each) for name, each in self.texts.items()}
+        return self.model_copy(update={"questions": questions, "texts": texts})
+
     def fingerprint(self) -> str:
         """What the scores depend on besides the model, hashed: the suite and the files that it names."""
         digest = hashlib.sha256(self.model_dump_json().encode())

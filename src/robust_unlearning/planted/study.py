@@ -39,6 +39,7 @@ class Study(Strict):
     weights: tuple[float, ...] = Field((1.0,), min_length=1, description="factors on the recipes' retain weight")
     steps: tuple[int, ...] = Field(min_length=1, description="evaluated after so many; the last ends the run")
     suite: str = "planted"
+    limit: int | None = Field(None, ge=1, description="use so many questions of each set")
     dtype: str = "auto"
     overrides: dict[str, Any] = Field(default_factory=dict, description="changes to every recipe")
 
@@ -87,7 +88,7 @@ def run_study(study: Study, out: Path) -> Measurements:
     Raises:
         UserError: the folder holds runs of other recipes, the recipes differ in their model, or a run failed.
     """
-    suite = load_suite(study.suite)
+    suite = load_suite(study.suite).limited(study.limit)
     runs = dict(_runs(study, out))
     bases = {run.recipe.model for run in runs.values()}
     if len(bases) > 1:

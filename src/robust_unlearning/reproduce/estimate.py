@@ -19,7 +19,7 @@ from robust_unlearning.evaluate import Suite, load_suite
 from robust_unlearning.methods import Representation
 from robust_unlearning.questions import read_questions
 from robust_unlearning.recipe import Recipe, load_recipe
-from robust_unlearning.reproduce.grid import limited, run_folder, steps_of, suites_of
+from robust_unlearning.reproduce.grid import run_folder, steps_of, suites_of
 from robust_unlearning.reproduce.run import state_of
 from robust_unlearning.reproduce.target import TRAINING, Stage, Target, main_name, points_of
 from robust_unlearning.runs import RunFolder
@@ -167,8 +167,8 @@ def _measured(target: Target, points: Sequence[Point], recipe: Recipe) -> Units:
             own.append(point.recipe)
     step = {kind: _step_seconds(own) for kind, own in groups.items()}
     evaluator = Evaluator(recipe.dtype, recipe.device)
-    suite = limited(load_suite(target.suite), min(QUESTIONS, target.limit or QUESTIONS))
-    evaluator.evaluate(open_target(recipe.model), limited(suite, 1))  # the model is loaded, and warm
+    suite = load_suite(target.suite).limited(min(QUESTIONS, target.limit or QUESTIONS))
+    evaluator.evaluate(open_target(recipe.model), suite.limited(1))  # the model is loaded, and warm
     began = time.perf_counter()
     evaluator.evaluate(open_target(recipe.model), suite)
     prompt = (time.perf_counter() - began) / prompts_of(suite)

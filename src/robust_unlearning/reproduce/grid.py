@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate import Evaluation, Suite, load_suite
@@ -37,22 +36,8 @@ def steps_of(stage: Stage, recipe: Recipe) -> list[int]:
 
 def suites_of(target: Target) -> tuple[Suite, Suite | None]:
     """The target's suite and the one for choices, cut to `limit` questions a set."""
-    own = limited(load_suite(target.suite), target.limit)
-    return own, limited(load_suite(target.validation), target.limit) if target.validation else None
-
-
-def limited(suite: Suite, limit: int | None) -> Suite:
-    """A suite with at most so many questions and documents of each set."""
-    if limit is None:
-        return suite
-
-    def cut(each: Any) -> Any:
-        return each.model_copy(update={"limit": min(limit, each.limit or limit)})
-
-    questions = {name: cut(each) for name, each in suite.questions.items()}
-    return suite.model_copy(
-        update={"questions": questions, "texts": {name: cut(each) for name, each in suite.texts.items()}}
-    )
+    own = load_suite(target.suite).limited(target.limit)
+    return own, load_suite(target.validation).limited(target.limit) if target.validation else None
 
 
 class Scorer:
