@@ -37,10 +37,6 @@ SHORTER: dict[str, list[str]] = {  # the beginning of a command -> words added t
     "unlearn sweep mine.yaml": ["layer=2", "noise_std=0,0.1", *(word for word in SMALL if word != "layer=2")],
     "unlearn search": ["--trials", "1", "--prune-at", "none", "steps=2"],
     "unlearn planted study": ["recipes=[tiny/rmu]", "seeds=[0]", "noise_std=[1]", "weights=[1]", "steps=[2]"],
-    "unlearn analyze theory runs": [
-        *("--tasks", "test.yaml", "--questions", "10"),  # its test of normality wants 20 in all
-        *("--documents", "2", "--draws", "20", "--probes", "1"),
-    ],
     "unlearn reproduce tiny --plan": ["--only", "figure2"],
     "unlearn analyze activations": ["--documents", "2", "--questions", "2"],
     "unlearn analyze noise-sensitivity": ["--documents", "1", "--probes", "1"],
@@ -54,6 +50,7 @@ CHECKED = {  # the beginning of a command -> why it is not run
     "unlearn eval runs/rna --tasks mmlu": "MMLU and WMDP",
     "unlearn eval runs/mine --tasks mmlu": "MMLU",
     "unlearn eval runs/mine --tasks unlearning_paper": "MMLU and WMDP",
+    "unlearn analyze theory runs": "half a minute; test_analysis_commands.py runs it",
     "unlearn ngrams": "an embedder of 90 MB; test_ngrams.py runs the command with a small one",
     "unlearn run mine.yaml --processes 4 --shard": "several processes; test_distributed.py runs them",
 }
