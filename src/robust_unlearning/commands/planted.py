@@ -25,7 +25,7 @@ def add(verb: AddVerb) -> None:
 
     study = inner.add_parser("study", help="methods × noise × retain weight × seeds, compared at like forgetting")
     study.set_defaults(function=_planted_study)
-    study.add_argument("study", help="tiny, or a YAML file")
+    study.add_argument("study", help="tiny, tiny-preference, smollm2, or a YAML file")
     study.add_argument("--out", type=Path, help="folder of the study (default: studies/STUDY; continued if there)")
     overrides(study, "change a field of the study: seeds=[0] noise_std=[1]")
 

@@ -45,7 +45,7 @@ class Study(Strict):
 
 
 def load_study(name: str, overrides: Iterable[str] = ()) -> Study:
-    """A shipped study (`tiny`), or a YAML file of the user's own, with `field=value` overrides.
+    """A shipped study (`tiny`, `tiny-preference`, `smollm2`), or a user's YAML file, with `field=value` overrides.
 
     Raises:
         UserError: no such study, or fields that are unknown or wrong; all of them in one message.
