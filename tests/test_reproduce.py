@@ -133,6 +133,16 @@ def test_claims_on_made_up_answers() -> None:
     assert claims.main_claims(None, {})[0].finding == "not run"
 
 
+def test_what_has_forgotten_nothing_decides_nothing() -> None:
+    grid = _grid()
+    for model in grid.models:
+        model.test.forget_logp[:] = -0.1
+    found = {each.claim: each for each in claims.main_claims(grid, {"tiny/rmu": 3.0})}
+    for claim in ("fragile", "forget-token", "recovers", "keeps-forgetting", "keeps-retained"):
+        assert found[claim].finding == "cannot be told"
+        assert "less than 0.3 nats" in found[claim].undecided
+
+
 def test_the_slope_over_c_is_that_of_least_squares() -> None:
     shares = {1.0: 0.8, 2.0: 0.6, 8.0: 0.1}
     base = _measured(0.9, 0, 0)
@@ -349,7 +359,7 @@ def test_a_small_one_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str], m
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "too few" in page
     assert "What became of the claims" in page
-    assert "flipped" in page
+    assert "right in all three" in page  # the counts of questions that flipped: the suite's own and no others
     assert all((out / "figures" / name).exists() for name in ("figure1.png", "trade-off.svg", "figure2.csv"))
 
 

@@ -12,7 +12,7 @@ import pytest
 from robust_unlearning import scores
 from robust_unlearning.errors import UserError
 from robust_unlearning.score_table import format_scores
-from robust_unlearning.scores import Estimate
+from robust_unlearning.scores import Estimate, accuracy, over_seeds, share_over_seeds
 
 RNG = np.random.default_rng(0)
 
@@ -228,3 +228,12 @@ def test_table_is_aligned() -> None:
     assert "-0.500 [-0.700, -0.300]  10" in lines[2]
     assert "3.5000" in texts
     assert "33.10" in texts
+
+
+def test_a_share_at_the_ceiling_has_wilsons_interval() -> None:
+    own = share_over_seeds([[1.0] * 4, [1.0] * 4])
+    wilson = accuracy([1] * 4)
+    assert (own.value, own.low, own.high, own.n, own.seeds) == (1.0, wilson["low"], wilson["high"], 4, 2)
+    assert share_over_seeds([[0.0] * 4]).high == accuracy([0] * 4)["high"]
+    mixed = [[1.0, 0.0, 1.0], [1.0, 1.0, 0.0]]
+    assert share_over_seeds(mixed) == over_seeds(mixed)

@@ -10,7 +10,7 @@ Shapes: n questions or documents, S seeds, R resamples.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import NormalDist
 from typing import Any
 
@@ -240,6 +240,19 @@ def over_seeds(per_seed_values: ArrayLike, seed: int = 0, resamples: int = 10_00
         means.append(np.take_along_axis(drawn_seeds @ table, questions, axis=1).mean(axis=1))
     note = "one seed: the interval is over questions only" if seeds == 1 else ""
     return summarise(float(table.mean()), np.concatenate(means), n, level, seeds=seeds, note=note)
+
+
+def share_over_seeds(per_seed_correct: ArrayLike) -> Estimate:
+    """`over_seeds` of right (1) and wrong (0), with Wilson's interval over the questions where all values are alike.
+
+    There a bootstrap has nothing to draw on, and would give an interval without width for any n.
+    """
+    table = np.asarray(per_seed_correct, dtype=float)
+    own = over_seeds(table)
+    if table.min() == table.max() and table.min() in (0, 1):
+        wilson = accuracy(table[0])
+        return replace(own, low=wilson["low"], high=wilson["high"])
+    return own
 
 
 def reductions(sums: Array) -> Array:

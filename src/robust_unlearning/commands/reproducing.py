@@ -20,19 +20,25 @@ def add(verb: AddVerb) -> None:
     overrides(reproduce, "change a field of the target: seeds=[0] limit=20 set.steps=50 stages.main.seeds=1")
     reproduce.add_argument("--out", type=Path, help="folder (default: reproductions/TARGET; continued if it is there)")
     reproduce.add_argument("--only", nargs="+", default=[], metavar="STAGE", help="run only these stages")
-    reproduce.add_argument("--plan", action="store_true", help="print the plan and the estimate; run nothing")
+    reproduce.add_argument(
+        "--plan", action="store_true", help="print the plan and an estimate from a few measured steps; run no stage"
+    )
 
 
 def _reproduce(arguments: argparse.Namespace) -> None:
     from robust_unlearning.reproduce.target import chosen_stages, load_target, target_names
 
     words = [each for each in arguments.only if "=" in each]  # taken by --only, which reads on to the next option
-    target = load_target(arguments.target, [*arguments.overrides, *words])
+    changes = [*arguments.overrides, *words]
+    target = load_target(arguments.target, changes)
     stages = chosen_stages(target, [each for each in arguments.only if "=" not in each])
     out = arguments.out or Path("reproductions") / Path(arguments.target).stem
 
     from robust_unlearning import files
     from robust_unlearning.errors import UserError
+
+    if out.is_file():
+        raise UserError(f"{str(out)!r} is a file; --out takes a folder, a new one or that of a reproduction.")
     from robust_unlearning.reproduce.compose import write_report
     from robust_unlearning.reproduce.estimate import make_plan, plan_json, plan_text, units_of
     from robust_unlearning.reproduce.needs import missing
@@ -56,11 +62,11 @@ def _reproduce(arguments: argparse.Namespace) -> None:
     name = Path(arguments.target).stem
 
     def report(found: Found) -> None:
-        write_report(name, target, found, out)
+        write_report(name, target, found, out, changes)
 
     print(f"\n-> {out}", flush=True)
     found = run(target, stages, out, lambda text: print(text, flush=True), report)
-    page = write_report(name, target, found, out)
+    page = write_report(name, target, found, out, changes)
     failed = {key: state["error"] for key, state in found.states.items() if state["status"] == "failed"}
     print(f"\nwritten: {page}, {out / 'reproduce.json'}; figures as PNG, SVG and CSV in {out / 'figures'}")
     if failed:

@@ -15,7 +15,7 @@ from robust_unlearning.planted.measure import Measured
 from robust_unlearning.planted.study import Measurements, Point, forgetting, matched_difference
 from robust_unlearning.report.figures import Series, trade_off
 from robust_unlearning.report.tables import markdown_table, text_table
-from robust_unlearning.scores import Estimate, over_seeds, paired_recovery, paired_reduction
+from robust_unlearning.scores import Estimate, over_seeds, paired_recovery, paired_reduction, share_over_seeds
 
 LEAST = 0.3
 """Forgetting (nats) that a model must have reached to be compared: before that there is nothing to mend."""
@@ -98,7 +98,10 @@ def _cells(models: Sequence[Measured], where: str) -> dict[str, Estimate]:
         "perturbed": [each.places[where].right for each in models],
         "excess_harm": [each.places[where].excess for each in models],
     }
-    return {name: over_seeds(np.stack(values)) for name, values in tables.items()}
+    return {
+        name: (over_seeds if name == "excess_harm" else share_over_seeds)(np.stack(values))
+        for name, values in tables.items()
+    }
 
 
 def _shown(name: str, cells: dict[str, Estimate]) -> list[str]:

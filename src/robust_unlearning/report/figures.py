@@ -18,6 +18,8 @@ from robust_unlearning.scores import Estimate
 
 # Okabe and Ito's colours, which people of every colour vision tell apart
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+ACROSS = 3
+"""Panels in a row."""
 FORMATS = (".png", ".svg", ".csv")
 """Endings of the files of a figure."""
 
@@ -75,7 +77,7 @@ def save_figure(figure: Any, png: Path, columns: Sequence[str], rows: Iterable[S
 def trade_off(
     panels: Sequence[tuple[str, Sequence[Series]]], x_label: str, title: str, path: Path, ticks: Sequence[str] = ()
 ) -> None:
-    """One panel beside the other: x forgetting, y robustness, 95 % intervals as bars; see `save_figure`.
+    """Panels, three in a row: x forgetting, y robustness, 95 % intervals as bars; see `save_figure`.
 
     Args:
         path: of the PNG.
@@ -84,8 +86,12 @@ def trade_off(
     Raises:
         UserError: matplotlib is not installed.
     """
-    figure, axes = new_figure(len(panels))
-    for axis, (y_label, series) in zip(axes[0], panels, strict=True):
+    columns = min(len(panels), ACROSS)
+    figure, grid = new_figure(columns, -(-len(panels) // columns))
+    axes = list(grid.flat)
+    for spare in axes[len(panels) :]:
+        spare.remove()
+    for axis, (y_label, series) in zip(axes, panels, strict=False):
         for index, each in enumerate(series):
             xs, ys = ([point[side] for point in each.points] for side in (0, 1))
             axis.errorbar(
@@ -111,10 +117,10 @@ def trade_off(
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     labels = [[each.label for each in series] for _, series in panels]
-    for axis, own in zip(axes[0], labels, strict=True):
-        if axis is axes[0][0] or own != labels[0]:
+    for axis, own in zip(axes, labels, strict=False):
+        if axis is axes[0] or own != labels[0]:
             axis.legend(frameon=False, fontsize=9)
-    figure.suptitle(_wrapped(title, 64 * len(panels)), fontsize=11)
+    figure.suptitle(_wrapped(title, 64 * columns), fontsize=11)
     figure.tight_layout()
     save_figure(figure, path, NUMBERS, _numbers(panels, ticks))
 

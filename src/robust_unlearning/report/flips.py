@@ -189,7 +189,8 @@ def read_flips(folders: Mapping[str, Path], limit: int = 6) -> Flips:
         for name, source in suite.questions.items()
         if source.perturb
     }
-    return flips(questions, suite.seed, {name: read_source(str(each)) for name, each in folders.items()}, limit)
+    models = {name: read_source(str(folder / files.RECORDS)) for name, folder in folders.items()}  # of this suite only
+    return flips(questions, suite.seed, models, limit)
 
 
 def _question(questions: Mapping[str, Question], of: str, task: str, answer: int) -> Question:

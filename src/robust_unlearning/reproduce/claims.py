@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from robust_unlearning.planted.measure import Measured
-from robust_unlearning.planted.study import matched_difference
+from robust_unlearning.planted.study import forgetting, matched_difference
 from robust_unlearning.reproduce import paper
 from robust_unlearning.reproduce.results import Grid, Model
 from robust_unlearning.reproduce.verdict import Outcome, Rule
@@ -85,7 +86,7 @@ def main_claims(grid: Grid | None, chosen: dict[str, float]) -> list[Outcome]:
     return [
         *_fragility(grid),
         *_families(grid),
-        *(each for recipe in chosen for each in _rna(grid, recipe, chosen[recipe])),
+        *(_if_forgotten(each, grid.at(recipe, 0)) for recipe in chosen for each in _rna(grid, recipe, chosen[recipe])),
         *_average_recovery(grid, chosen),
         *_time(grid, chosen),
     ]
@@ -93,6 +94,14 @@ def main_claims(grid: Grid | None, chosen: dict[str, float]) -> list[Outcome]:
 
 def _not_run(claim: str) -> Outcome:
     return Outcome(claim, "", "", None, "", Rule("above"))
+
+
+def _if_forgotten(outcome: Outcome, plain: Sequence[Model]) -> Outcome:
+    """The outcome, undecided where the method without noise has forgotten less than `LEAST` nats: nothing is mended,
+    kept or broken there."""
+    if plain and np.mean([forgetting(each.test) for each in plain]) >= LEAST:
+        return outcome
+    return replace(outcome, undecided=f"without noise less than {LEAST} nats were forgotten")
 
 
 def _fragility(grid: Grid) -> list[Outcome]:
@@ -106,10 +115,11 @@ def _fragility(grid: Grid) -> list[Outcome]:
         own = over_seeds(values(plain, excess) - excess(grid.base))
         printed = f"reduction {paper.REDUCTION[title]} %" if title in paper.REDUCTION else ""
         shown = f"reduction {percent(rate)}; forget accuracy {percent(over_seeds(values(plain, _forget)))}"
-        found.append(
-            Outcome("fragile", title, printed, lost, "accuracy less the base's, points", Rule("below"), shown, PERCENT)
+        outcomes = (
+            Outcome("fragile", title, printed, lost, "accuracy less the base's, points", Rule("below"), shown, PERCENT),
+            Outcome("forget-token", title, "", own, "excess harm less the base's, nats", Rule("below")),
         )
-        found.append(Outcome("forget-token", title, "", own, "excess harm less the base's, nats", Rule("below")))
+        found += [_if_forgotten(each, plain) for each in outcomes]
     return sorted(found, key=lambda each: list(CLAIMS).index(each.claim))
 
 
@@ -276,10 +286,9 @@ def noise_claims(grid: Grid | None, chosen: dict[str, float]) -> list[Outcome]:
             )  # fmt: skip
         if pairs := grid.pairs(recipe, greatest):
             change = over_seeds(np.stack([rna.test.forget - plain.test.forget for plain, rna in pairs]))
-            found[ids[1]].append(
-                Outcome(ids[1], f"{grid.recipes[recipe]}, {greatest:g} against 0", "stable", change,
-                        "forget accuracy, points", Rule("within", FORGET_MARGIN), scale=PERCENT)
-            )  # fmt: skip
+            outcome = Outcome(ids[1], f"{grid.recipes[recipe]}, {greatest:g} against 0", "stable", change,
+                              "forget accuracy, points", Rule("within", FORGET_MARGIN), scale=PERCENT)  # fmt: skip
+            found[ids[1]].append(_if_forgotten(outcome, [plain for plain, _ in pairs]))
     return [outcome for each in ids for outcome in found[each] or [_not_run(each)]]
 
 
@@ -343,7 +352,8 @@ def _layers(
     if not changes:
         return _not_run(claim)
     table = np.stack([np.mean(each, axis=0) for each in changes.values()])
-    return Outcome(claim, of, "", over_seeds(table), text, rule, scale=PERCENT)
+    outcome = Outcome(claim, of, "", over_seeds(table), text, rule, scale=PERCENT)
+    return _if_forgotten(outcome, [each for each in grid.models if each.last and each.noise == 0])
 
 
 def percent(estimate: Estimate, digits: int = 1) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +11,28 @@ from robust_unlearning.errors import UserError
 from robust_unlearning.report.flips import Flips, read_flips
 from robust_unlearning.report.page import Block, Details, Figure, Page, Section, write_page
 from robust_unlearning.reproduce import figures, tables
-from robust_unlearning.reproduce.claims import CLAIMS, retained, right
+from robust_unlearning.reproduce.claims import CLAIMS, percent, retained, right
 from robust_unlearning.reproduce.figures import FORGET, PERTURBED
 from robust_unlearning.reproduce.results import Grid, folder_of
 from robust_unlearning.reproduce.run import Found
 from robust_unlearning.reproduce.target import Stage, Target, main_name
-from robust_unlearning.reproduce.verdicts import RULE, claim_table, outcomes, summary_table
+from robust_unlearning.reproduce.verdicts import RULE, claim_table, headline, outcomes, summary_table
 from robust_unlearning.scores import Estimate
 
 PAGE, NUMBERS = "report.html", "reproduce.json"
 FIGURES = "figures"
 
 
-def write_report(name: str, target: Target, found: Found, out: Path) -> Path:
-    """Write the page and the numbers; returns the page's path."""
+def write_report(name: str, target: Target, found: Found, out: Path, changes: Sequence[str] = ()) -> Path:
+    """Write the page and the numbers; returns the page's path.
+
+    Args:
+        changes: `field=value` words by which the target differs from what its name says.
+    """
     rows = outcomes(target, found)
     grid = found.grids.get(main_name(target))
     environment, about = tables.environment_table(found, out)
-    sections = [_what(target, found), _verdicts(rows)]
+    sections = [_what(target, found, changes), _verdicts(rows)]
     if grid is not None:
         sections += [_main(target, grid, found, out), _questions(grid, found, out)]
     for key, stage in target.stages.items():
@@ -37,12 +41,14 @@ def write_report(name: str, target: Target, found: Found, out: Path) -> Path:
     sections.append(Section("environment", "Environment", [environment]))
     done = sum(state["status"] == "finished" for state in found.states.values())
     lead = (
-        f"{target.about} {done} of {len(target.stages)} stages are finished. Every number has the interval or the "
-        "count that it rests on; the paper's own numbers stand beside ours where it prints them."
+        f"{target.about} {done} of {len(target.stages)} stages are finished. {headline(rows)} "
+        f"{_forgotten(grid)}Every number has the interval or the count that it rests on; "
+        "the paper's own numbers stand beside ours where it prints them."
     )
     write_page(Page(f"The paper, reproduced: {name}", lead, sections), out / PAGE)
     numbers = {
         "target": target.model_dump(mode="json"),
+        "changes": list(changes),
         "stages": found.states,
         "chosen_noise": found.chosen,
         "claims": {claim: {"text": text, "paper": where} for claim, (text, where) in CLAIMS.items()},
@@ -60,8 +66,22 @@ def _plain(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: each.as_dict() if isinstance(each, Estimate) else each for key, each in row.items()} for row in rows]
 
 
-def _what(target: Target, found: Found) -> Section:
-    reduced = tables.reduced_table(target)
+def _forgotten(grid: Grid | None) -> str:
+    """Whether the models without noise have forgotten anything, in a sentence."""
+    if grid is None:
+        return ""
+    plain = {title: grid.at(recipe, 0) for recipe, title in grid.recipes.items()}
+    shares = {title: figures.estimate(models, figures.forget) for title, models in plain.items() if models}
+    if not shares:
+        return ""
+    least, most = (choose(shares, key=lambda title: shares[title].value or 0.0) for choose in (min, max))
+    spans = [f"{percent(shares[title])} ({title})" for title in (least, most)]
+    base = figures.share_over_seeds(figures.forget(grid.base)[None])
+    return f"Of the questions to be forgotten the base answers {percent(base)}, the models {spans[0]} to {spans[1]}. "
+
+
+def _what(target: Target, found: Found, changes: Sequence[str]) -> Section:
+    reduced = tables.reduced_table(target, changes)
     blocks: list[Block] = [tables.stage_table(target, found), *([reduced] if reduced.rows else [])]
     failed = [f"{key}: {run}: {why}" for key, each in found.grids.items() for run, why in each.failed.items()]
     if failed:

@@ -11,7 +11,7 @@ from robust_unlearning.report.figures import Series, trade_off
 from robust_unlearning.reproduce import paper
 from robust_unlearning.reproduce.claims import retained, right, values
 from robust_unlearning.reproduce.results import Grid, Model
-from robust_unlearning.scores import Array, Estimate, over_seeds
+from robust_unlearning.scores import Array, Estimate, over_seeds, share_over_seeds
 
 Values = Callable[[Measured], Array]
 INTERVALS = "95 % intervals over seeds and questions"
@@ -31,7 +31,7 @@ def forget(own: Measured) -> Array:
 
 def estimate(models: Sequence[Model], of: Values) -> Estimate:
     """A measure over seeds and questions."""
-    return over_seeds(values(models, of))
+    return share_over_seeds(values(models, of))
 
 
 def families(grid: Grid) -> dict[str, list[str]]:

@@ -103,6 +103,8 @@ def run(target: Target, stages: Mapping[str, Stage], out: Path, say: Say, after:
             say(f"{head}: finished before")
             continue
         say(f"{head}: {stage.title}")
+        if found.states[name]["status"] == "waiting" and (folder_of(out, name) / STATE).exists():
+            say(f"  {out} holds this stage with other settings; its result and the report are replaced, its runs kept")
         found.states[name] = _run_one(target, name, out, say, found)
         if found.states[name]["status"] == "failed":
             say(f"  failed: {found.states[name]['error']}")

@@ -19,7 +19,7 @@ from robust_unlearning.reproduce.results import Grid
 from robust_unlearning.reproduce.run import Found
 from robust_unlearning.reproduce.target import Target
 from robust_unlearning.runs import RECORD
-from robust_unlearning.scores import Estimate, over_seeds, paired_recovery, paired_reduction
+from robust_unlearning.scores import Estimate, over_seeds, paired_recovery, paired_reduction, share_over_seeds
 
 COLUMNS = {
     "forget": "forget", "near": "near", "far": "far", "clean": "clean", "control": "+control",
@@ -59,7 +59,11 @@ def _cells(models: Sequence[Measured], place: str) -> dict[str, Estimate]:
         "perturbed": [each.places[place].right for each in models],
         "excess_harm": [each.places[place].excess for each in models],
     }
-    return {key: over_seeds(np.stack(each)) for key, each in arrays.items() if each[0].size}
+    return {
+        key: (over_seeds if key == "excess_harm" else share_over_seeds)(np.stack(each))
+        for key, each in arrays.items()
+        if each[0].size
+    }
 
 
 def main_table(grid: Grid, place: str) -> Table:
@@ -128,17 +132,20 @@ def stage_table(target: Target, found: Found) -> Table:
     return Table("Stages", headers, rows, notes)
 
 
-def reduced_table(target: Target) -> Table:
-    """What is less here than in the paper."""
-    rows = [["everywhere", each] for each in target.reduced]
+def reduced_table(target: Target, changes: Sequence[str]) -> Table:
+    """What is less here than in the paper; `changes` are those to what the target says."""
+    rows = [["changed in this run", f"`{each}`"] for each in changes]
+    rows += [["everywhere", each] for each in target.reduced]
     rows += [[name, stage.reduced] for name, stage in target.stages.items() if stage.reduced]
-    return Table("What was reduced against the paper", ("where", "what"), rows)
+    notes = "What was changed in this run goes before what the other rows say." if changes else ""
+    return Table("What was reduced against the paper", ("where", "what"), rows, notes)
 
 
 def command_table(target: Target) -> Table:
     """The commands that do the same alone."""
     rows = [[name, f"`{stage.command}`"] for name, stage in target.stages.items()]
-    return Table("Each stage alone", ("stage", "command"), rows)
+    notes = "Of the target as it is shipped, without changes of this run."
+    return Table("Each stage alone", ("stage", "command"), rows, notes)
 
 
 def environment_table(found: Found, out: Path) -> tuple[Table, dict[str, Any]]:

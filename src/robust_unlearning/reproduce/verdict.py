@@ -66,6 +66,7 @@ class Outcome:
         rule: what it is judged by.
         shown: further numbers to read beside it.
         scale: what the estimate is multiplied by to be shown.
+        undecided: why it cannot be told, whatever the interval is; empty where the interval decides.
     """
 
     claim: str
@@ -76,14 +77,15 @@ class Outcome:
     rule: Rule
     shown: str = ""
     scale: float = 1.0
+    undecided: str = ""
 
     @property
     def finding(self) -> Finding:
         """What the interval allows to say."""
-        return judge(self.rule, self.estimate)
+        return "cannot be told" if self.undecided and self.estimate else judge(self.rule, self.estimate)
 
     def as_dict(self) -> dict[str, Any]:
         """All of it for JSON."""
-        own = {key: getattr(self, key) for key in ("claim", "of", "paper", "measure", "shown", "finding")}
+        own = {key: getattr(self, key) for key in ("claim", "of", "paper", "measure", "shown", "undecided", "finding")}
         estimate = self.estimate.as_dict() if self.estimate else None
         return {**own, "rule": self.rule.text(), "estimate": estimate}

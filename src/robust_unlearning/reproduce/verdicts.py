@@ -67,6 +67,13 @@ def outcomes(target: Target, found: Found) -> list[Outcome]:
     return sorted(rows, key=lambda each: order.index(each.claim))
 
 
+def headline(rows: Sequence[Outcome]) -> str:
+    """How many claims hold, in a sentence."""
+    counts = Counter(whole([each for each in rows if each.claim == claim]).finding for claim in CLAIMS)
+    words: tuple[Finding, ...] = ("holds", "does not hold", "cannot be told", "not run")
+    return f"Of {len(CLAIMS)} claims of the paper: " + ", ".join(f"{counts[each]} {each}" for each in words) + "."
+
+
 def whole(rows: Sequence[Outcome]) -> Verdict:
     """The word for a claim as a whole; see `SUMMARY_RULE`."""
     counts = Counter(each.finding for each in rows)
@@ -97,7 +104,7 @@ def claim_table(claim: str, rows: Sequence[Outcome]) -> Table:
     own = [each for each in rows if each.claim == claim]
     cells: list[list[str | Verdict]] = [
         [each.of or "all", each.paper, number(each.estimate, each.scale), each.measure, each.shown,
-         Verdict(each.finding, f"claimed: {each.rule.text(each.scale)}" if each.estimate else "")]
+         Verdict(each.finding, each.undecided or (f"claimed: {each.rule.text(each.scale)}" if each.estimate else ""))]
         for each in own
     ]  # fmt: skip
     headers = ("of", "paper", "here, with 95 % interval", "what that is", "beside it", "verdict")

@@ -211,7 +211,8 @@ def expand(sweep: Sweep) -> list[Point]:
         try:
             recipe = load_recipe(str(given["recipe"]), override_words(changes))
         except UserError as error:
-            errors.setdefault(str(error), []).append(label(fields))
+            said = str(error).replace(str(given["recipe"]), "…")  # the same of another recipe is said once
+            errors.setdefault(said, []).append(f"{given['recipe']} {label(fields)}".strip())
             continue
         points.setdefault(recipe.content_hash(), Point(str(given["recipe"]), fields, recipe))
     if errors:
