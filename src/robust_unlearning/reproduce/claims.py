@@ -212,10 +212,16 @@ def _average_recovery(grid: Grid, chosen: dict[str, float]) -> list[Outcome]:
         changes = np.mean(
             [np.stack([right(rna.test) - right(plain.test) for plain, rna in pairs]) for pairs in own], axis=0
         )
-        found.append(
-            Outcome("recovers", f"{name}, mean", f"recovery {printed} %", over_seeds(changes),
-                    "accuracy with a forget-token, RNA less none, points", Rule("above"), scale=PERCENT)
-        )  # fmt: skip
+        outcome = Outcome(
+            "recovers",
+            f"{name}, mean",
+            f"recovery {printed} %",
+            over_seeds(changes),
+            "accuracy with a forget-token, RNA less none, points",
+            Rule("above"),
+            scale=PERCENT,
+        )
+        found.append(_if_forgotten(outcome, [plain for pairs in own for plain, _ in pairs]))
     return found
 
 
