@@ -303,7 +303,7 @@ def test_suite_errors_come_together(folder: Path) -> None:
         "'questions.set.style': did you mean 'styles'",
         "'questions.other.pth': did you mean 'path'",
         "questions.other.path: required",
-        "questions.other.styles.0: input should be 'cloze' or 'letters'",
+        "questions.other.styles.0: input should be 'cloze', 'letters' or 'texts'",
         "did you mean 'demo:retain_heldout.jsonl'",
         "texts.plain.max_tokens",
         "'forget_token': did you mean 'forget_tokens'",
