@@ -70,8 +70,10 @@ def outcomes(target: Target, found: Found) -> list[Outcome]:
 def headline(rows: Sequence[Outcome]) -> str:
     """How many claims hold, in a sentence."""
     counts = Counter(whole([each for each in rows if each.claim == claim]).finding for claim in CLAIMS)
-    words: tuple[Finding, ...] = ("holds", "does not hold", "cannot be told", "not run")
-    return f"Of {len(CLAIMS)} claims of the paper: " + ", ".join(f"{counts[each]} {each}" for each in words) + "."
+    return (
+        f"Of {len(CLAIMS)} claims of the paper {counts['holds']} hold here, {counts['does not hold']} do not, "
+        f"{counts['cannot be told']} cannot be told and {counts['not run']} were not run."
+    )
 
 
 def whole(rows: Sequence[Outcome]) -> Verdict:
