@@ -44,6 +44,7 @@ SHORTER: dict[str, list[str]] = {  # the beginning of a command -> words added t
 CHECKED = {  # the beginning of a command -> why it is not run
     "unlearn planted train": "hours, and test_planted.py trains a small one",
     "unlearn run smollm2-planted/": "a model of 98 MB is fetched",
+    "unlearn planted study smollm2": "a model of 98 MB is fetched",
     "unlearn eval runs/smol --": "a model of 98 MB is fetched",
     "unlearn reproduce tiny  ": "up to an hour; test_reproduce.py runs a small one",
     "unlearn run paper/": "a 7B model and gated texts",
@@ -105,8 +106,12 @@ def _check(words: list[str]) -> None:
         assert load_plans(arguments.tasks)
     elif arguments.verb == "planted":
         from robust_unlearning.planted.plan import load_plan
+        from robust_unlearning.planted.study import load_study
 
-        load_plan(arguments.plan, arguments.overrides)
+        if hasattr(arguments, "plan"):
+            load_plan(arguments.plan, arguments.overrides)
+        else:
+            load_study(arguments.study, arguments.overrides)
     elif arguments.verb == "ngrams":
         from robust_unlearning.recipe import TextSource
 
