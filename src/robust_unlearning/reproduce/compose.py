@@ -159,7 +159,10 @@ def _stage(key: str, stage: Stage, found: Found, out: Path) -> Section:
     blocks: list[Block] = [f"Reduced: {stage.reduced}."] if stage.reduced else []
     if key in found.analyses:
         data = found.analyses[key]
-        blocks += [*data["notes"]]
+        first, *others = data["notes"] or [""]
+        blocks += (
+            [first, Details(f"{len(others)} findings, a sentence each", others)] if len(others) > 4 else data["notes"]
+        )
         png = folder_of(out, key) / "analysis" / f"{data['name']}.png"
         if png.exists():
             blocks.append(Figure.saved(stage.title, "95 % intervals.", png))
