@@ -24,7 +24,7 @@ from robust_unlearning.errors import UserError, unknown
 from robust_unlearning.files import locate, sha256_file
 from robust_unlearning.likelihood import option_logprobs, text_nats
 from robust_unlearning.perturb import QuestionSet, TokenPair, match_controls
-from robust_unlearning.questions import STYLES, Question, read_questions
+from robust_unlearning.questions import STYLES, Question, read_questions, shows_options
 from robust_unlearning.recipe import Strict, TextSource, explain
 from robust_unlearning.score_table import format_scores as format_scores
 from robust_unlearning.scores import accuracy, excess_harm, nats_per_token
@@ -230,7 +230,7 @@ def evaluate(
             (f"{name}/{style}/{form}", question, pair, *STYLES[style](question))
             for style in dict.fromkeys(source.styles)
             for form, questions in forms.items()
-            if not (style == "cloze" and form.startswith("option"))  # its prompt shows no options: nothing would change
+            if shows_options(style) or not form.startswith("option")
             for question, pair in questions
         ]
         items = [(prompt, [" " + option for option in options]) for *_, prompt, options in asked]

@@ -123,6 +123,11 @@ Asking = Callable[[Question], tuple[str, tuple[str, ...]]]
 STYLES: dict[str, Asking] = {"cloze": cloze_prompt, "letters": letters_prompt, "texts": texts_prompt}
 
 
+def shows_options(style: str) -> bool:
+    """Whether the prompt of a style shows the choices: where it does not, a token in place of one changes nothing."""
+    return style != "cloze"
+
+
 def _hub_files(folder: Path, config: str | None, split: str) -> list[tuple[Path, str]]:
     """(file, config) for each shard of the split, configs and shards in order of name."""
     found = {each.name: _splits(each) for each in sorted(folder.iterdir()) if each.is_dir()}

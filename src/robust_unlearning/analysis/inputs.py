@@ -10,7 +10,7 @@ from robust_unlearning.corpora import TokenBatch, collate, read_documents
 from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate import Suite
 from robust_unlearning.perturb import match_controls
-from robust_unlearning.questions import STYLES
+from robust_unlearning.questions import STYLES, shows_options
 from robust_unlearning.recipe import Recipe, TextSource
 
 BATCH_TOKENS = 256
@@ -58,7 +58,7 @@ def prompts(suite: Suite, tokenizer: Any, limit: int) -> dict[str, list[Prompt]]
         drawn = source.model_copy(update={"limit": min(limit, source.limit or limit)})
         forms = drawn.forms(pairs, suite.seed) if source.perturb else {}
         for where in source.perturb:
-            styles = [each for each in source.styles if not (each == "cloze" and where == "option")]
+            styles = [each for each in source.styles if shows_options(each) or where != "option"]
             if not styles:
                 continue
             ask = STYLES[styles[0]]

@@ -1,15 +1,17 @@
-"""What a model answered in the planted world, as arrays over questions that any two models can be compared on."""
+"""What a model answered in the planted world, as arrays over questions that any two models can be compared on, and
+the means of several models with their intervals.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from robust_unlearning.evaluate import Evaluation
-from robust_unlearning.scores import Array
+from robust_unlearning.scores import Array, Estimate, over_seeds, share_over_seeds
 
 RETAINED = ("near", "far")
 """Sets whose questions are perturbed; the control domain's are not, as its names are the control tokens."""
@@ -63,21 +65,60 @@ class Measured:
         for form in forms:
             if f"{form}-control" in forms:
                 forget, control = rows(RETAINED, form), rows(RETAINED, f"{form}-control")
-                places[form] = Perturbed(_right(forget), _right(control), _logp(forget) - _logp(control))
+                places[form] = Perturbed(right_of(forget), right_of(control), logp_of(forget) - logp_of(control))
         return cls(
-            forget=_right(rows(["forget"], "clean")),
-            forget_logp=_logp(rows(["forget"], "clean")),
-            near=_right(rows(["near"], "clean")),
-            far=_right(rows(["far", "control"], "clean")),
-            clean=_right(rows(RETAINED, "clean")),
+            forget=right_of(rows(["forget"], "clean")),
+            forget_logp=logp_of(rows(["forget"], "clean")),
+            near=right_of(rows(["near"], "clean")),
+            far=right_of(rows(["far", "control"], "clean")),
+            clean=right_of(rows(RETAINED, "clean")),
             places=places,
         )
 
 
-def _right(rows: list[dict[str, Any]]) -> Array:
+def right_of(rows: list[dict[str, Any]]) -> Array:
+    """Right (1) or wrong (0), of records of questions."""
     return np.array([float(row["correct"]) for row in rows])
 
 
-def _logp(rows: list[dict[str, Any]]) -> Array:
-    """log p of the right option among those offered: what else the model might say plays no part."""
+def logp_of(rows: list[dict[str, Any]]) -> Array:
+    """log p of the right option among those offered, nats: what else the model might say plays no part."""
     return np.array([row["logprobs"][row["answer"]] - np.logaddexp.reduce(row["logprobs"]) for row in rows])
+
+
+def right(own: Measured) -> Array:
+    """Right under a forget-token, mean over places."""
+    return np.mean([each.right for each in own.places.values()], axis=0)
+
+
+def excess(own: Measured) -> Array:
+    """Excess harm of a forget-token over a control token, nats, mean over places; below 0 the forget-token harms."""
+    return np.mean([each.excess for each in own.places.values()], axis=0)
+
+
+def retained(own: Measured) -> Array:
+    """Right on all retained questions."""
+    return np.concatenate([own.near, own.far])
+
+
+def right_at(models: Sequence[Measured], where: str) -> Array:
+    """Right under a forget-token in one place, mean over models."""
+    return np.mean([each.places[where].right for each in models], axis=0)
+
+
+def estimates(models: Sequence[Measured], where: str) -> dict[str, Estimate]:
+    """Accuracies and excess harm of a method's models, one a seed, the token in one place; empty sets are left out."""
+    arrays = {
+        "forget": [each.forget for each in models],
+        "near": [each.near for each in models],
+        "far": [each.far for each in models],
+        "clean": [each.clean for each in models],
+        "control": [each.places[where].control for each in models],
+        "perturbed": [each.places[where].right for each in models],
+        "excess_harm": [each.places[where].excess for each in models],
+    }
+    return {
+        key: (over_seeds if key == "excess_harm" else share_over_seeds)(np.stack(each))
+        for key, each in arrays.items()
+        if each[0].size
+    }

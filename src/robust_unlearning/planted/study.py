@@ -131,6 +131,10 @@ def _folder_name(recipe: str) -> str:
     return Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe.replace("/", "-")
 
 
+LEAST = 0.3
+"""Forgetting (nats) that a model must have reached to be compared: before that there is nothing to mend."""
+
+
 def forgetting(model: Measured) -> float:
     """How much is forgotten: mean -log p of the right option on forget questions, in nats (chance: log 4)."""
     return float(-model.forget_logp.mean())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,11 @@ import numpy as np
 
 from robust_unlearning import files
 from robust_unlearning.errors import UserError
-from robust_unlearning.planted.measure import Measured
-from robust_unlearning.planted.study import Measurements, Point, forgetting, matched_difference
+from robust_unlearning.planted.measure import Measured, estimates, right_at
+from robust_unlearning.planted.study import LEAST, Measurements, Point, forgetting, matched_difference
 from robust_unlearning.report.figures import Series, trade_off
 from robust_unlearning.report.tables import markdown_table, text_table
-from robust_unlearning.scores import Estimate, over_seeds, paired_recovery, paired_reduction, share_over_seeds
-
-LEAST = 0.3
-"""Forgetting (nats) that a model must have reached to be compared: before that there is nothing to mend."""
+from robust_unlearning.scores import Estimate, over_seeds, paired_recovery, paired_reduction
 
 HEADERS = (
     "model", "forget", "near", "far", "clean", "+control", "+forget-token", "excess harm", "reduction", "recovery",
@@ -88,28 +84,12 @@ def _nats(estimate: Estimate) -> str:
     return f"{estimate.value:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]"
 
 
-def _cells(models: Sequence[Measured], where: str) -> dict[str, Estimate]:
-    tables = {
-        "forget": [each.forget for each in models],
-        "near": [each.near for each in models],
-        "far": [each.far for each in models],
-        "clean": [each.clean for each in models],
-        "control": [each.places[where].control for each in models],
-        "perturbed": [each.places[where].right for each in models],
-        "excess_harm": [each.places[where].excess for each in models],
-    }
-    return {
-        name: (over_seeds if name == "excess_harm" else share_over_seeds)(np.stack(values))
-        for name, values in tables.items()
-    }
-
-
 def _shown(name: str, cells: dict[str, Estimate]) -> list[str]:
     return [name, *(_nats(each) if key == "excess_harm" else _percent(each) for key, each in cells.items())]
 
 
 def _base_row(base: Measured, where: str) -> tuple[list[str], dict[str, Any]]:
-    cells = _cells([base], where)
+    cells = estimates([base], where)
     return [*_shown("base", cells), "", ""], {"name": "base", **{key: each.as_dict() for key, each in cells.items()}}
 
 
@@ -121,14 +101,13 @@ def _row(found: Measurements, recipe: str, noise: float, where: str) -> tuple[li
         last = found.study.steps[-1]
         return [found.models[Point(recipe, seed, std, weight, last)] for seed in found.study.seeds]
 
-    def right(own: Sequence[Measured]) -> Any:
-        return np.mean([each.places[where].right for each in own], axis=0)
-
     own = models(noise)
-    cells = _cells(own, where)
-    cells["reduction"] = paired_reduction(found.base.places[where].right, right(own))
+    cells = estimates(own, where)
+    cells["reduction"] = paired_reduction(found.base.places[where].right, right_at(own, where))
     if noise:
-        cells["recovery"] = paired_recovery(found.base.places[where].right, right(models(0.0)), right(own))
+        cells["recovery"] = paired_recovery(
+            found.base.places[where].right, right_at(models(0.0), where), right_at(own, where)
+        )
     name = recipe + (f" + RNA {noise:g}" if noise else "")
     shown = _shown(name, cells) + ([] if noise else [""])
     return shown, {"name": name, "noise_std": noise, **{key: each.as_dict() for key, each in cells.items()}}

@@ -12,8 +12,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from robust_unlearning.planted.measure import Measured
-from robust_unlearning.planted.study import forgetting, matched_difference
+from robust_unlearning.planted.measure import Measured, excess, retained, right
+from robust_unlearning.planted.study import LEAST, forgetting, matched_difference
 from robust_unlearning.reproduce import paper
 from robust_unlearning.reproduce.results import Grid, Model
 from robust_unlearning.reproduce.verdict import Outcome, Rule
@@ -51,25 +51,8 @@ CLAIMS: dict[str, tuple[str, str]] = {
 
 FORGET_MARGIN, RETAIN_MARGIN, TIME_MARGIN = 0.05, 0.03, 0.05
 """Changes of forget and of retain accuracy, and share of the time, below which something is said to stay as it was."""
-LEAST = 0.3
-"""Forgetting in nats that a model must have reached to be compared at like forgetting."""
 PERCENT = 100.0
 Values = Callable[[Measured], Array]
-
-
-def right(own: Measured) -> Array:
-    """Right under a forget-token, mean over places."""
-    return np.mean([each.right for each in own.places.values()], axis=0)
-
-
-def excess(own: Measured) -> Array:
-    """Excess harm of a forget-token over a control token, nats, mean over places; below 0 the forget-token harms."""
-    return np.mean([each.excess for each in own.places.values()], axis=0)
-
-
-def retained(own: Measured) -> Array:
-    """Right on all retained questions."""
-    return np.concatenate([own.near, own.far])
 
 
 def values(models: Sequence[Model], of: Values) -> Array:

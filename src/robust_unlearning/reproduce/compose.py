@@ -8,16 +8,17 @@ from typing import Any
 
 from robust_unlearning import files
 from robust_unlearning.errors import UserError
+from robust_unlearning.planted.measure import retained, right
 from robust_unlearning.report.flips import Flips, read_flips
 from robust_unlearning.report.page import Block, Details, Figure, Page, Section, write_page
 from robust_unlearning.reproduce import figures, tables
-from robust_unlearning.reproduce.claims import CLAIMS, percent, retained, right
+from robust_unlearning.reproduce.claims import CLAIMS, percent
 from robust_unlearning.reproduce.figures import FORGET, PERTURBED
 from robust_unlearning.reproduce.results import Grid, folder_of
 from robust_unlearning.reproduce.run import Found
 from robust_unlearning.reproduce.target import Stage, Target, main_name
 from robust_unlearning.reproduce.verdicts import RULE, claim_table, headline, outcomes, summary_table
-from robust_unlearning.scores import Estimate
+from robust_unlearning.scores import Estimate, share_over_seeds
 
 PAGE, NUMBERS = "report.html", "reproduce.json"
 FIGURES = "figures"
@@ -76,7 +77,7 @@ def _forgotten(grid: Grid | None) -> str:
         return ""
     least, most = (choose(shares, key=lambda title: shares[title].value or 0.0) for choose in (min, max))
     spans = [f"{percent(shares[title])} ({title})" for title in (least, most)]
-    base = figures.share_over_seeds(figures.forget(grid.base)[None])
+    base = share_over_seeds(figures.forget(grid.base)[None])
     return f"Of the questions to be forgotten the base answers {percent(base)}, the models {spans[0]} to {spans[1]}. "
 
 

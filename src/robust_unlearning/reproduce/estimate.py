@@ -17,7 +17,7 @@ from robust_unlearning import files
 from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate import Suite, load_suite
 from robust_unlearning.methods import Representation
-from robust_unlearning.questions import read_questions
+from robust_unlearning.questions import read_questions, shows_options
 from robust_unlearning.recipe import Recipe, load_recipe
 from robust_unlearning.reproduce.grid import run_folder, steps_of, suites_of
 from robust_unlearning.reproduce.run import state_of
@@ -83,7 +83,7 @@ def prompts_of(suite: Suite) -> int:
     for each in suite.questions.values():
         count = len(read_questions(each.path, config=each.config, split=each.split))
         forms = len(each.styles) + sum(
-            2 for place in each.perturb for style in each.styles if not (style == "cloze" and place == "option")
+            2 for place in each.perturb for style in each.styles if shows_options(style) or place != "option"
         )
         total += min(count, each.limit or count) * forms
     return total + sum(min(100, each.limit or 100) for each in suite.texts.values())

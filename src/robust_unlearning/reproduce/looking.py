@@ -13,6 +13,7 @@ from robust_unlearning.analysis.subjects import Subjects
 from robust_unlearning.corpora import read_documents
 from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate import Suite
+from robust_unlearning.questions import shows_options
 from robust_unlearning.recipe import TextSource
 from robust_unlearning.reproduce.grid import Scorer, suites_of
 from robust_unlearning.reproduce.results import Grid, Model
@@ -132,11 +133,14 @@ def _ngrams(
     files.write_json(path, record)
     classes = harmfulness.read_classes(str(path))
     suite = suites_of(target)[0]
-    scorer = Scorer(target, open_run(out / own[0][1].run).recipe)
+    recipe = open_run(out / own[0][1].run).recipe
+    scorer = Scorer(target, recipe)
     records: dict[str, list[dict[str, Any]]] = {}
     right: dict[str, dict[str, list[bool]]] = {}
-    base = open_run(out / own[0][1].run).recipe.model
-    places = [("base", base, out / "base"), *((text, str(out / each.run), out / each.run) for text, each in own)]
+    places = [
+        ("base", recipe.model, out / "base"),
+        *((text, str(out / each.run), out / each.run) for text, each in own),
+    ]
     for text, name, place in places:
         say(f"  {text} on {', '.join(map(str, stage.n))}-grams")
         for n in stage.n:
@@ -154,6 +158,6 @@ def _with_ngrams(suite: Suite, ngrams: list[str]) -> Suite:
     questions = {}
     for name, each in suite.questions.items():
         if each.perturb:
-            place = "option" if "letters" in each.styles else each.perturb[0]
+            place = "option" if any(map(shows_options, each.styles)) else each.perturb[0]
             questions[name] = each.model_copy(update={"perturb": (place,)})
     return suite.model_copy(update={"questions": questions, "forget_tokens": tuple(ngrams), "texts": {}})

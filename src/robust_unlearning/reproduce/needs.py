@@ -46,7 +46,7 @@ def missing(target: Target, stages: Mapping[str, Stage]) -> list[str]:
 
 
 def _model(name: str) -> str:
-    if name in BUNDLED_MODELS or name == "tiny" or Path(name).expanduser().exists():
+    if name in BUNDLED_MODELS or Path(name).expanduser().exists():
         return ""
     if _cached(name, "model", "config.json") or not _offline():
         return ""

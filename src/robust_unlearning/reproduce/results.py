@@ -15,7 +15,7 @@ import numpy as np
 
 from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate import Evaluation
-from robust_unlearning.planted.measure import Measured, Perturbed
+from robust_unlearning.planted.measure import Measured, Perturbed, excess, logp_of, retained, right, right_of
 from robust_unlearning.reproduce.target import Roles
 from robust_unlearning.scores import Array
 from robust_unlearning.sweep.selection import Answers, roles
@@ -53,16 +53,16 @@ def measured(evaluation: Evaluation, own: Roles) -> Measured:
     clean = list(dict.fromkeys(task.rsplit("/", 1)[0] + "/clean" for task in pairs))
     forget = rows(found["forget"])
     return Measured(
-        forget=_right(forget),
-        forget_logp=_logp(forget),
-        near=_right(rows(each for each in found["retain"] if each in near)),
-        far=_right(rows(each for each in found["retain"] if each not in near)),
-        clean=_right(rows(clean)),
+        forget=right_of(forget),
+        forget_logp=logp_of(forget),
+        near=right_of(rows(each for each in found["retain"] if each in near)),
+        far=right_of(rows(each for each in found["retain"] if each not in near)),
+        clean=right_of(rows(clean)),
         places={
             place: Perturbed(
-                _right(rows(names)),
-                _right(rows(f"{each}-control" for each in names)),
-                _logp(rows(names)) - _logp(rows(f"{each}-control" for each in names)),
+                right_of(rows(names)),
+                right_of(rows(f"{each}-control" for each in names)),
+                logp_of(rows(names)) - logp_of(rows(f"{each}-control" for each in names)),
             )
             for place, names in places.items()
         },
@@ -72,15 +72,6 @@ def measured(evaluation: Evaluation, own: Roles) -> Measured:
 def chance_of(evaluation: Evaluation) -> float:
     """Accuracy of guessing, mean over all questions."""
     return float(np.mean([1 / len(record["logprobs"]) for record in evaluation.records]))
-
-
-def _right(rows: Rows) -> Array:
-    return np.array([float(row["correct"]) for row in rows])
-
-
-def _logp(rows: Rows) -> Array:
-    """log p of the right answer among the answers offered, nats."""
-    return np.array([row["logprobs"][row["answer"]] - np.logaddexp.reduce(row["logprobs"]) for row in rows])
 
 
 def as_json(own: Measured) -> dict[str, Any]:
@@ -205,10 +196,7 @@ class Grid:
 
 def selection_values(own: Measured) -> dict[str, float]:
     """What a selection rule reads."""
-    retain = np.concatenate([own.near, own.far])
-    right = np.mean([each.right for each in own.places.values()], axis=0)
-    excess = np.mean([each.excess for each in own.places.values()], axis=0)
-    values = {"forget": own.forget, "retain": retain, "perturbed": right, "excess_harm": excess}
+    values = {"forget": own.forget, "retain": retained(own), "perturbed": right(own), "excess_harm": excess(own)}
     return Answers(values, {}).means()
 
 

@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from robust_unlearning import files
 from robust_unlearning.analysis.output import shown
-from robust_unlearning.planted.measure import Measured
+from robust_unlearning.planted.measure import estimates, right_at
 from robust_unlearning.report.blocks import Table
 from robust_unlearning.reproduce import paper
 from robust_unlearning.reproduce.claims import percent
@@ -19,7 +17,7 @@ from robust_unlearning.reproduce.results import Grid
 from robust_unlearning.reproduce.run import Found
 from robust_unlearning.reproduce.target import Target
 from robust_unlearning.runs import RECORD
-from robust_unlearning.scores import Estimate, over_seeds, paired_recovery, paired_reduction, share_over_seeds
+from robust_unlearning.scores import Estimate, paired_recovery, paired_reduction
 
 COLUMNS = {
     "forget": "forget", "near": "near", "far": "far", "clean": "clean", "control": "+control",
@@ -29,41 +27,20 @@ COLUMNS = {
 
 def main_rows(grid: Grid, place: str) -> list[dict[str, Any]]:
     """The base and every method at every scale after its last step, tokens in one place: name -> estimates."""
-    rows = [{"name": "base", "noise": 0.0, **_cells([grid.base], place)}]
+    rows = [{"name": "base", "noise": 0.0, **estimates([grid.base], place)}]
     for recipe, title in grid.recipes.items():
         plain = [each.test for each in grid.at(recipe, 0)]
         for scale in (0.0, *grid.noises(recipe)):
             own = [each.test for each in grid.at(recipe, scale)]
             if not own:
                 continue
-            cells = _cells(own, place)
+            cells = estimates(own, place)
             base = grid.base.places[place].right
-            cells["reduction"] = paired_reduction(base, _right(own, place))
+            cells["reduction"] = paired_reduction(base, right_at(own, place))
             if scale and len(plain) == len(own):
-                cells["recovery"] = paired_recovery(base, _right(plain, place), _right(own, place))
+                cells["recovery"] = paired_recovery(base, right_at(plain, place), right_at(own, place))
             rows.append({"name": title + (f" + RNA {scale:g}" if scale else ""), "noise": scale, **cells})
     return rows
-
-
-def _right(models: Sequence[Measured], place: str) -> Any:
-    return np.mean([each.places[place].right for each in models], axis=0)
-
-
-def _cells(models: Sequence[Measured], place: str) -> dict[str, Estimate]:
-    arrays = {
-        "forget": [each.forget for each in models],
-        "near": [each.near for each in models],
-        "far": [each.far for each in models],
-        "clean": [each.clean for each in models],
-        "control": [each.places[place].control for each in models],
-        "perturbed": [each.places[place].right for each in models],
-        "excess_harm": [each.places[place].excess for each in models],
-    }
-    return {
-        key: (over_seeds if key == "excess_harm" else share_over_seeds)(np.stack(each))
-        for key, each in arrays.items()
-        if each[0].size
-    }
 
 
 def main_table(grid: Grid, place: str) -> Table:
