@@ -1,6 +1,7 @@
 """Questions per second: this library's scorer against lm-evaluation-harness's own, on MMLU, clean and perturbed.
 
     python benchmarks/scoring.py DATA                  # DATA: a copy of cais/mmlu as it lies on the hub
+    python benchmarks/scoring.py DATA --tokens SARS-CoV-2 Cable-HD-4    # two perturbed forms: a keyword, a control
     python benchmarks/scoring.py DATA --count          # only count the tokens that each runs, over all subjects
 
 Both score the same lm-eval tasks on the same loaded model in float32, subject by subject, each going first every
@@ -13,6 +14,7 @@ import argparse
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,27 +25,42 @@ from robust_unlearning import files, models
 from robust_unlearning.evaluate import Evaluation
 from robust_unlearning.harness import Harness
 from robust_unlearning.perturb import perturb
-from robust_unlearning.questions import letters_prompt, read_questions
+from robust_unlearning.questions import Question, letters_prompt, read_questions
 from robust_unlearning.runs import environment
 
 SUBJECTS = (
     "anatomy,astronomy,college_biology,computer_security,human_aging,marketing,nutrition,philosophy,sociology,"
     "world_religions"
 )
-FORMS = ("clean", "perturbed")
 
 
-def write_tasks(data: Path, subjects: list[str], limit: int | None, token: str, to: Path) -> None:
-    """Data sets `clean` and `perturbed` in hub layout under `to`/data, and a task for each of their subjects.
+def forms_of(tokens: Sequence[str]) -> dict[str, str | None]:
+    """The forms in which every question is asked: `clean`, and with each token in place of a wrong option."""
+    return {"clean": None, **{f"perturbed{number}": token for number, token in enumerate(tokens, start=1)}}
 
-    The tasks are lm-eval's MMLU tasks but for the data set. A question of which `token` is a choice is left out.
+
+def in_form(questions: list[Question], token: str | None) -> list[Question]:
+    """The questions as a form asks them."""
+    return [perturb(each, token, "option", seed=0) for each in questions] if token else questions
+
+
+def without(questions: list[Question], tokens: Sequence[str]) -> list[Question]:
+    """The questions of which no token is a choice, in whatever case."""
+    taken = {token.casefold() for token in tokens}
+    return [each for each in questions if taken.isdisjoint(choice.strip().casefold() for choice in each.choices)]
+
+
+def write_tasks(data: Path, subjects: list[str], limit: int | None, tokens: Sequence[str], to: Path) -> None:
+    """A data set per form in hub layout under `to`/data, and a task for each of its subjects.
+
+    The tasks are lm-eval's MMLU tasks but for the data set.
     """
     import lm_eval.tasks
     import pyarrow
     import pyarrow.parquet
 
     template = Path(lm_eval.tasks.__file__).parent / "mmlu" / "default" / "_default_template_yaml"
-    for form in FORMS:
+    for form, token in forms_of(tokens).items():
         configs = []
         for subject in subjects:
             name = subject.replace("_", " ")
@@ -51,9 +68,7 @@ def write_tasks(data: Path, subjects: list[str], limit: int | None, token: str, 
             for split, place in places.items():
                 questions = read_questions(data, config=subject, split=split)
                 if split == "test":
-                    questions = [each for each in questions if token not in each.choices][:limit]
-                    if form == "perturbed":
-                        questions = [perturb(each, token, "option", seed=0) for each in questions]
+                    questions = in_form(without(questions, tokens)[:limit], token)
                 rows = [
                     {"id": each.id, "question": each.question, "choices": list(each.choices), "answer": each.answer}
                     for each in questions
@@ -98,7 +113,7 @@ def measure(arguments: argparse.Namespace, subjects: list[str], tasks: Path) -> 
     model, tokenizer = models.load_causal_lm(base, "float32", device), models.load_tokenizer(base)
     blocks = []
     for number, subject in enumerate(subjects):
-        names = tuple(f"{form}_{subject}" for form in FORMS)
+        names = tuple(f"{form}_{subject}" for form in forms_of(arguments.tokens))
         fast = Harness(names, tasks / "data", (tasks,), "fast", num_fewshot=arguments.num_fewshot)
         hf = replace(fast, scorer="hf")
         assert fast.fingerprint() != hf.fingerprint()  # and so both have their data loaded
@@ -146,11 +161,10 @@ def count(arguments: argparse.Namespace, subjects: list[str]) -> dict[str, Any]:
             letters_prompt(each)[0].split("\n\n", 1)[1] + f" {'ABCD'[each.answer]}\n\n"
             for each in read_questions(arguments.data, config=subject, split="dev")[: arguments.num_fewshot]
         )
-        for question in read_questions(arguments.data, config=subject):
-            if arguments.token in question.choices:
-                continue
-            for form in (question, perturb(question, arguments.token, "option", seed=0)):
-                first, rest = letters_prompt(form)[0].split("\n\n", 1)
+        questions = without(read_questions(arguments.data, config=subject), arguments.tokens)
+        for token in forms_of(arguments.tokens).values():
+            for question in in_form(questions, token):
+                first, rest = letters_prompt(question)[0].split("\n\n", 1)
                 sequences.add(tuple(tokenizer(f"{first}\n\n{header}{rest}")["input_ids"]))
                 asked += 1
     lengths = sorted(map(len, sequences), reverse=True)
@@ -173,7 +187,9 @@ def main() -> None:
     parser.add_argument("--subjects", default=SUBJECTS, help="with commas (--count: all of them)")
     parser.add_argument("--limit", type=int, default=50, help="questions of a subject")
     parser.add_argument("--num-fewshot", type=int, default=0)
-    parser.add_argument("--token", default="SARS-CoV-2", help="put in place of a wrong option")
+    parser.add_argument(
+        "--tokens", nargs="+", default=["SARS-CoV-2"], help="each makes a perturbed form: it takes a wrong option's place"
+    )
     parser.add_argument("--batch", type=int, default=8, help="sequences that lm-eval's hf runs at a time")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--count", action="store_true", help="only count tokens")
@@ -192,7 +208,7 @@ def main() -> None:
     else:
         subjects = arguments.subjects.split(",")
         with tempfile.TemporaryDirectory() as folder:
-            write_tasks(arguments.data, subjects, arguments.limit, arguments.token, Path(folder))
+            write_tasks(arguments.data, subjects, arguments.limit, arguments.tokens, Path(folder))
             record = measure(arguments, subjects, Path(folder))
         for clock in ("cpu", "wall"):
             each = record[clock]

@@ -267,7 +267,7 @@ def test_hf_scorer_and_limit(
         shown = capsys.readouterr().out
         assert "9 of 13 (partial)" in shown
         assert "5 of 9 (partial)" in shown
-        assert "partial: only the first 5 questions" in shown
+        assert "partial: at most the first 5 questions" in shown
         scores = files.read_json(tmp_path / scorer / "scores.json")
         assert scores["quiz_alpha"]["partial"]
         assert scores["quiz"]["of"] == 13
@@ -281,12 +281,13 @@ def test_hf_scorer_and_limit(
 
 
 def test_task_files_and_suites_side_by_side(folder: Path, tmp_path: Path, root: Path, tasks: Path) -> None:
-    files.write_jsonl(tmp_path / "set.jsonl", [{"question": "Which?", "choices": ["a", "b"], "answer": 0}])
+    files.write_jsonl(tmp_path / "set.jsonl", [{"question": "Which?", "choices": ["a", "b"], "answer": 0}] * 3)
     (tmp_path / "suite.yaml").write_text(f"questions: {{set: {{path: {tmp_path}/set.jsonl}}}}\n")
     both = f"{tmp_path / 'suite.yaml'},{tasks / 'quiz_beta.yaml'}"
-    assert evaluate(folder, "--tasks", both, "--data-root", root, "--out", tmp_path / "out") == 0
-    assert list(files.read_json(tmp_path / "out" / "scores" / "suite" / "scores.json")) == ["set/cloze/clean"]
-    assert list(files.read_json(tmp_path / "out" / "scores" / "lm-eval" / "scores.json")) == ["quiz_beta"]
+    assert evaluate(folder, "--tasks", both, "--data-root", root, "--limit", 2, "--out", tmp_path / "out") == 0
+    for plan, task in (("suite", "set/cloze/clean"), ("lm-eval", "quiz_beta")):
+        scores = files.read_json(tmp_path / "out" / "scores" / plan / "scores.json")
+        assert [(name, row["n"]) for name, row in scores.items()] == [(task, 2)]
 
 
 def test_a_sweep_over_tasks(
@@ -299,16 +300,17 @@ def test_a_sweep_over_tasks(
 ) -> None:
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe | {"model": str(folder), "steps": 2}))
     data = ["--include-path", str(tasks), "--data-root", str(root), "--retain", "quiz_*"]
-    words = ["sweep", str(tmp_path / "recipe.yaml"), "noise_std=0,1", "--out", str(tmp_path / "out"), *data]
+    words = ["sweep", str(tmp_path / "recipe.yaml"), "noise_std=0,1", "--out", str(tmp_path / "out"), "--limit", "3", *data]
     assert cli.main([*words, "--tasks", "quiz", "--validation", "quiz_alpha"]) == 2
-    assert f"{SIZES['alpha']} questions are both in" in capsys.readouterr().err
+    assert "3 questions are both in" in capsys.readouterr().err
     rule = ["--select", "max retain where retain>=0*base"]
     assert cli.main([*words, "--tasks", "quiz_beta", "--validation", "quiz_alpha", *rule]) == 0
     assert "chosen noise_std=" in capsys.readouterr().out
     (point, _) = files.read_json(tmp_path / "out" / "sweep.json")["points"]
     run = tmp_path / "out" / point["folder"]
     assert point["scores"]["quiz_beta"]["retain"] == files.read_json(run / "scores.json")["quiz_beta"]["acc"]
-    assert list(files.read_json(run / "scores" / "quiz_alpha" / "scores.json")) == ["quiz_alpha"]
+    validation = files.read_json(run / "scores" / "quiz_alpha" / "scores.json")
+    assert [(name, row["n"]) for name, row in validation.items()] == [("quiz_alpha", 3)]
 
 
 def test_names_and_data_that_are_not_there(
@@ -324,7 +326,7 @@ def test_names_and_data_that_are_not_there(
     assert "did you mean 'demo'" in error("--tasks", "demoo")
     assert "did you mean 'mmlu_anatomy'" in error("--tasks", "mmlu_anatomi")
     assert "no such file" in error("--tasks", "nowhere.yaml")
-    assert "limits of its own" in error("--tasks", "demo", "--limit", 3)
+    assert "'0' is not a number of at least 1" in error("--tasks", "demo", "--limit", 0)
     assert "no folder" in error("--tasks", "quiz", "--include-path", tasks, "--data-root", tmp_path / "absent")
     assert "no such file or folder" in error("--tasks", "quiz", "--include-path", tmp_path / "absent")
     missing = error("--tasks", "wmdp_bio", "--data-root", root)

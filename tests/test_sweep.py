@@ -435,7 +435,7 @@ def test_mistakes_are_said_before_anything_is_trained(
         (["--tasks", suites["reported"], "--select", "max retain"], "add --validation"),
         (["--tasks", suites["reported"], "--forget", "forgt"], "no task has that name"),
         (["--validation", suites["validation"], "--select", "max reatin"], "did you mean 'retain'"),
-        (["--at-once", "0"], "at least one point"),
+        (["--at-once", "0"], "'0' is not a number of at least 1"),
     ]:
         assert main([*words, *more]) == 2
         assert says in capsys.readouterr().err

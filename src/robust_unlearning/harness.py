@@ -188,15 +188,16 @@ class Harness:
         yield from sorted(groups.items(), key=lambda item: -len(item[1].get_all_tasks()))
 
 
-def load_plans(tasks: str, **settings: Any) -> dict[str, Plan]:
+def load_plans(tasks: str, limit: int | None = None, **settings: Any) -> dict[str, Plan]:
     """What `--tasks` means: each suite by its name, and under `lm-eval` all tasks of the harness together.
 
     Args:
         tasks: names of suites and tasks, and YAML files of either, with commas.
-        settings: fields of `Harness` besides `names`.
+        limit: only the first so many questions of each task or set.
+        settings: further fields of `Harness`.
 
     Raises:
-        UserError: a name or file that is neither, a suite that cannot be run, or `limit` for a suite.
+        UserError: a name or file that is neither, or a suite that cannot be run.
     """
     names = [name for name in tasks.split(",") if name]
 
@@ -205,14 +206,9 @@ def load_plans(tasks: str, **settings: Any) -> dict[str, Plan]:
         is_file = path.suffix in {".yaml", ".yml"} or len(path.parts) > 1
         return name in BUNDLED_SUITES or (is_file and not (path.is_file() and is_task_file(path)))
 
-    plans: dict[str, Plan] = {name: load_suite(name) for name in names if is_suite(name)}
-    if plans and settings.get("limit"):
-        raise UserError(
-            f"--limit is for tasks of lm-evaluation-harness; the suite {next(iter(plans))!r} has limits of its own, in "
-            "its YAML."
-        )
+    plans: dict[str, Plan] = {name: load_suite(name).limited(limit) for name in names if is_suite(name)}
     if others := tuple(name for name in dict.fromkeys(names) if not is_suite(name)):
-        harness = Harness(others, **settings)
+        harness = Harness(others, limit=limit, **settings)
         _ = harness.manager  # an unknown name is found before anything is loaded
         plans["lm-eval"] = harness
     return plans

@@ -53,14 +53,28 @@ def unsafe_options(to: argparse.ArgumentParser) -> None:
     to.add_argument("--trust-remote-code", action="store_true", help="run a model's own Python code")
 
 
-def harness_data_options(to: Any) -> None:
-    """Where the data and the definitions of lm-evaluation-harness's tasks lie: `harness_data` reads them."""
+def positive(text: str) -> int:
+    """The type of an option that is a whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    return int(text)
+
+
+def plan_options(to: argparse.ArgumentParser) -> None:
+    """How much is asked, and where data and definitions of lm-evaluation-harness's tasks lie: see `plan_settings`."""
+    to.add_argument(
+        "--limit", type=positive, metavar="N", help="only the first N questions of each task or set: partial scores"
+    )
     to.add_argument("--data-root", type=Path, metavar="DIR", help="local copies of data sets, DIR/ORG/NAME or DIR/NAME")
     to.add_argument(
         "--include-path", type=Path, action="append", default=[], metavar="DIR", help="folder of further task YAMLs"
     )
 
 
-def harness_data(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Fields of `harness.Harness`."""
-    return {"data_root": arguments.data_root, "include_paths": tuple(arguments.include_path)}
+def plan_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `harness.load_plans` takes besides names."""
+    return {
+        "limit": arguments.limit,
+        "data_root": arguments.data_root,
+        "include_paths": tuple(arguments.include_path),
+    }

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from robust_unlearning.commands import (
     AddVerb,
-    harness_data,
-    harness_data_options,
     in_processes,
+    plan_options,
+    plan_settings,
+    positive,
     processes_option,
     unsafe_options,
 )
@@ -31,22 +32,13 @@ def add(verb: AddVerb) -> None:
     evaluation.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     processes_option(evaluation)
     evaluation.add_argument(
-        "--batch-tokens", type=_positive, metavar="N", help="tokens run at a time (default: by the model's width)"
+        "--batch-tokens", type=positive, metavar="N", help="tokens run at a time (default: by the model's width)"
     )
+    plan_options(evaluation)
     harness = evaluation.add_argument_group("tasks of lm-evaluation-harness")
-    harness_data_options(harness)
     harness.add_argument("--scorer", default="fast", choices=["fast", "hf"], help="hf: lm-eval's own (default: fast)")
     harness.add_argument("--num-fewshot", type=int, metavar="N", help="worked examples before each question")
-    harness.add_argument(
-        "--limit", type=_positive, metavar="N", help="only the first N questions of each task: partial scores"
-    )
     unsafe_options(evaluation)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
-    return int(text)
 
 
 def _eval(arguments: argparse.Namespace) -> None:
@@ -58,11 +50,7 @@ def _eval(arguments: argparse.Namespace) -> None:
     from robust_unlearning.targets import Evaluator, open_target
 
     plans = load_plans(
-        arguments.tasks,
-        scorer=arguments.scorer,
-        limit=arguments.limit,
-        num_fewshot=arguments.num_fewshot,
-        **harness_data(arguments),
+        arguments.tasks, scorer=arguments.scorer, num_fewshot=arguments.num_fewshot, **plan_settings(arguments)
     )
     target = open_target(
         arguments.target, allow_pickle=arguments.allow_pickle, trust_remote_code=arguments.trust_remote_code
@@ -80,8 +68,8 @@ def _eval(arguments: argparse.Namespace) -> None:
         with EvaluationProgress() as progress:
             result = evaluator.evaluate(target, plan, place, progress.tick)
         print(format_scores(result.scores))
-        if any(row.get("partial") for row in result.scores.values()):
-            print(f"partial: only the first {arguments.limit} questions of each task were asked (--limit)")
+        if arguments.limit:
+            print(f"partial: at most the first {arguments.limit} questions of each task or set were asked (--limit)")
         print(f"written to {place / 'scores.json'}, one line a question in {place / 'records.jsonl'}")
 
 

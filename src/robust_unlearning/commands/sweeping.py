@@ -6,7 +6,7 @@ import argparse
 import hashlib
 from pathlib import Path
 
-from robust_unlearning.commands import AddVerb, harness_data, harness_data_options, overrides
+from robust_unlearning.commands import AddVerb, overrides, plan_options, plan_settings, positive
 
 
 def add(verb: AddVerb) -> None:
@@ -29,12 +29,11 @@ def add(verb: AddVerb) -> None:
             metavar="TASKS",
             help=f"tasks of what {what}, patterns with commas (default: by their names)",
         )
-    harness_data_options(sweep)
-    sweep.add_argument("--at-once", type=int, metavar="N", help="points side by side (default: what memory allows)")
+    plan_options(sweep)
+    sweep.add_argument("--at-once", type=positive, metavar="N", help="points side by side (default: what memory allows)")
 
 
 def _sweep(arguments: argparse.Namespace) -> None:
-    from robust_unlearning.errors import UserError
     from robust_unlearning.sweep.grid import expand, load_sweep
 
     options = {
@@ -42,8 +41,6 @@ def _sweep(arguments: argparse.Namespace) -> None:
     }
     sweep = load_sweep(arguments.sweep, arguments.overrides, **options)
     points = expand(sweep)
-    if arguments.at_once is not None and arguments.at_once < 1:
-        raise UserError(f"--at-once {arguments.at_once}: at least one point is trained at a time.")
     hashes = "".join(sorted(point.recipe.content_hash() for point in points))
     stem = "-".join(Path(each).stem for each in arguments.sweep.split(",")[:3])
     out = arguments.out or Path("sweeps") / f"{stem}-{hashlib.sha256(hashes.encode()).hexdigest()[:8]}"
@@ -52,5 +49,5 @@ def _sweep(arguments: argparse.Namespace) -> None:
     from robust_unlearning.sweep.summary import summarise
 
     print(f"{len(points)} points -> {out}", flush=True)
-    result = run_sweep(sweep, points, out, arguments.at_once, harness=harness_data(arguments))
+    result = run_sweep(sweep, points, out, arguments.at_once, settings=plan_settings(arguments))
     print(f"\n{summarise(result, out)}\n\nwritten: {out / 'sweep.json'}, {out / 'sweep.md'}; runs in {out / 'runs'}")

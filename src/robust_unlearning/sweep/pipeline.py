@@ -75,19 +75,19 @@ def run_sweep(
     out: Path,
     at_once: int | None = None,
     say: Say = print,
-    harness: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Result:
     """Train and score what is not there yet in `out`, and read all of it. Nothing is trained before the suites, the
     rule and the base models' scores are known to be in order.
 
     Args:
-        harness: settings of lm-evaluation-harness's tasks, where the sweep names such.
+        settings: how much is asked, and where tasks of lm-evaluation-harness lie; see `harness.load_plans`.
 
     Raises:
         UserError: a suite or the rule is wrong, or not one point could be trained.
     """
     validation = sweep.validation or OWN_VALIDATION.get(sweep.tasks or "")
-    suites = {name: _plan(name, harness or {}) for name in (validation, sweep.tasks) if name}
+    suites = {name: _plan(name, settings or {}) for name in (validation, sweep.tasks) if name}
     _require_apart(validation, sweep.tasks, suites)
     rule = parse_rule(sweep.select or DEFAULT_RULE) if validation else None
     if sweep.select and not validation:
@@ -108,9 +108,9 @@ def run_sweep(
     return found
 
 
-def _plan(name: str, harness: Mapping[str, Any]) -> Plan:
+def _plan(name: str, settings: Mapping[str, Any]) -> Plan:
     """A suite, or tasks of lm-evaluation-harness."""
-    plans = load_plans(name, **harness)
+    plans = load_plans(name, **settings)
     if len(plans) != 1:
         raise UserError(f"a sweep is scored on one suite, or on tasks of lm-evaluation-harness; {name!r} names both.")
     return next(iter(plans.values()))
