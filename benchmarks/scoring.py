@@ -188,7 +188,10 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=50, help="questions of a subject")
     parser.add_argument("--num-fewshot", type=int, default=0)
     parser.add_argument(
-        "--tokens", nargs="+", default=["SARS-CoV-2"], help="each makes a perturbed form: it takes a wrong option's place"
+        "--tokens",
+        nargs="+",
+        default=["SARS-CoV-2"],
+        help="a perturbed form each: it replaces a wrong option",
     )
     parser.add_argument("--batch", type=int, default=8, help="sequences that lm-eval's hf runs at a time")
     parser.add_argument("--device", default="cpu")

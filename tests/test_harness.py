@@ -300,7 +300,16 @@ def test_a_sweep_over_tasks(
 ) -> None:
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe | {"model": str(folder), "steps": 2}))
     data = ["--include-path", str(tasks), "--data-root", str(root), "--retain", "quiz_*"]
-    words = ["sweep", str(tmp_path / "recipe.yaml"), "noise_std=0,1", "--out", str(tmp_path / "out"), "--limit", "3", *data]
+    words = [
+        "sweep",
+        str(tmp_path / "recipe.yaml"),
+        "noise_std=0,1",
+        "--out",
+        str(tmp_path / "out"),
+        "--limit",
+        "3",
+        *data,
+    ]
     assert cli.main([*words, "--tasks", "quiz", "--validation", "quiz_alpha"]) == 2
     assert "3 questions are both in" in capsys.readouterr().err
     rule = ["--select", "max retain where retain>=0*base"]

@@ -30,7 +30,7 @@ def add(verb: AddVerb) -> None:
             help=f"tasks of what {what}, patterns with commas (default: by their names)",
         )
     plan_options(sweep)
-    sweep.add_argument("--at-once", type=positive, metavar="N", help="points side by side (default: what memory allows)")
+    sweep.add_argument("--at-once", type=positive, metavar="N", help="points side by side (default: as memory allows)")
 
 
 def _sweep(arguments: argparse.Namespace) -> None:
