@@ -150,10 +150,10 @@ def summarise(blocks: list[dict[str, Any]]) -> dict[str, Any]:
 def count(arguments: argparse.Namespace, subjects: list[str]) -> dict[str, Any]:
     """Tokens that each scorer runs through the model, padding counted; nothing is run."""
     from robust_unlearning.likelihood import default_budget
-    from robust_unlearning.prefix_tree import packs
+    from robust_unlearning.prefix_tree import batches, padded
 
     base = models.resolve(arguments.model)
-    tokenizer, budget = models.load_tokenizer(base), default_budget(models.read_config(base))
+    tokenizer, budget = models.load_tokenizer(base), default_budget(models.pick_device(arguments.device))
     sequences = set()
     asked = 0
     for subject in subjects:
@@ -168,13 +168,13 @@ def count(arguments: argparse.Namespace, subjects: list[str]) -> dict[str, Any]:
                 sequences.add(tuple(tokenizer(f"{first}\n\n{header}{rest}")["input_ids"]))
                 asked += 1
     lengths = sorted(map(len, sequences), reverse=True)
-    batches = [lengths[start : start + arguments.batch] for start in range(0, len(lengths), arguments.batch)]
-    ours = list(packs({each: len(each) - 1 for each in sequences}, budget))
-    stems = {each.stem for each in ours}
+    theirs = [lengths[start : start + arguments.batch] for start in range(0, len(lengths), arguments.batch)]
+    ours = list(batches({each: len(each) - 1 for each in sequences}, budget))
+    stems = {batch[0].stem for batch in ours}
     result = {
         "questions": asked,
-        "hf_tokens": sum(len(batch) * batch[0] for batch in batches),
-        "fast_tokens": sum(len(each.ids) for each in ours) + sum(map(len, stems)),
+        "hf_tokens": sum(len(batch) * batch[0] for batch in theirs),
+        "fast_tokens": sum(map(padded, ours)) + sum(map(len, stems)),
     }
     return {**result, "ratio": result["hf_tokens"] / result["fast_tokens"]}
 

@@ -25,6 +25,7 @@ from robust_unlearning.evaluate import (
     option_logprobs,
     text_nats,
 )
+from robust_unlearning.prefix_tree import Tree
 from robust_unlearning.questions import cloze_prompt, letters_prompt, read_questions
 
 WORDS = ["apple", "river", "stone", "tall ladder", "cloud", "button", "ox", "meadow"]
@@ -97,15 +98,16 @@ def test_recurrent_models_fall_back_to_full_sequences(tokenizer: Any) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gemma3", "phi3", "qwen3", "gpt_neox", "gpt2"])
-def test_stems_and_packs_equal_full_sequences(family: str, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prefix_tree, "STEM", 8)
+def test_stems_and_trees_equal_full_sequences(family: str, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefix_tree, "PASS", 8)
     wide = {"sliding_window": 512} if "sliding_window" in FAMILIES[family][1] else {}
     model = small(family, **wide)
     assert module._takes_trees(model, longest=500)
     header = "A header that all of these have in common.\n\n"
     items = [(f"{header}{prompt}", ends) for prompt, ends in ITEMS]
     budget = 90
-    stems = [each.stem for each in prefix_tree.packs(dict.fromkeys(run_sequences(tokenizer, items), 99), budget)]
+    starts = dict.fromkeys(run_sequences(tokenizer, items), 99)
+    stems = [batch[0].stem for batch in prefix_tree.batches(starts, budget)]
     assert len(stems) > 1
     assert any(stems)
     check(model, tokenizer, [*items, *ITEMS], token_budget=budget)
@@ -114,7 +116,11 @@ def test_stems_and_packs_equal_full_sequences(family: str, tokenizer: Any, monke
 def test_trees_are_not_trusted_blindly(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert module._takes_trees(llama, longest=500)
     assert not module._takes_trees(small("mistral"), longest=5)  # its window is 4
-    everything = lambda pack, dtype, device: torch.zeros(1, 1, len(pack.ids), len(pack.stem + tuple(pack.ids)))  # noqa: E731
+
+    def everything(batch: list[Tree], dtype: Any, device: Any) -> torch.Tensor:
+        width = max(len(each.ids) for each in batch)
+        return torch.zeros(len(batch), 1, width, len(batch[0].stem) + width)
+
     monkeypatch.setattr(module, "_tree_mask", everything)
     assert not module._takes_trees(llama, longest=500)
 
@@ -157,8 +163,9 @@ def sequences(tokenizer: Any) -> set[tuple[int, ...]]:
 def test_what_sequences_begin_with_is_run_once(tokenizer: Any) -> None:
     model = small("llama")
     beginnings = {each[:length] for each in sequences(tokenizer) for length in range(1, len(each) + 1)}
-    assert run_lengths(model, tokenizer)[-1] == len(beginnings)
-    assert sum(run_lengths(model, tokenizer, token_budget=60)) > len(beginnings)  # begun anew in each of more packs
+    *_, run = run_lengths(model, tokenizer)
+    assert len(beginnings) < run < len(beginnings) + prefix_tree.PASS < sum(map(len, sequences(tokenizer)))  # padding
+    assert sum(run_lengths(model, tokenizer, token_budget=60)) > len(beginnings)  # begun anew in each of more batches
 
 
 def test_windows_shorter_than_the_sequences_are_scored_in_full(tokenizer: Any) -> None:

@@ -4,18 +4,19 @@ What sequences begin with in common is run once, and logits are made only where 
 `prefix_tree`. The result equals scoring every full sequence by itself. A model that cannot be run on a tree
 (recurrent state, a window shorter than the sequences) is scored on full sequences.
 
-Shapes: b sequences of a batch, t tokens of a pack or a batch, s tokens of a stem, r rows of logits, V vocabulary.
+Shapes: b rows of a batch, t tokens of a row, s tokens of a stem, r rows of logits, V vocabulary.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from robust_unlearning.errors import UserError
-from robust_unlearning.prefix_tree import Pack, Tokens, packs
+from robust_unlearning.prefix_tree import Tokens, Tree, batches
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,7 +54,7 @@ def continuation_logps(
             starts[sequence] = min(starts.get(sequence, len(sequence)), len(context) - 1)
     done = 0
     with _scoring(model):
-        for logits, rows in _logits(model, starts, token_budget or default_budget(model.config)):
+        for logits, rows in _logits(model, starts, token_budget or default_budget(next(model.parameters()).device)):
             indices = [index for sequence in rows for index in asked[sequence]]
             ends = [pairs[index][1] for index in indices]
             own = [rows[pairs[index][0] + end[:-1]][-len(end) :] for index, end in zip(indices, ends, strict=True)]
@@ -65,13 +66,9 @@ def continuation_logps(
     return results
 
 
-def default_budget(config: Any) -> int:
-    """Tokens of a pack: 512, or half the width of a model of this config where that is more.
-
-    In a pack every token is compared with every other, so attention costs t / (6 d) of what the layers' weights
-    cost (d the width): 15 % at 512 tokens of SmolLM2-135M, 8 % at 2048 of a 7B model. Smaller packs repeat more.
-    """
-    return max(512, getattr(config.get_text_config(), "hidden_size", 0) // 2)
+def default_budget(device: Any) -> int:
+    """Tokens run at a time: 512 on a CPU, where more take no less time each (docs/log.md), 4096 elsewhere."""
+    return 512 if device.type == "cpu" else 4096
 
 
 def option_logprobs(
@@ -132,15 +129,15 @@ def _encode(tokenizer: Any, items: Sequence[tuple[str, Sequence[str]]]) -> list[
 def _logits(model: Any, starts: Mapping[Tokens, int], budget: int) -> Run:
     """The logits that predict what follows each sequence's token number `starts` and all after it."""
     if starts and _takes_trees(model, max(map(len, starts))):
-        return _tree_logits(model, packs(starts, budget), starts)
+        return _tree_logits(model, batches(starts, budget), starts)
     return _full_logits(model, starts, budget)
 
 
 def _takes_trees(model: Any, longest: int) -> bool:
     """Whether the model computes on a tree of sequences what it computes on each by itself.
 
-    No layer may have another memory than attention over at least `longest` tokens; and two short sequences, run on
-    a tree behind a stem, must get the logits that they get alone, but for rounding.
+    No layer may have another memory than attention over at least `longest` tokens; and three short sequences, run in
+    two trees behind a stem, must get the logits that they get alone, but for rounding.
     """
     import torch
 
@@ -152,12 +149,14 @@ def _takes_trees(model: Any, longest: int) -> bool:
         return False
     if "position_ids" not in inspect.signature(model.forward).parameters:
         return False
-    pack = Pack(stem=(5,))
-    pack.add((5, 6, 7, 8), shared=1)
-    pack.add((5, 6, 9, 7, 8), shared=2)
-    starts = {sequence: len(sequence) - 1 for sequence in pack.paths}
+    trees = [Tree(stem=(5,)), Tree(stem=(5,))]
+    trees[0].add((5, 6, 7, 8), shared=1)
+    trees[0].add((5, 6, 9, 7, 8), shared=2)
+    trees[1].add((5, 9, 8), shared=1)
+    starts = {sequence: len(sequence) - 1 for tree in trees for sequence in tree.paths}
     try:
-        ((logits, rows),) = _tree_logits(model, [pack], starts)
+        with torch.inference_mode():
+            ((logits, rows),) = _tree_logits(model, [trees], starts)
     except (RuntimeError, TypeError, ValueError):
         return False
     for alone, (sequence,) in _full_logits(model, starts, budget=1):
@@ -167,55 +166,66 @@ def _takes_trees(model: Any, longest: int) -> bool:
     return True
 
 
-def _tree_logits(model: Any, of: Iterable[Pack], starts: Mapping[Tokens, int]) -> Run:
-    """Pack by pack; a stem's key-value cache is kept while packs of that stem follow."""
+def _tree_logits(model: Any, of: Iterable[Sequence[Tree]], starts: Mapping[Tokens, int]) -> Run:
+    """Batch by batch; a stem's key-value cache is kept while batches of that stem follow."""
     import torch
     from transformers import DynamicCache
+
+    from robust_unlearning.corpora import collate
 
     device = next(model.parameters()).device
     stem: Tokens = ()
     cache: Any = None
-    for pack in of:
-        if pack.stem != stem:
-            stem, cache = pack.stem, DynamicCache() if pack.stem else None
+    for batch in of:
+        if batch[0].stem != stem:
+            stem, cache = batch[0].stem, DynamicCache() if batch[0].stem else None
             if stem:
                 ids = torch.tensor([stem], device=device)
                 model(input_ids=ids, past_key_values=cache, use_cache=True, **_kept(model, [0], device))
-        own = {each: path[starts[each] - len(stem) :] for each, path in pack.paths.items()}
-        wanted = sorted({place for places in own.values() for place in places})
-        row = {place: index for index, place in enumerate(wanted)}
-        kept = _kept(model, wanted, device)
+        behind = copy.deepcopy(cache)
+        if behind is not None:
+            behind.batch_repeat_interleave(len(batch))
+        places = {
+            sequence: (line, path[starts[sequence] - len(stem) :])
+            for line, tree in enumerate(batch)
+            for sequence, path in tree.paths.items()
+        }
+        columns = sorted({place for _, path in places.values() for place in path})
+        kept = _kept(model, columns, device)
         logits = model(
-            input_ids=torch.tensor([pack.ids], device=device),
-            position_ids=torch.tensor([pack.positions], device=device),
-            attention_mask=_tree_mask(pack, model.dtype, device),
-            past_key_values=cache,
-            use_cache=cache is not None,
+            input_ids=collate([tree.ids for tree in batch], 0).ids.to(device),
+            position_ids=collate([tree.positions for tree in batch], 0).ids.to(device),
+            attention_mask=_tree_mask(batch, model.dtype, device),
+            past_key_values=behind,
+            use_cache=behind is not None,
             **kept,
-        ).logits[0]
-        if cache is not None:
-            cache.crop(-len(pack.ids))
-        yield (
-            logits if kept else logits[wanted],
-            {each: [row[place] for place in places] for each, places in own.items()},
-        )
+        ).logits
+        column = {place: index for index, place in enumerate(columns)} if kept else range(logits.shape[1])
+        own = {sequence: [(line, column[place]) for place in path] for sequence, (line, path) in places.items()}
+        wanted = sorted({cell for cells in own.values() for cell in cells})
+        row = {cell: index for index, cell in enumerate(wanted)}
+        lines, across = zip(*wanted, strict=True)
+        yield logits[list(lines), list(across)], {each: [row[cell] for cell in cells] for each, cells in own.items()}
 
 
-def _tree_mask(pack: Pack, dtype: Any, device: Any) -> Tensor:
-    """What is added to attention scores [1, 1, t, s + t]: 0 towards the stem and what stands on a token's way from
-    the root, the lowest number elsewhere.
+def _tree_mask(batch: Sequence[Tree], dtype: Any, device: Any) -> Tensor:
+    """What is added to attention scores [b, 1, t, s + t]: 0 towards the stem and what stands on a token's way from
+    the root, the lowest number elsewhere. Padding stands behind a tree's tokens, which see none of it.
     """
     import torch
 
-    size = len(pack.ids)
-    sees = torch.zeros(size, size, dtype=torch.bool)
-    for first, last, parent in pack.branches:
-        if parent is not None:
-            sees[first:last] = sees[parent]
-        sees[first:last, first:last] = torch.ones(last - first, last - first, dtype=torch.bool).tril()
-    stem = torch.ones(size, len(pack.stem), dtype=torch.bool)
-    hidden = torch.cat([stem, sees], dim=1).logical_not().to(device)
-    return torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill(hidden, torch.finfo(dtype).min)[None, None]
+    stem, width = len(batch[0].stem), max(len(each.ids) for each in batch)
+    sees = torch.zeros(len(batch), width, stem + width, dtype=torch.bool)
+    sees[:, :, :stem] = True
+    for line, tree in enumerate(batch):
+        own = sees[line, :, stem:]
+        for first, last, parent in tree.branches:
+            if parent is not None:
+                own[first:last] = own[parent]
+            own[first:last, first:last] = torch.ones(last - first, last - first, dtype=torch.bool).tril()
+        own[len(tree.ids) :, 0] = True  # a row of scores without any is not a number in some models
+    hidden = sees.logical_not().to(device)
+    return torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill(hidden, torch.finfo(dtype).min)[:, None]
 
 
 def _full_logits(model: Any, starts: Mapping[Tokens, int], budget: int) -> Run:
