@@ -47,7 +47,11 @@ def suite_file(tmp_path: Path) -> Path:
 
 
 def test_run_eval_apply(
-    recipe_file: Path, suite_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recipe_file: Path,
+    suite_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "run"
     assert main(["run", str(recipe_file), "noise_std=0.1", "--out", str(out), "snapshots=[4]"]) == 0
@@ -71,6 +75,12 @@ def test_run_eval_apply(
     first = (out / "evaluation.json").read_bytes()
     assert main(["eval", str(out), "--tasks", str(suite_file)]) == 0
     assert (out / "evaluation.json").read_bytes() == first
+    monkeypatch.chdir(out.parent.parent)
+    close = f"{out.parent.name}/{out.name}"
+    for options in ([], ["--out", "x"]):
+        assert main(["eval", f"{close}x", "--tasks", str(suite_file), *options]) == 2
+        assert f"no such file or folder: '{close}x'" in (said := capsys.readouterr().err)
+        assert f"Did you mean '{close}'?" in said
     assert main(["eval", str(out / "snapshots" / "step-4.safetensors"), "--tasks", str(suite_file)]) == 0
     assert "q/cloze/option" not in scores  # a cloze prompt shows no options
     assert (out / "snapshots" / "step-4" / "scores.json").exists()
@@ -102,6 +112,8 @@ def test_run_eval_apply(
         (["run", "smollm2/rmu", "noise_sdt=1", "steps=0"], "2 errors"),
         (["eval", "nowhere.gguf", "--tasks", "demo", "--out", "x"], "no such file"),
         (["eval", "smollm2-135m", "--tasks", "demo"], "--out"),
+        (["eval", "org/name", "--tasks", "demo"], "'org/name' is no folder here, not a run folder"),
+        (["eval", "a/b/name", "--tasks", "demo"], "no such file or folder: 'a/b/name'"),
         (["eval", "x", "--tasks", "dmo"], "dmo"),
         (["apply", "nowhere", "--to", "x"], "no such file or folder"),
     ],

@@ -189,6 +189,13 @@ def test_a_wrong_path_gets_the_nearest_name_beside_it(tmp_path: Path) -> None:
     message = _error(tmp_path / "forgt.jsonl")
     assert "no such file or folder" in message
     assert f"Did you mean {str(path)!r}?" in message
+    for name in ("o_mmlu.txt", "one.jsonl", "elsewhere.txt", "forget.txt"):
+        (tmp_path / name).touch()
+    for wrong, right in {"forgt": "forget.jsonl", "forgot.txt": "forget.txt", "o_mlu.txt": "o_mmlu.txt"}.items():
+        assert f"Did you mean {str(tmp_path / right)!r}?" in _error(tmp_path / wrong)
+    assert f"Did you mean {str(path)!r}?" in _error(tmp_path.with_name(tmp_path.name + "_") / path.name)
+    for wrong in ("mmlu", "nofile.txt", "nope.json", "nowhere"):
+        assert "Did you mean" not in _error(tmp_path / wrong)
 
 
 def test_a_wrong_relative_path_says_where_was_looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,7 +251,10 @@ def test_a_row_that_is_neither_object_nor_string_is_an_error(row: Any, tmp_path:
     assert "line 2: an object or a string is expected" in message
 
 
-@pytest.mark.parametrize(("value", "kind"), [(3, "int"), (None, "NoneType"), (["a"], "list"), ({"a": 1}, "dict")])
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [(3, "a number"), (True, "true or false"), (None, "nothing"), (["a"], "a list"), ({"a": 1}, "a mapping")],
+)
 def test_a_value_that_is_no_text_is_named_by_line_and_type(value: Any, kind: str, tmp_path: Path) -> None:
     message = _error(_jsonl(tmp_path / "a.jsonl", [{"text": LONG[0]}, {"text": value}]))
     assert f"line 2: 'text' holds {kind}, not text" in message
@@ -252,7 +262,13 @@ def test_a_value_that_is_no_text_is_named_by_line_and_type(value: Any, kind: str
 
 def test_a_parquet_column_that_is_no_text_is_named_by_row_and_type(tmp_path: Path) -> None:
     message = _error(_parquet(tmp_path / "a.parquet", {"text": [1, 2]}))
-    assert "row 1: 'text' holds int, not text" in message
+    assert "row 1: 'text' holds a number, not text" in message
+
+
+def test_a_broken_parquet_file_is_one_message(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a.parquet").write_text("junk")
+    assert "a.parquet' with error" in _error(tmp_path / "a.parquet")
+    assert not caplog.records
 
 
 def test_bytes_that_are_not_utf8_are_an_error(tmp_path: Path) -> None:

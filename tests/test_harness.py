@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -208,8 +210,20 @@ def test_a_run_folder_scores_as_lm_eval_scores_the_applied_model(
     assert {each["doc_hash"] for each in again} != {each["doc_hash"] for each in records}
 
 
-def test_groups_average_as_lm_eval_does(model: Any, tokenizer: Any, root: Path, tasks: Path) -> None:
-    result = Harness(("quiz",), root, (tasks,)).run(model, tokenizer)
+def test_groups_average_as_lm_eval_does(
+    model: Any,
+    tokenizer: Any,
+    root: Path,
+    tasks: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(tokenizer, "model_max_length", 8)
+    with caplog.filtering(lambda record: "longer than" in record.getMessage()):
+        logging.getLogger("transformers").addHandler(caplog.handler)
+        result = Harness(("quiz",), root, (tasks,)).run(model, tokenizer)
+        logging.getLogger("transformers").removeHandler(caplog.handler)
+    assert not caplog.records  # texts beyond the window are cut without a word
     alpha, beta = (result.scores[f"quiz_{name}"] for name in SIZES)
     row = result.scores["quiz"]
     assert row["acc"] == pytest.approx((9 * alpha["acc"] + 4 * beta["acc"]) / 13)
@@ -341,6 +355,10 @@ def test_names_and_data_that_are_not_there(
     missing = error("--tasks", "wmdp_bio", "--data-root", root)
     for part in ("'cais/wmdp'", str(root / "cais" / "wmdp"), str(root / "wmdp"), "there is org"):
         assert part in missing
+    assert f"Did you mean --data-root {root}?" in error(
+        *own[:2], "--tasks", "quiz", "--data-root", root / "org" / "quiz"
+    )
+    assert f"Did you mean --data-root {root}?" in error(*own[:2], "--tasks", "quiz", "--data-root", root.parent)
     (root / "org" / "quiz").rename(root / "quiz")  # without the organisation it is found as well
     assert evaluate(folder, "--tasks", "quiz_beta", *own, "--out", tmp_path / "found") == 0
     other = tmp_path / "gamma.yaml"
@@ -348,6 +366,17 @@ def test_names_and_data_that_are_not_there(
     capsys.readouterr()
     assert "unknown config of org/quiz 'alpa': did you mean 'alpha'" in error("--tasks", other, "--data-root", root)
     assert "copy, say where: --data-root" in error("--tasks", other)  # offline, so the hub has nothing
+    (root / "quiz" / "README.md").unlink()
+    assert "has no README.md, whose head lists the configs of org/quiz" in error("--tasks", "quiz", *own)
+    write_quiz(root / "quiz")
+    (root / "quiz" / "beta" / "test-0.parquet").write_text("junk")
+    assert re.match(
+        r"unlearn: \S+ cannot be read .*beta/test-0.parquet' with error", error("--tasks", "quiz_beta", *own)
+    )
+    other.write_text(yaml.safe_dump({"task": "gamma", **TASK, "dataset_path": str(tmp_path / "gone")}))
+    for options in ((), ("--data-root", root)):
+        assert f"the folder {tmp_path / 'gone'}, which is not there" in (moved := error("--tasks", other, *options))
+        assert "its tasks/_location_yaml names where it lies" in moved
 
 
 def test_groups_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:

@@ -336,8 +336,12 @@ def test_a_manifest_that_was_changed_or_is_none_is_refused(hub: Path, tmp_path: 
         "every row is the same, but not every byte" in rebuild(tmp_path / "changed.json", tmp_path / "same rows").note
     )
     files.write_json(tmp_path / "none.json", {"world": {}})
-    with pytest.raises(UserError, match="is no manifest of a perturbed set"):
-        rebuild(tmp_path / "none.json", tmp_path / "two")
+    (tmp_path / "lines.jsonl").write_text('{"a": 1}\n{"a": 2}\n')
+    for name, why in {"none.json": "name: required, and not given", "lines.jsonl": "Extra data"}.items():
+        with pytest.raises(
+            UserError, match=f"'.*{name}' is no manifest.json of unlearn perturb, or is damaged: .*{why}"
+        ):
+            rebuild(tmp_path / name, tmp_path / "two")
     assert not (tmp_path / "two").exists()
 
 

@@ -334,6 +334,11 @@ def test_dots_reach_into_topics_and_sources(plain: dict[str, Any]) -> None:
         ("topics.biology.retain_wieght=3", "did you mean 'retain_weight'?"),
         ("steps=", "steps"),
         ("steps=abc", "given 'abc'"),
+        ("model=3", "model: input should be text; given 3."),
+        ("topics=[1]", "topics: input should be a mapping; given [1]."),
+        ("topics={}", "topics: input should have 1 or more items; given {}."),
+        ("train_layers=3", "train_layers: input should be a list; given 3."),
+        ("device=", "device: input should be text; given nothing."),
     ],
 )
 def test_bad_overrides_are_named(override: str, says: str, plain: dict[str, Any]) -> None:

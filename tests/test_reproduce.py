@@ -273,8 +273,18 @@ def test_wrong_targets(tmp_path: Path) -> None:
     target = load_target("tiny")
     with pytest.raises(UserError, match="did you mean 'main'"):
         chosen_stages(target, ["mian"])
-    with pytest.raises(UserError, match=r"did you mean 'steps'"):
-        points_of(load_target("tiny", ["set.stepz=3"]), target.stages["main"])
+    words = ["set.stepz=3", "set.topics.plague_lore.retain_wieght=2", "set.seed=x", "sedes=[0]", "stages.mian.seeds=1"]
+    with pytest.raises(UserError, match=r"did you mean 'steps'") as wrong:
+        load_target("tiny", words)
+    for part in (
+        "did you mean 'retain_weight'",
+        "seed: input should be",
+        "did you mean 'seeds'",
+        "did you mean 'main'",
+    ):
+        assert part in str(wrong.value)
+    with pytest.raises(UserError, match="63 of 63 points are wrong"):
+        points_of(load_target("tiny", ["set.layer=0", "set.train_layers=[2]"]), target.stages["main"])
     (tmp_path / "two.yaml").write_text("about: x\nsuite: planted\nstages: {a: {title: a, kind: grid, stands_for: x, "
                                        "command: x}}\n")  # fmt: skip
     with pytest.raises(UserError, match=r"one stage of kind main; it has 0(.|\n)*stages.a.grids"):

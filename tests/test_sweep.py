@@ -89,6 +89,8 @@ def test_wrong_fields_are_said_once_with_a_point(tiny_recipe: dict[str, Any], tm
         load_sweep("figure3/tny")
     with pytest.raises(UserError, match="did you mean 'tasks'"):
         load_sweep(_write(tmp_path / "s.yaml", {"grids": [{"recipe": path}], "task": "demo"}))
+    with pytest.raises(UserError, match=r"did you mean 'tasks'(.|\n)*2 of 2(.|\n)*did you mean 'steps'"):
+        load_sweep(_write(tmp_path / "s.yaml", {"grids": [{"recipe": path, "stepz": [1, 2]}], "task": "demo"}))
 
 
 @pytest.mark.parametrize("name", sweep_names())

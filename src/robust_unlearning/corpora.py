@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor
 
 from robust_unlearning import files
-from robust_unlearning.errors import UserError, nearest
+from robust_unlearning.errors import UserError, kind, nearest
 from robust_unlearning.recipe import Recipe, TextSource
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ def _read_jsonl(path: Path, field: str) -> Iterator[str]:
 
 def _as_text(value: Any, where: str, field: str) -> str:
     if not isinstance(value, str):
-        raise UserError(f"{where}: {field!r} holds {type(value).__name__}, not text.")
+        raise UserError(f"{where}: {field!r} holds {kind(value)}, not text.")
     return value
 
 
@@ -84,19 +86,45 @@ def _read_text(path: Path) -> Iterator[str]:
         yield "\n".join(paragraph)
 
 
+FILE_FORMATS = ("arrow", "csv", "json", "parquet", "text")
+"""What `datasets` reads files by, given in place of a data set's name."""
+
+
+@contextmanager
+def read_quietly() -> Iterator[list[str]]:
+    """While it lasts, what `datasets` logs of files that it cannot read goes into this list, not to the screen."""
+    said: list[str] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        said.append(record.getMessage())
+        return False
+
+    loggers = [logging.getLogger(f"datasets.packaged_modules.{each}.{each}") for each in FILE_FORMATS]
+    for logger in loggers:
+        logger.addFilter(keep)
+    try:
+        yield said
+    finally:
+        for logger in loggers:
+            logger.removeFilter(keep)
+
+
 def _read_dataset(source: TextSource, path: str, name: str) -> Iterator[str]:
     """Texts of a data set on the hub, of a folder laid out as one, or of a parquet file."""
     import datasets
 
     datasets.disable_progress_bars()
+    said: list[str] = []
     try:
-        if name.endswith(".parquet"):
-            table = datasets.load_dataset("parquet", data_files=path, split="train")
-        else:
-            table = datasets.load_dataset(path, source.config, split=source.split)
+        with read_quietly() as said:
+            if name.endswith(".parquet"):
+                table = datasets.load_dataset("parquet", data_files=path, split="train")
+            else:
+                table = datasets.load_dataset(path, source.config, split=source.split)
     except Exception as error:  # the library raises many kinds; the user needs the sentence
         raise UserError(
-            f"cannot read data set {name!r} (config {source.config!r}, split {source.split!r}): {error}"
+            f"cannot read data set {name!r} (config {source.config!r}, split {source.split!r}): "
+            f"{said[-1] if said else error}"
         ) from error
     if source.field not in table.column_names:
         raise _no_column(name, source.field, table.column_names)

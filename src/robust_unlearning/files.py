@@ -51,12 +51,30 @@ def locate(path: str | os.PathLike[str]) -> Path:
         return found
     found = Path(text).expanduser()
     if not found.exists():
-        folder = found.parent
-        close = nearest(found.name, [each.name for each in folder.iterdir()]) if folder.is_dir() else None
-        hint = f" Did you mean {str(folder / close)!r}?" if close else ""
+        close = nearest_path(found)
+        hint = f" Did you mean {str(close)!r}?" if close else ""
         where = f" (looked at {found.absolute()})" if not found.is_absolute() else ""
         raise UserError(f"no such file or folder: {text!r}{where}.{hint}")
     return found
+
+
+def nearest_path(path: Path) -> Path | None:
+    """What lies where `path` would, under a name close to its own; None when nothing is close.
+
+    Suffixes are not compared, as two names with one suffix look alike by it: first come names with the suffix of
+    `path`, then others, whose spelling must be closer. Where the folder itself is not there, one of a close name
+    that holds the file is taken.
+    """
+    if not path.parent.is_dir():
+        folder = nearest_path(path.parent) if path.parent != path else None
+        return folder / path.name if folder and (folder / path.name).exists() else None
+    stems: tuple[dict[str, Path], dict[str, Path]] = ({}, {})
+    for each in sorted(path.parent.iterdir()):
+        stems[each.suffix != path.suffix].setdefault(each.stem, each)
+    for among, alike in zip(stems, (0.66, 0.85), strict=True):
+        if close := nearest(path.stem, among, alike):
+            return among[close]
+    return None
 
 
 @contextmanager

@@ -76,7 +76,7 @@ class Harness:
         """
         manager = self.manager
         _seed_everything()
-        with local_data(self.data_root), _only_errors():
+        with local_data(self.data_root), _only_errors("lm_eval"):
             try:
                 loaded = manager.load(list(self.names))
             except UserError:
@@ -151,12 +151,12 @@ class Harness:
         from robust_unlearning.fast_lm import SCORERS
 
         tick = partial(progress, "lm-eval") if progress else None
-        with _only_errors():
+        with _only_errors("lm_eval"):
             scorer = SCORERS[self.scorer](model, tokenizer, token_budget, tick)
         _seed_everything()
         for task in self.loaded["tasks"].values():
             task.set_fewshot_seed(seed=SEEDS["fewshot"])
-        with _quiet():
+        with _quiet(), _only_errors("transformers.tokenization_utils_base"):
             results = evaluate(lm=scorer, task_dict=self.loaded, limit=self.limit)
         records = {
             name: [_record(task, sample, scorer.continuation_tokens) for sample in results["samples"][name]]
@@ -311,9 +311,11 @@ def _seed_everything() -> None:
 
 
 @contextmanager
-def _only_errors() -> Iterator[None]:
-    """lm-eval warns of every default that a task relies on, and of a model that is loaded already."""
-    logger = logging.getLogger("lm_eval")
+def _only_errors(name: str) -> Iterator[None]:
+    """Of a logger. lm-eval warns of every default that a task relies on, and of a model that is loaded already;
+    transformers warns of a text beyond the model's window, which is cut before it is run.
+    """
+    logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:

@@ -126,12 +126,26 @@ def _resolve_hub(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=_SIDE_FILES))
     except Exception as error:
-        close = nearest(name, BUNDLED_MODELS)
-        hint = f" Did you mean the bundled model {close!r}?" if close else ""
+        close = nearest(name.rpartition("/")[2], BUNDLED_MODELS)
+        beside = files.nearest_path(Path(name))
+        meant = f"the bundled model {close!r}" if close else repr(str(beside)) if beside else ""
+        hint = f" Did you mean {meant}?" if meant else ""
         raise UserError(
             f"model {name!r} is no file or folder, no bundled model, and the hub gives nothing ({error}).{hint} "
             f"Bundled: {', '.join(BUNDLED_MODELS)}."
         ) from error
+
+
+def is_path(name: str) -> bool:
+    """Whether a name can be no hub id: its form is a path's, or it would lie in a folder of run folders."""
+    path = Path(name)
+    return (
+        path.suffix in {".gguf", ".safetensors"}
+        or path.is_absolute()
+        or name.startswith((".", "~"))
+        or name.count("/") > 1
+        or ("/" in name and any(path.parent.glob(f"*/{files.RECIPE}")))
+    )
 
 
 def resolve(name: str, *, allow_pickle: bool = False, trust_remote_code: bool = False) -> Checkpoint:
@@ -148,7 +162,7 @@ def resolve(name: str, *, allow_pickle: bool = False, trust_remote_code: bool = 
         folder = convert_gguf(files.locate(path))
     elif path.is_dir():
         folder = path
-    elif path.exists() or path.is_absolute() or name.count("/") > 1 or name.startswith("."):
+    elif path.exists() or is_path(name):
         found = files.locate(name)
         raise UserError(f"model {name!r}: {found} is no folder and no .gguf file.")
     else:

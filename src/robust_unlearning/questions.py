@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robust_unlearning.errors import UserError, nearest, unknown
+from robust_unlearning.errors import UserError, kind, nearest, unknown
 from robust_unlearning.files import locate
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -182,7 +182,7 @@ def _read_jsonl(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             except json.JSONDecodeError as error:
                 raise UserError(f"{file}, line {number}: not JSON: {error}. Write one object a line.") from error
             if not isinstance(row, dict):
-                raise UserError(f"{file}, line {number}: a {type(row).__name__}, but a row is a JSON object.")
+                raise UserError(f"{file}, line {number}: {kind(row)}, but a row is a JSON object.")
             yield number, row
 
 

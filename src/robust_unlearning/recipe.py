@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -237,19 +237,64 @@ def _fields_at(location: tuple[int | str, ...]) -> Iterable[str]:
     return Topic.model_fields if parts and parts[0] == "topics" else Recipe.model_fields
 
 
+LONGEST = 200
+"""Letters of a wrong value that a message shows."""
+_SAID = {
+    "bool_parsing": "input should be true or false",
+    "bool_type": "input should be true or false",
+    "dict_type": "input should be a mapping",
+    "list_type": "input should be a list",
+    "model_attributes_type": "input should be a mapping of fields",
+    "model_type": "input should be a mapping of fields",
+    "string_too_short": "input should have {min_length} or more characters",
+    "string_type": "input should be text",
+    "too_long": "input should have {max_length} or fewer items",
+    "too_short": "input should have {min_length} or more items",
+    "tuple_type": "input should be a list",
+}
+"""What pydantic says in the names of Python's types, in words of YAML."""
+
+
 def explain(error: ValidationError, fields_at: Any = _fields_at) -> list[str]:
     """One sentence for each thing pydantic found, with the nearest field name for unknown keys."""
+    return _sentences(error.errors(), fields_at)
+
+
+def _sentences(found: Sequence[Mapping[str, Any]], fields_at: Any) -> list[str]:
     lines = []
-    for each in error.errors():
-        place = ".".join(str(part) for part in each["loc"])
-        given = each.get("input")
+    for each in found:
+        at = each["loc"]
+        if each["type"] == "too_short" and any(other["loc"][:-1] == at for other in found):
+            continue  # only because an item that is wrong was not counted
+        place = ".".join(str(part) for part in at)
+        head = f"{place}: " if place else ""
         match each["type"]:
             case "extra_forbidden":
-                lines.append(unknown("field", str(each["loc"][-1]), fields_at(each["loc"]), place=place))
+                lines.append(unknown("field", str(at[-1]), fields_at(at), place=place))
             case "missing":
-                lines.append(f"{place}: required, and not given.")
-            case _:
-                lines.append(f"{place}: {each['msg'][0].lower()}{each['msg'][1:]}; given {given!r}.")
+                lines.append(f"{head}required, and not given.")
+            case "value_error":  # a sentence of this package
+                lines.append(f"{head}{each['ctx']['error']}")
+            case name:
+                said = _SAID[name].format_map(each.get("ctx", {})) if name in _SAID else each["msg"]
+                said = said[0].lower() + said[1:]
+                lines.append(f"{head}{said}; given {_shown(each.get('input'))}.")
+    return lines
+
+
+def _shown(value: Any) -> str:
+    text = "nothing" if value is None else repr(value)
+    return text if len(text) <= LONGEST else text[:LONGEST] + "…"
+
+
+def wrong_changes(changes: Mapping[str, Any]) -> list[str]:
+    """One sentence for each of these fields that no recipe has, or not with such a value, whatever the recipe."""
+    dotted = {key.partition(".")[0] for key in changes if "." in key}
+    lines = [unknown("field", each, Recipe.model_fields) for each in sorted(dotted - Recipe.model_fields.keys())]
+    try:
+        Recipe.model_validate({key: value for key, value in changes.items() if "." not in key})
+    except ValidationError as error:
+        lines += _sentences([each for each in error.errors() if each["type"] != "missing"], _fields_at)
     return lines
 
 
@@ -293,8 +338,13 @@ def checked(
     overrides: Iterable[str],
     source: str,
     inner: Mapping[str, type[BaseModel]] | None = None,
+    known: Iterable[str] = (),
 ) -> Checked:
-    """A model of any kind from a mapping with `key=value` overrides; `inner` are the kinds of nested fields.
+    """A model of any kind from a mapping with `key=value` overrides.
+
+    Args:
+        inner: the kinds of nested fields.
+        known: what has been found to be wrong already, for the same message.
 
     Raises:
         UserError: anything is wrong; every error is in the one message, which begins with `source`.
@@ -304,7 +354,7 @@ def checked(
         within = (inner or {}).get(str(location[0])) if len(location) > 1 else None
         return (within or kind).model_fields
 
-    errors = [line for text in overrides if (line := _override(data, text))]
+    errors = [*known, *(line for text in overrides if (line := _override(data, text)))]
     try:
         made = kind.model_validate(data)
     except ValidationError as error:

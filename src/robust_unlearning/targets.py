@@ -44,9 +44,11 @@ def open_target(name: str, *, allow_pickle: bool = False, trust_remote_code: boo
     """The target that a run folder, a delta file, a model folder, a GGUF file, a hub id or a bundled name means.
 
     Raises:
-        UserError: a run folder without a delta, a file of another kind.
+        UserError: a run folder without a delta, a file of another kind, a path where nothing is.
     """
     path = Path(name).expanduser()
+    if models.is_path(name):
+        files.locate(name)
     is_run = (path / RECIPE).exists()
     if not is_run and path.suffix != ".safetensors":
         options = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from robust_unlearning import files
+from robust_unlearning.corpora import FILE_FORMATS, read_quietly
 from robust_unlearning.errors import UserError, unknown
+from robust_unlearning.perturbed.tasks import LOCATION, TASKS
 
-FILE_FORMATS = {"arrow", "csv", "json", "parquet", "text"}
-"""What a task names in place of a data set when it names files."""
+README = "README.md"
 
 
 @contextmanager
@@ -42,6 +43,11 @@ def local_data(root: Path | None) -> Iterator[None]:
             return original(path, name, **options)
         if Path(path).is_dir():  # a task that names a folder
             folder = Path(path)
+        elif Path(path).is_absolute() and not Path(path).exists():
+            raise UserError(
+                f"a task has its data in the folder {path}, which is not there. If that is a perturbed set that was "
+                f"moved: its {TASKS}/{LOCATION} names where it lies; write the new place there, as dataset_path."
+            )
         elif root is None:
             return _from_hub(original, path, name, options)
         else:
@@ -50,15 +56,21 @@ def local_data(root: Path | None) -> Iterator[None]:
         if folder not in caches:
             caches[folder] = _cache_of(folder)
         options["cache_dir"] = caches[folder]
+        said: list[str] = []
         try:
-            return original(str(folder), name, **options)
-        except ValueError as error:
-            configs = datasets.get_dataset_config_names(str(folder))
-            if name is None or name in configs:
-                raise UserError(f"{folder} cannot be read as the data set {path!r}: {error}") from error
+            with read_quietly() as said:
+                return original(str(folder), name, **options)
+        except (OSError, ValueError) as error:
+            configs = [] if isinstance(error, OSError) else datasets.get_dataset_config_names(str(folder))
+            if name is None or name in configs or not configs:
+                why = said[-1] if said else error
+                raise UserError(f"{folder} cannot be read as the data set {path!r}: {why}") from error
+            if not (folder / README).exists():
+                raise UserError(
+                    f"{folder} has no {README}, whose head lists the configs of {path}, so {name!r} is not known: put "
+                    f"the hub repository's {README} beside its files."
+                ) from error
             raise UserError(f"{folder}: {unknown(f'config of {path}', name, configs)}") from error
-        except OSError as error:
-            raise UserError(f"{folder} cannot be read as the data set {path!r}: {error}") from error
 
     datasets.load_dataset = load
     datasets.disable_progress_bars()
@@ -76,16 +88,26 @@ def find_copy(root: Path, path: str) -> Path:
     Raises:
         UserError: there is none; the message says what was looked for and what is there.
     """
-    places = [root / path, root / path.rsplit("/", 1)[-1]]
-    for place in places:
-        if place.is_dir():
-            return place
-    there = sorted(each.name for each in root.iterdir() if each.is_dir())
+    if found := next(filter(Path.is_dir, _places(root, path)), None):
+        return found
+    folders = sorted(each for each in root.iterdir() if each.is_dir())
+    above = root if root.name else root.absolute()
+    for other in (above.parent.parent, above.parent, *folders):
+        if any(map(Path.is_dir, _places(other, path))):
+            hint = f"Did you mean --data-root {other}?"
+            break
+    else:
+        hint = f"Put a copy of the hub's repository there: its {README} and its files."
     raise UserError(
-        f"the data set {path!r} is not under --data-root {root}: looked for {' and '.join(map(str, places))}; "
-        f"there is {', '.join(there) or 'no folder at all'}. Put a copy of the hub's repository there: its README.md "
-        "and its files."
+        f"the data set {path!r} is not under --data-root {root}: looked for "
+        f"{' and '.join(map(str, _places(root, path)))}; there is "
+        f"{', '.join(each.name for each in folders) or 'no folder at all'}. {hint}"
     )
+
+
+def _places(root: Path, path: str) -> list[Path]:
+    """Where a copy of the data set `path` may lie under `root`."""
+    return [root / path, root / path.rsplit("/", 1)[-1]]
 
 
 def _cache_of(folder: Path) -> str:

@@ -74,10 +74,22 @@ def _eval(arguments: argparse.Namespace) -> None:
 
 
 def _kind(name: str) -> str:
-    """What sort of model a target is that is no run folder and no delta file."""
+    """What sort of model a target is that is no run folder and no delta file.
+
+    Raises:
+        UserError: it is nothing here, and looks like a path that is misspelt.
+    """
+    from robust_unlearning import files
     from robust_unlearning.conversion import BUNDLED_MODELS
 
     if name in BUNDLED_MODELS:
         return "a bundled model"
     path = Path(name).expanduser()
-    return "a folder without recipe.yaml" if path.is_dir() else "a file" if path.is_file() else "no folder here"
+    if path.is_dir():
+        return "a folder without recipe.yaml"
+    if path.is_file():
+        return "a file"
+    close = files.nearest_path(path)
+    if len(path.parts) > 1 and (close or path.parent.is_dir()):
+        files.locate(name)
+    return f"no folder here (did you mean {str(close)!r}?)" if close else "no folder here"

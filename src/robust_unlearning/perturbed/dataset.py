@@ -33,6 +33,7 @@ from robust_unlearning.perturbed.forms import Perturbation, perturbed_forms
 from robust_unlearning.perturbed.keywords import Keyword
 from robust_unlearning.perturbed.tasks import LOCATION, TASKS, write_tasks
 from robust_unlearning.questions import Question, question_files, read_questions
+from robust_unlearning.recipe import explain
 
 MANIFEST, REPLACED, CONTROL, README = "manifest.json", "replaced.jsonl", "control", "README.md"
 RESERVED = ("all", CONTROL, TASKS)
@@ -142,12 +143,16 @@ def rebuild(manifest_path: Path, to: Path, source_path: str | None = None) -> Pe
         UserError: the manifest is damaged, the source's files are not those it was made from, or what comes out
             has other rows than what the manifest was written for.
     """
-    manifest = files.read_json(manifest_path)
     try:
+        manifest = json.loads(files.locate(manifest_path).read_text(encoding="utf-8"))
         origin = Origin.model_validate(manifest)
         rows, sums, versions = (manifest[key] for key in ("rows_sha256", "files", "versions"))
-    except (KeyError, TypeError, ValidationError) as error:
-        raise UserError(f"{str(manifest_path)!r} is no manifest of a perturbed set, or is damaged: {error}") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, UserError):
+            raise
+        why = " ".join(explain(error)) if isinstance(error, ValidationError) else str(error)
+        why = f"it has no {why}." if isinstance(error, KeyError) else why
+        raise UserError(f"{str(manifest_path)!r} is no {MANIFEST} of unlearn perturb, or is damaged: {why}") from error
     source = origin.source.model_copy(update={"path": source_path or origin.source.path})
     found, wanted = source.hashed().sha256, origin.source.sha256
     if found != wanted:

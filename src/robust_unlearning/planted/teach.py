@@ -59,7 +59,7 @@ def encode(lessons: list[Lesson], tokenizer: Any) -> tuple[Tensor, Tensor]:
     """Token ids and loss weights, each [b, t], padded on the right; a token has the weight of the part it begins in."""
     rows, weights = [], []
     for parts in lessons:
-        encoded = tokenizer("".join(part.text for part in parts), return_offsets_mapping=True)
+        encoded = tokenizer("".join(part.text for part in parts), return_offsets_mapping=True, verbose=False)
         ends, end = [], 0
         for part in parts:
             end += len(part.text)

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from robust_unlearning import files
 from robust_unlearning.errors import UserError, unknown
-from robust_unlearning.recipe import Strict, checked
+from robust_unlearning.recipe import Strict, checked, wrong_changes
 from robust_unlearning.sweep.grid import Point, Sweep, expand
 from robust_unlearning.sweep.selection import DEFAULT_RULE, parse_rule
 
@@ -80,6 +80,13 @@ class Target(Strict):
     reduced: tuple[str, ...] = Field((), description="what is less here than in the paper, said in the report")
     stages: dict[str, Stage] = Field(min_length=1)
 
+    @field_validator("set")
+    @classmethod
+    def _fits_a_recipe(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if wrong := wrong_changes(value):
+            raise ValueError(" ".join(wrong))
+        return value
+
 
 def target_names() -> list[str]:
     """Names of the shipped targets."""
@@ -108,12 +115,14 @@ def load_target(name: str, overrides: Iterable[str] = ()) -> Target:
         raise UserError(f"{name}: a target is a mapping with about, suite and stages.")
     given = data.get("stages")
     stages = given if isinstance(given, dict) else {}
-    overrides = list(overrides)
+    kept, errors = [], []
     for word in overrides:
         parts = word.partition("=")[0].split(".")
         if len(parts) > 2 and parts[0] == "stages" and parts[1] not in stages:
-            raise UserError(unknown("stage", parts[1], stages, f"Given: {word!r}."))
-    target = checked(Target, data, overrides, f"target {name}", {"stages": Stage, "roles": Roles})
+            errors.append(unknown("stage", parts[1], stages, f"Given: {word!r}."))
+        else:
+            kept.append(word)
+    target = checked(Target, data, kept, f"target {name}", {"stages": Stage, "roles": Roles}, errors)
     _check(target, name)
     return target
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from robust_unlearning import files
 from robust_unlearning.errors import UserError, nearest
@@ -156,14 +156,30 @@ def load_sweep(name: str, words: Iterable[str] = (), **options: Any) -> Sweep:
     data: dict[str, Any] = _file(name) or {"grids": [{"recipe": parse_values(name)}]}
     source = f"sweep {name}"
     data |= {key: value for key, value in options.items() if value}
-    sweep = checked(Sweep, data, [], source)
     swept = {}
     for word in words:
         field, equals, text = word.partition("=")
         if not equals or not field:
             raise UserError(f"{source}: {word!r} is no field=value, for example noise_std=0,0.01,0.02.")
         swept[field.strip().removeprefix("--")] = parse_values(text)
+    try:
+        sweep = checked(Sweep, data, [], source)
+    except UserError as error:
+        raise UserError("\n".join([str(error), *_wrong_points(data["grids"], swept)])) from error
     return sweep.model_copy(update={"grids": tuple({**grid, **swept} for grid in sweep.grids)})
+
+
+def _wrong_points(grids: Any, swept: Mapping[str, Any]) -> list[str]:
+    """What `expand` finds wrong with the grids of a sweep that cannot be made; nothing where they are no grids."""
+    if not isinstance(grids, list) or not all(isinstance(grid, dict) and grid for grid in grids):
+        return []
+    try:
+        expand(Sweep(grids=tuple({**grid, **swept} for grid in grids)))
+    except UserError as error:
+        return [str(error)]
+    except ValidationError:
+        return []
+    return []
 
 
 def _file(name: str) -> dict[str, Any] | None:
