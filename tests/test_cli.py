@@ -101,8 +101,16 @@ def test_run_eval_apply(
         assert torch.equal(AutoModelForCausalLM.from_pretrained(target)(input_ids=ids).logits, expected)
     assert "unlearned by RMU" in (target / "README.md").read_text()
 
-    assert main(["eval", str(target), "--tasks", str(suite_file), "--out", str(tmp_path / "applied")]) == 0
-    assert json.loads((tmp_path / "applied" / "scores.json").read_text()) == scores
+    several = ["eval", str(target), str(out), "--tasks", str(suite_file), "--out", str(tmp_path / "scored")]
+    capsys.readouterr()
+    assert main([*several, "--limit", "100"]) == 0
+    assert f"\n{target}\n" in capsys.readouterr().out
+    for each in (target, out):
+        assert json.loads((tmp_path / "scored" / each.name / "scores.json").read_text()) == scores
+    assert main(["eval", str(out), str(target), "--tasks", str(suite_file)]) == 2
+    assert "is a folder without recipe.yaml, not a run folder" in capsys.readouterr().err
+    assert main(["eval", str(out), str(out), "--tasks", str(suite_file)]) == 2
+    assert "two targets would write to" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -115,6 +123,7 @@ def test_run_eval_apply(
         (["eval", "org/name", "--tasks", "demo"], "'org/name' is no folder here, not a run folder"),
         (["eval", "a/b/name", "--tasks", "demo"], "no such file or folder: 'a/b/name'"),
         (["eval", "x", "--tasks", "dmo"], "dmo"),
+        (["eval", "x", "--tasks", ""], "names no task"),
         (["apply", "nowhere", "--to", "x"], "no such file or folder"),
     ],
 )

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from robust_unlearning import cli, files
+from robust_unlearning import cli, files, models
 from robust_unlearning.conversion import merge_adapter
 from robust_unlearning.corpora import read_documents
 from robust_unlearning.errors import UserError
@@ -332,13 +332,18 @@ def test_a_pretrained_model_is_taught_through_an_adapter(tmp_path: Path, tokeniz
 
     ids = torch.arange(3, 30)[None]
     theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "adapter")
-    ours = AutoModelForCausalLM.from_pretrained(merge_adapter(base, tmp_path / "adapter"))
+    merged = models.resolve(str(tmp_path / "adapter")).folder  # as the folder of any model is named
+    assert merged == merge_adapter(base, tmp_path / "adapter")
+    ours = AutoModelForCausalLM.from_pretrained(merged)
     with torch.no_grad():
         difference = (theirs.merge_and_unload()(ids).logits - ours(ids).logits).abs().max()
     assert difference < 1e-5
     (tmp_path / "adapter" / "adapter_config.json").write_text('{"use_dora": true}')
     with pytest.raises(UserError, match="only plain LoRA"):
         merge_adapter(base, tmp_path / "adapter")
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="names no base_model_name_or_path"):
+        models.resolve(str(tmp_path / "adapter"))
 
 
 def test_a_loss_that_is_not_finite_stops_the_teaching(tmp_path: Path) -> None:

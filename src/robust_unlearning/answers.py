@@ -25,6 +25,8 @@ from robust_unlearning.scores import Array
 Key = tuple[str, str, str]  # id, forget-token, control token
 CONTROL = "-control"
 FORGOTTEN = ("*forget*", "*wmdp*")
+ROUNDING = 1e-3
+"""Nats by which the log-probabilities of one answer may differ."""
 """Tasks that are to be forgotten, so that fewer right answers are better, unless the user says otherwise."""
 
 
@@ -115,6 +117,13 @@ def read_models(words: Sequence[str]) -> list[Model]:
     return models
 
 
+def _same_answer(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two records are equal but for the rounding of log-probabilities, which depends on what else was asked."""
+    logps = [record.get("logprobs") or [] for record in (one, other)]
+    alike = len(logps[0]) == len(logps[1]) and np.allclose(logps[0], logps[1], rtol=0, atol=ROUNDING)
+    return alike and {**one, "logprobs": None} == {**other, "logprobs": None}
+
+
 def read_source(name: str) -> Source:
     """The records in a folder and in its `scores/SUITE` (or of a single `.jsonl` file).
 
@@ -140,7 +149,7 @@ def read_source(name: str) -> Source:
         for where, record in _records(file):
             task, tokens = record["task"], [record.get(f"{kind}_token") or "" for kind in ("forget", "control")]
             before = tasks.setdefault(task, {}).setdefault((str(record["id"]), tokens[0], tokens[1]), record)
-            if before != record:
+            if not _same_answer(before, record):
                 other = files.get(task, file)
                 what = "Ids must differ." if other == file else f"Compare one of the two: {other} or {file}."
                 raise UserError(f"{where}: question {record['id']!r} of {task} was answered otherwise before. {what}")

@@ -22,6 +22,7 @@ from robust_unlearning import files
 from robust_unlearning.errors import UserError
 
 PICKLES = "pytorch_model*.bin"
+ADAPTER = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,18 @@ def convert_pickle(source: Path) -> Path:
     return build_once(files.cache_dir() / "models" / f"{source.name}-{digest.hexdigest()[:12]}", build)
 
 
+def adapter_base(adapter: Path) -> str:
+    """The name of the model that an adapter is for.
+
+    Raises:
+        UserError: its config names none.
+    """
+    name = files.read_json(adapter / ADAPTER).get("base_model_name_or_path")
+    if not name:
+        raise UserError(f"{adapter / ADAPTER} names no base_model_name_or_path, the model that the adapter is for.")
+    return str(name)
+
+
 def merge_adapter(base: Path, adapter: Path) -> Path:
     """The cached folder of a model with a LoRA adapter (in PEFT's layout) merged: W + (α/r) B A, for each W it names.
 
@@ -156,11 +169,13 @@ def merge_adapter(base: Path, adapter: Path) -> Path:
     """
     from safetensors.torch import load_file
 
-    config = files.read_json(adapter / "adapter_config.json")
+    config = files.read_json(adapter / ADAPTER)
     if config.get("use_dora") or config.get("use_rslora") or config.get("rank_pattern") or config.get("alpha_pattern"):
         raise UserError(f"{adapter}: only plain LoRA is merged here; merge it with PEFT and give the folder.")
     weights = adapter / "adapter_model.safetensors"
-    digest = hashlib.sha256((files.sha256_file(weights) + base.name).encode()).hexdigest()
+    parts = [files.sha256_file(weights), str(base.resolve())]
+    parts += [f"{each.name} {each.stat().st_mtime_ns}" for each in sorted(base.glob("*.safetensors"))]
+    digest = hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def build(folder: Path) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer

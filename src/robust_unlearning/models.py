@@ -20,7 +20,17 @@ import torch
 from torch import Tensor, nn
 
 from robust_unlearning import files
-from robust_unlearning.conversion import BUNDLED_MODELS, PICKLES, convert_gguf, convert_pickle, fetch_bundled, quiet
+from robust_unlearning.conversion import (
+    ADAPTER,
+    BUNDLED_MODELS,
+    PICKLES,
+    adapter_base,
+    convert_gguf,
+    convert_pickle,
+    fetch_bundled,
+    merge_adapter,
+    quiet,
+)
 from robust_unlearning.errors import UserError, nearest
 from robust_unlearning.layers import decoder_layers
 
@@ -151,8 +161,11 @@ def is_path(name: str) -> bool:
 def resolve(name: str, *, allow_pickle: bool = False, trust_remote_code: bool = False) -> Checkpoint:
     """Find a base model by hub id, folder, GGUF file or bundled name.
 
+    A folder with a LoRA adapter (in PEFT's layout) is merged into the model that its config names, once.
+
     Raises:
-        UserError: nothing found, pickled weights or remote code without leave, a broken download.
+        UserError: nothing found, pickled weights or remote code without leave, a broken download, an adapter that
+            cannot be merged.
     """
     path = Path(name).expanduser()
     repo = None
@@ -162,6 +175,13 @@ def resolve(name: str, *, allow_pickle: bool = False, trust_remote_code: bool = 
         folder = convert_gguf(files.locate(path))
     elif path.is_dir():
         folder = path
+        if (path / ADAPTER).exists() and not (path / "config.json").exists():
+            base = resolve(adapter_base(path), allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+            if base.repo:
+                raise UserError(
+                    f"model {name!r}: download {base.repo} first; an adapter is merged into a local folder."
+                )
+            folder = merge_adapter(base.folder, path)
     elif path.exists() or is_path(name):
         found = files.locate(name)
         raise UserError(f"model {name!r}: {found} is no folder and no .gguf file.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from robust_unlearning.commands import (
     AddVerb,
@@ -16,18 +17,31 @@ from robust_unlearning.commands import (
 )
 from robust_unlearning.errors import UserError
 
+if TYPE_CHECKING:
+    from robust_unlearning.targets import Target
+
 
 def add(verb: AddVerb) -> None:
     """Register the verbs."""
-    evaluation = verb("eval", _eval, "score a run folder, a delta file or a model")
-    evaluation.add_argument("target", help="run folder, delta file, model folder, GGUF file, hub id or bundled model")
+    evaluation = verb(
+        "eval", _eval, "score run folders, delta files or models; a base that several share is loaded once"
+    )
+    evaluation.add_argument(
+        "targets",
+        nargs="+",
+        metavar="target",
+        help="run folder, delta file, model folder, GGUF file, hub id or bundled model",
+    )
     evaluation.add_argument(
         "--tasks",
         required=True,
         help="a suite ('demo', 'planted', a YAML file), or tasks and groups of lm-evaluation-harness (mmlu, wmdp_bio, "
         "a task's YAML file); several with commas. 'unlearn list tasks' shows those of this package",
     )
-    evaluation.add_argument("--out", help="folder for scores.json and records.jsonl (default: the run folder)")
+    evaluation.add_argument(
+        "--out",
+        help="folder for scores.json and records.jsonl; for several targets a folder each in it (default: the run)",
+    )
     evaluation.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
     evaluation.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     processes_option(evaluation)
@@ -47,30 +61,50 @@ def _eval(arguments: argparse.Namespace) -> None:
     from robust_unlearning.evaluate import format_scores
     from robust_unlearning.harness import load_plans
     from robust_unlearning.progress import EvaluationProgress
-    from robust_unlearning.targets import Evaluator, open_target
+    from robust_unlearning.targets import KEPT, Evaluator, open_target
 
     plans = load_plans(
         arguments.tasks, scorer=arguments.scorer, num_fewshot=arguments.num_fewshot, **plan_settings(arguments)
     )
-    target = open_target(
-        arguments.target, allow_pickle=arguments.allow_pickle, trust_remote_code=arguments.trust_remote_code
-    )
-    out = arguments.out or target.folder
-    if out is None:
-        raise UserError(
-            f"{arguments.target!r} is {_kind(arguments.target)}, not a run folder, so its scores have no place of "
-            "their own: give --out DIR, for example --out runs/base"
-        )
+    if not plans:
+        raise UserError(f"--tasks {arguments.tasks!r} names no task. 'unlearn list tasks' shows some.")
+    options = {"allow_pickle": arguments.allow_pickle, "trust_remote_code": arguments.trust_remote_code}
+    targets = [open_target(each, **options) for each in arguments.targets]
+    folders = _folders(targets, arguments.out)
     evaluator = Evaluator(arguments.dtype, arguments.device, arguments.batch_tokens)
-    folder = Path(out)
-    for name, plan in plans.items():
-        place = folder if len(plans) == 1 else folder / "scores" / Path(name).stem
-        with EvaluationProgress() as progress:
-            result = evaluator.evaluate(target, plan, place, progress.tick)
-        print(format_scores(result.scores))
-        if arguments.limit:
-            print(f"partial: at most the first {arguments.limit} questions of each task or set were asked (--limit)")
-        print(f"written to {place / 'scores.json'}, one line a question in {place / 'records.jsonl'}")
+    for target, folder in zip(targets, folders, strict=True):
+        for name, plan in plans.items():
+            place = folder if len(plans) == 1 else folder / "scores" / Path(name).stem
+            with EvaluationProgress(target.name if len(targets) > 1 else "") as progress:
+                result = evaluator.evaluate(target, plan, place, progress.tick)
+            if len(targets) > 1:
+                print(f"\n{target.name}\n")
+            print(format_scores(result.scores))
+            if arguments.limit:
+                print(f"partial: at most the first {arguments.limit} questions of each task or set (--limit)")
+            print(f"written to {place / 'scores.json'}, one line a question in {place / 'records.jsonl'}", flush=True)
+            if len(list((place / KEPT).iterdir())) > 1:
+                print(f"earlier evaluations are still in {place / KEPT}; 'unlearn compare' reads each of those folders")
+
+
+def _folders(targets: list[Target], out: str | None) -> list[Path]:
+    """Where the scores of each target go.
+
+    Raises:
+        UserError: a target without a folder of its own and no `out`, or two that would get the same.
+    """
+    for target in targets:
+        if out is None and target.folder is None:
+            raise UserError(
+                f"{target.name!r} is {_kind(target.name)}, not a run folder, so its scores have no place of "
+                "their own: give --out DIR, for example --out runs/base"
+            )
+    if len(targets) == 1:
+        return [Path(out or targets[0].folder or "")]
+    folders = [Path(out, Path(each.name).name) if out else Path(each.folder or "") for each in targets]
+    if twice := sorted({str(each) for each in folders if folders.count(each) > 1}):
+        raise UserError(f"two targets would write to {', '.join(twice)}: score them one by one, each with its --out.")
+    return folders
 
 
 def _kind(name: str) -> str:
