@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from robust_unlearning import files
+from robust_unlearning.analysis import harmfulness
 from robust_unlearning.cli import main
 from robust_unlearning.errors import UserError
 from robust_unlearning.perturb import options_to_replace, perturb, perturb_with, replace_options
@@ -72,6 +73,14 @@ def hub(tmp_path: Path) -> Path:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def tokens_of(folder: Path) -> dict[str, tuple[str, str | None]]:
+    """Id -> forget_token and control_token, as the data set's rows have them."""
+    import pyarrow.parquet
+
+    rows = [row for path in folder.glob("*/*.parquet") for row in pyarrow.parquet.read_table(path).to_pylist()]
+    return {row["id"]: (row["forget_token"], row["control_token"]) for row in rows}
 
 
 def controls_for(keywords: list[str]) -> dict[str, list[str]]:
@@ -283,6 +292,9 @@ def test_the_set_holds_what_was_drawn(hub: Path, tmp_path: Path) -> None:
         assert [question.choices[index] for index in record["options"]] == record["replaced"]
         assert perturbed[question.id] == replace_options(question, record["keywords"], record["options"])
         assert control[question.id] == replace_options(question, record["controls"], record["options"])
+    tokens = {each["id"]: ("; ".join(each["keywords"]), "; ".join(each["controls"])) for each in records}
+    for folder in (made.folder, made.folder / "control"):
+        assert tokens_of(folder) == tokens
     manifest = json.loads((made.folder / "manifest.json").read_text("utf-8"))
     assert manifest["counts"]["perturbed"] == 40
     assert sum(manifest["counts"]["keywords"].values()) == 80
@@ -478,6 +490,31 @@ def test_lm_eval_scores_the_set(hub: Path, tmp_path: Path, tiny_model: Path) -> 
     samples = [sample["acc"] for name in results["samples"] for sample in results["samples"][name]]
     assert len(samples) == 40
     assert results["results"]["quiz_ricin"]["acc,none"] == pytest.approx(sum(samples) / 40)
+
+
+def test_ngrams_by_class_from_the_set_to_the_table(hub: Path, tmp_path: Path, tiny_model: Path) -> None:
+    """lm-eval's records say their n-gram, and the set's subjects are taken together, beside the control form."""
+    ngrams = [
+        {"text": text, "n": 2, "class": name, "similarity": similarity}
+        for text, name, similarity in (("viral load", "most_similar", 0.8), ("seen daily", "least_similar", 0.1))
+    ]
+    files.write_json(tmp_path / "ng.json", {"ngrams": ngrams})
+    words = ["--keywords", str(tmp_path / "ng.json"), "--style", "letters", "--control"]
+    assert main(["perturb", str(hub), *words, "--to", str(tmp_path / "ng")]) == 0
+    options = ["--tasks", "ng,ng_control", "--include-path", str(tmp_path / "ng" / "tasks"), "--out", str(tmp_path)]
+    assert main(["eval", str(tiny_model), *options]) == 0
+    records = [json.loads(line) for line in (tmp_path / "records.jsonl").read_text("utf-8").splitlines()]
+    assert {each["id"]: (each["forget_token"], each["control_token"]) for each in records} == tokens_of(tmp_path / "ng")
+    groups = harmfulness.group(
+        harmfulness.read_records(str(tmp_path)), harmfulness.read_classes(str(tmp_path / "ng.json"))
+    )
+    used = Counter(each["forget_token"] for each in records if not each["task"].endswith("_control"))
+    assert [(each.task, each.similarity_class, each.n) for each in groups] == [
+        ("ng", "least_similar", used["seen daily"]),
+        ("ng", "most_similar", used["viral load"]),
+    ]
+    assert used.total() == 40
+    assert all(each.control and each.excess and each.control.n == each.excess.n == each.n for each in groups)
 
 
 def test_the_command_says_what_it_did(hub: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,15 +1,16 @@
 """A perturbed question set on disk, laid out as the hub lays out MMLU, and its rebuilding from the manifest.
 
     README.md                              configs: SUBJECT, and SUBJECT-control
-    SUBJECT/SPLIT-00000-of-00001.parquet   id, question, subject, choices, answer
+    SUBJECT/SPLIT-00000-of-00001.parquet   id, question, subject, choices, answer, forget_token, control_token
     control/SUBJECT/SPLIT-…                the same questions with controls instead of keywords
     replaced.jsonl                         for each question what was replaced by what
     tasks/                                 lm-eval tasks (see `tasks.py`)
     manifest.json                          everything the set was made from, and the SHA-256 of every file
 
 The same manifest gives the same bytes, except for `tasks/_location_yaml`, which says where the folder lies. A
-question keeps the id it had in the source, so that clean and perturbed answers can be paired. Other versions of
-pyarrow may write other bytes for the same rows; `rows_sha256` of the manifest is of the rows themselves.
+question keeps the id it had in the source, so that clean and perturbed answers can be paired. Both sets say which
+keyword a question got, and which control (null without controls); several are joined with `SEPARATOR`. Other versions
+of pyarrow may write other bytes for the same rows; `rows_sha256` of the manifest is of the rows themselves.
 """
 
 from __future__ import annotations
@@ -29,12 +30,13 @@ from pydantic import BaseModel, ValidationError
 from robust_unlearning import files
 from robust_unlearning.errors import UserError
 from robust_unlearning.perturbed.controls import match_harmless
-from robust_unlearning.perturbed.forms import Perturbation, perturbed_forms
+from robust_unlearning.perturbed.forms import Form, Perturbation, perturbed_forms
 from robust_unlearning.perturbed.keywords import Keyword
 from robust_unlearning.perturbed.tasks import LOCATION, TASKS, write_tasks
 from robust_unlearning.questions import Question, question_files, read_questions
 
 MANIFEST, REPLACED, CONTROL, README = "manifest.json", "replaced.jsonl", "control", "README.md"
+SEPARATOR = "; "
 RESERVED = ("all", CONTROL, TASKS)
 
 
@@ -183,9 +185,10 @@ def _write(origin: Origin, questions: Sequence[Question], to: Path, expected_row
         for subject, config in configs.items():
             own = [form for form in forms if form.clean.subject == subject]
             shard = f"{config}/{origin.source.split}-00000-of-00001.parquet"
-            digest.update(_write_rows(new / shard, [form.perturbed for form in own]))
+            digest.update(_write_rows(new / shard, [_row(form, form.perturbed) for form in own]))
             if origin.settings.control:
-                digest.update(_write_rows(new / CONTROL / shard, [form.control for form in own if form.control]))
+                controlled = [_row(form, form.control) for form in own if form.control]
+                digest.update(_write_rows(new / CONTROL / shard, controlled))
         if expected_rows is not None and digest.hexdigest() != expected_rows:
             raise UserError(
                 "what comes out has other rows than the manifest's set: the manifest was changed, or it was written by "
@@ -215,7 +218,16 @@ def _write(origin: Origin, questions: Sequence[Question], to: Path, expected_row
     return PerturbedSet(to, manifest, tuple(groups))
 
 
-def _write_rows(path: Path, questions: Sequence[Question]) -> bytes:
+def _row(form: Form, question: Question) -> dict[str, Any]:
+    return {
+        **asdict(question),
+        "choices": list(question.choices),
+        "forget_token": SEPARATOR.join(form.keywords),
+        "control_token": SEPARATOR.join(form.controls) or None,
+    }
+
+
+def _write_rows(path: Path, rows: list[dict[str, Any]]) -> bytes:
     """Write a parquet file, the same bytes for the same rows and version of pyarrow; the SHA-256 of the rows."""
     import pyarrow
     import pyarrow.parquet
@@ -226,8 +238,9 @@ def _write_rows(path: Path, questions: Sequence[Question]) -> bytes:
         "subject": pyarrow.string(),
         "choices": pyarrow.list_(pyarrow.string()),
         "answer": pyarrow.int64(),
+        "forget_token": pyarrow.string(),
+        "control_token": pyarrow.string(),
     }
-    rows = [{**asdict(question), "choices": list(question.choices)} for question in questions]
     table = pyarrow.Table.from_pylist(rows, schema=pyarrow.schema(kinds))
     path.parent.mkdir(parents=True, exist_ok=True)
     pyarrow.parquet.write_table(table, path, compression="zstd", version="2.6", row_group_size=len(rows))
