@@ -240,7 +240,7 @@ def test_controls_are_the_nearest_by_length_and_frequency(tokenizer: Any) -> Non
     words = ["".join(rng.choices("bdfgklmnprst", k=rng.randint(3, 14))) for _ in range(300)]
     text = " ".join(rng.choices(words, k=6000) + ["Ricin"] * 9)
     counts = Counter(text.split())
-    (seen, unseen), total = match_harmless(["ricin", "SARS-CoV-2"], [text], bundled=False, tokenizer=tokenizer)
+    (seen, unseen), total = match_harmless(["ricin", "SARS-CoV-2"], [text], subjects=None, tokenizer=tokenizer)
     assert total == 6009
     assert (seen.keyword.count, unseen.keyword.count) == (9, 0)
     for matched in (seen, unseen):
@@ -260,14 +260,14 @@ def test_controls_are_the_nearest_by_length_and_frequency(tokenizer: Any) -> Non
 
 
 def test_controls_are_spelled_as_most_often_and_count_every_spelling() -> None:
-    (matched,), _ = match_harmless(["ricin"], ["Paris paris. Paris is wet", "PARIS"], bundled=False)
+    (matched,), _ = match_harmless(["ricin"], ["Paris paris. Paris is wet", "PARIS"], subjects=None)
     found = {each.text: each.count for each in matched.controls}
     assert found == {"Paris": 4, "wet": 1}
 
 
 def test_controls_keep_away_from_the_keywords() -> None:
     text = "viruses virology vire toxic toxins viral-load cloud stone river apple candle " + "virus " * 3
-    matched, _ = match_harmless(["virus", "toxin", "viral load"], [text], bundled=True)
+    matched, _ = match_harmless(["virus", "toxin", "viral load"], [text], subjects=[""])
     by_keyword = {each.keyword.text: {control.text for control in each.controls} for each in matched}
     bundled = set(files.locate(HARMLESS).read_text(encoding="utf-8").split())
     allowed = bundled | {"virology", "vire", "toxic", "viral-load", "cloud", "stone", "river", "apple", "candle"}
@@ -276,7 +276,58 @@ def test_controls_keep_away_from_the_keywords() -> None:
     assert not any("viral" in text or "load" in text for text in by_keyword["viral load"])
     assert all(each.words == 2 for each in matched[2].controls)
     with pytest.raises(UserError, match="no control of 4 words for keyword 'a b c d'"):
-        match_harmless(["a b c d"], ["one two. three four, five"], bundled=True)
+        match_harmless(["a b c d"], ["one two. three four, five"], subjects=[""])
+
+
+def test_controls_are_whole_phrases() -> None:
+    """None begins or ends in a function word, a letter or a number, and none crosses punctuation or a blank."""
+    text = (
+        "The old lamp of her aunt shone - bright as day. Nobody's lamp 12 burns; lamp x burns, the aunt's ___ cat"
+        " 'grey owl' sleeps"
+    )
+    one, two, three = match_harmless(["ricin", "ricin cloud", "ricin in bottles"], [text])[0]
+    words = {
+        "old",
+        "lamp",
+        "aunt",
+        "shone",
+        "bright",
+        "day",
+        "Nobody's",
+        "burns",
+        "aunt's",
+        "cat",
+        "grey",
+        "owl",
+        "sleeps",
+    }
+    assert {each.text for each in one.controls} <= words
+    assert {each.text for each in two.controls} == {"old lamp", "aunt shone", "Nobody's lamp", "grey owl"}
+    assert {each.text for each in three.controls} == {"bright as day", "lamp 12 burns", "lamp x burns"}
+
+
+def test_controls_from_questions_are_of_no_subject() -> None:
+    """Words of one subject's topic are left alone; a set of one subject takes the bundled words, and says otherwise."""
+    keywords = ["influenza", "swine influenza", "swine influenza strain"]
+    subjects = ["virology", "history", "law", "physics", "art"]
+    texts = [
+        "hepatitis infection. " * 6 + "swine influenza. " * 6 + "Take steady pressure",
+        *["steady pressure rises"] * 4,
+    ]
+    bundled = {word.casefold() for word in files.locate(HARMLESS).read_text("utf-8").split()}
+    one, two, three = match_harmless(keywords, texts, subjects=subjects)[0]
+    assert {each.text.casefold() for each in one.controls} <= {*bundled, "steady", "pressure", "rises"}
+    assert "steady pressure" in {each.text for each in two.controls}
+    assert not one.own_words
+    assert not two.own_words
+    assert [each.text for each in three.controls] == ["Take steady pressure", "steady pressure rises"]
+    assert three.own_words  # "take" stands in one subject only
+    own, pair, long = match_harmless(keywords, [*texts, "polio spreads far"], subjects=["virology"] * 6)[0]
+    assert {each.text.casefold() for each in own.controls} <= bundled
+    assert {word for each in pair.controls for word in each.text.split()} <= bundled
+    assert not own.own_words
+    assert not pair.own_words
+    assert (long.own_words, long.as_dict()["own_words"]) == (True, True)
 
 
 def test_the_set_holds_what_was_drawn(hub: Path, tmp_path: Path) -> None:
@@ -315,7 +366,10 @@ def test_the_manifest_rebuilds_the_set_byte_for_byte(
     (tmp_path / "k.jsonl").unlink()
     manifest = str(tmp_path / "one" / "manifest.json")
     assert main(["perturb", "--from", manifest, "--to", str(tmp_path / "two")]) == 0
-    assert "note:" not in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "controls of gain of function had to be taken from these questions of 3 subjects" in printed
+    assert "name another text, --control-from CORPUS" in printed
+    assert "not every byte" not in printed
     one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
     assert json.loads(one["manifest.json"])["keywords"] == rows
     assert one.pop("tasks/_location_yaml") != two.pop("tasks/_location_yaml")

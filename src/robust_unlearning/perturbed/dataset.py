@@ -104,7 +104,7 @@ def make_set(
 
     Args:
         tokenizer: with `settings.control`, controls have as many tokens as their keywords, as near as may be.
-        corpus: texts that controls are taken from; None takes the questions' own words and the bundled nouns.
+        corpus: texts that controls are taken from; None takes common words of the questions and the bundled nouns.
         about_controls: for the manifest: the names of corpus and tokenizer.
 
     Raises:
@@ -117,10 +117,13 @@ def make_set(
     questions = read_questions(source.path, config=source.config, split=source.split)
     controls: dict[str, Any] = {}
     if settings.control:
-        own = [text for each in questions for text in (each.question, *each.choices)]
-        words = [keyword.text for keyword in keywords]
+        own = [(text, each.subject) for each in questions for text in (each.question, *each.choices)]
         matched, counted = match_harmless(
-            words, own if corpus is None else corpus, bundled=corpus is None, tokenizer=tokenizer, seed=settings.seed
+            [keyword.text for keyword in keywords],
+            [text for text, _ in own] if corpus is None else corpus,
+            subjects=[subject for _, subject in own] if corpus is None else None,
+            tokenizer=tokenizer,
+            seed=settings.seed,
         )
         controls = {
             **(about_controls or {}),
@@ -281,7 +284,10 @@ def _card(origin: Origin, configs: dict[str, str], written: int, left_out: Count
         if settings.where == "option" and "continuation" in settings.styles
         else ""
     )
-    control = "Configs named `-control` have a harmless word of like length and frequency in its place.\n\n"
+    control = (
+        "Configs named `-control` have a harmless word of like length, and frequency as far as may be, in its place.\n"
+        "Of both, `forget_token` and `control_token` say which words a question got.\n\n"
+    )
     return (
         f"---\n{head}---\n# {origin.name}\n\n"
         f"{written:,} multiple-choice questions of `{Path(origin.source.path).name}` ({split}), perturbed by "
