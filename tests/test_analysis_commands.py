@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,24 @@ def test_harmfulness_by_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     rows = list(csv.DictReader((tmp_path / "analysis" / "harmfulness-classes.csv").open(encoding="utf-8")))
     assert [row["n"] for row in rows] == ["20", "20"]
     assert float(rows[1]["excess_high"]) == most["excess"]["high"]
+
+
+def test_harmfulness_of_perturbed_sets_is_that_of_suites() -> None:
+    """Their control form has another name, and their clean form is another task of the same questions and style."""
+    classes = {each["text"]: harmfulness.Ngram.model_validate(each) for each in CLASSES["ngrams"]}
+    names = {"clean": "mmlu_facts", "option": "ng_facts", "option-control": "ng_facts_control"}
+    suite = harmful_records()
+    records = [{**each, "task": names[each["task"].rsplit("/", 1)[1]]} for each in suite]
+    others = [  # asked as well: in another style, and with other right answers
+        {**each, "task": task, "correct": False, **change}
+        for each in records
+        if each["task"] == "mmlu_facts"
+        for task, change in (("a_continuation", {}), ("b", {"tokens": [2, 2]}), ("c", {"answer": 1}))
+    ]
+    expected = [replace(each, task="ng_facts") for each in harmfulness.group(suite, classes)]
+    assert harmfulness.group([*others, *records], classes) == expected
+    unpaired = [{**each, "control_token": "other"} if each["task"] == "ng_facts_control" else each for each in records]
+    assert all(each.clean and not each.control for each in harmfulness.group(unpaired, classes))
 
 
 def test_harmfulness_says_what_is_missing(tmp_path: Path) -> None:

@@ -105,13 +105,24 @@ def test_numbers(three: list[str]) -> None:
     assert row_of(result, CLEAN, "rna").against.recovery.value is None
 
 
-def test_perturbed_sets_are_joined_with_their_controls(write: Callable[..., str]) -> None:
-    for name, logp in (("base", -1.0), ("rmu", -5.0)):
-        perturbed = rows("sars_anatomy", first(20), [logp] * N)
-        write(name, perturbed, rows("sars_control_anatomy", first(20), [-1.5] * N))
-    result = compare(read_models(["base", "rmu"]))
-    assert row_of(result, "sars_anatomy", "rmu").against.added_harm.value == pytest.approx(-2)
-    assert row_of(result, "sars_control_anatomy", "rmu").against.added_harm is None
+@pytest.mark.parametrize(
+    ("form", "control"),
+    [
+        ("sars_anatomy", "sars_anatomy_control"),
+        ("sars_anatomy_continuation", "sars_anatomy_control_continuation"),
+        ("sars_quality_control", "sars_quality_control_control"),
+        ("sars_anatomy", "sars_control_anatomy"),
+    ],
+)
+def test_perturbed_sets_are_joined_with_their_controls(form: str, control: str, write: Callable[..., str]) -> None:
+    tokens = {"forget_token": "Nilmor", "control_token": "Guria"}
+    for name, logp, right in (("base", -1.0, 20), ("rmu", -5.0, 18)):
+        perturbed = rows(form, first(right), [logp] * N, **tokens)
+        write(name, perturbed, rows(control, first(right), [-1.5] * N, **tokens))
+    result = compare(read_models(["base", "rmu"]), flips=4)
+    assert row_of(result, form, "rmu").against.added_harm.value == pytest.approx(-2)
+    assert row_of(result, control, "rmu").against.added_harm is None
+    assert {(flip.task, flip.token) for flip in result.flips} == {(form, "Nilmor"), (control, "Guria")}
 
 
 def test_holm_runs_over_the_whole_table_and_verdicts_know_the_direction(three: list[str]) -> None:

@@ -37,6 +37,8 @@ SHORTER: dict[str, list[str]] = {  # the beginning of a command -> words added t
     "unlearn sweep mine.yaml": ["layer=2", "noise_std=0,0.1", *(word for word in SMALL if word != "layer=2")],
     "unlearn search": ["--trials", "1", "--prune-at", "none", "steps=2"],
     "unlearn planted study": ["recipes=[tiny/rmu]", "seeds=[0]", "noise_std=[1]", "weights=[1]", "steps=[2]"],
+    "unlearn eval tiny --tasks ngram": ["--limit", "5"],
+    "unlearn eval runs/mine --tasks ngram": ["--limit", "5"],
     "unlearn reproduce tiny --plan": ["--only", "figure2"],
     "unlearn analyze activations": ["--documents", "2", "--questions", "2"],
     "unlearn analyze noise-sensitivity": ["--documents", "1", "--probes", "1"],
@@ -135,6 +137,9 @@ def _materials(text: str, folder: Path) -> None:
     ]
     for name in ("questions", "chemistry-questions", "general-questions"):
         _write(folder / f"{name}.jsonl", rows)
+    ngrams = [("barn and nobody", "most_similar", 0.8), ("of the last", "least_similar", 0.1)]
+    rows = [{"text": text, "n": 3, "class": name, "similarity": like} for text, name, like in ngrams]
+    files.write_json(folder / "ngrams.json", {"ngrams": rows})
     config = json.loads((files.package_dir() / "planted" / "tiny" / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 16}), encoding="utf-8")
     shutil.copytree(files.package_dir() / "planted" / "data" / "questions" / "far", folder / "mmlu")

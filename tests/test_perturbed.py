@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from robust_unlearning import files
+from robust_unlearning.analysis import harmfulness
 from robust_unlearning.cli import main
 from robust_unlearning.errors import UserError
 from robust_unlearning.perturb import options_to_replace, perturb, perturb_with, replace_options
@@ -72,6 +73,14 @@ def hub(tmp_path: Path) -> Path:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def tokens_of(folder: Path) -> dict[str, tuple[str, str | None]]:
+    """Id -> forget_token and control_token, as the data set's rows have them."""
+    import pyarrow.parquet
+
+    rows = [row for path in folder.glob("*/*.parquet") for row in pyarrow.parquet.read_table(path).to_pylist()]
+    return {row["id"]: (row["forget_token"], row["control_token"]) for row in rows}
 
 
 def controls_for(keywords: list[str]) -> dict[str, list[str]]:
@@ -231,7 +240,7 @@ def test_controls_are_the_nearest_by_length_and_frequency(tokenizer: Any) -> Non
     words = ["".join(rng.choices("bdfgklmnprst", k=rng.randint(3, 14))) for _ in range(300)]
     text = " ".join(rng.choices(words, k=6000) + ["Ricin"] * 9)
     counts = Counter(text.split())
-    (seen, unseen), total = match_harmless(["ricin", "SARS-CoV-2"], [text], bundled=False, tokenizer=tokenizer)
+    (seen, unseen), total = match_harmless(["ricin", "SARS-CoV-2"], [text], subjects=None, tokenizer=tokenizer)
     assert total == 6009
     assert (seen.keyword.count, unseen.keyword.count) == (9, 0)
     for matched in (seen, unseen):
@@ -251,14 +260,14 @@ def test_controls_are_the_nearest_by_length_and_frequency(tokenizer: Any) -> Non
 
 
 def test_controls_are_spelled_as_most_often_and_count_every_spelling() -> None:
-    (matched,), _ = match_harmless(["ricin"], ["Paris paris. Paris is wet", "PARIS"], bundled=False)
+    (matched,), _ = match_harmless(["ricin"], ["Paris paris. Paris is wet", "PARIS"], subjects=None)
     found = {each.text: each.count for each in matched.controls}
     assert found == {"Paris": 4, "wet": 1}
 
 
 def test_controls_keep_away_from_the_keywords() -> None:
     text = "viruses virology vire toxic toxins viral-load cloud stone river apple candle " + "virus " * 3
-    matched, _ = match_harmless(["virus", "toxin", "viral load"], [text], bundled=True)
+    matched, _ = match_harmless(["virus", "toxin", "viral load"], [text], subjects=[""])
     by_keyword = {each.keyword.text: {control.text for control in each.controls} for each in matched}
     bundled = set(files.locate(HARMLESS).read_text(encoding="utf-8").split())
     allowed = bundled | {"virology", "vire", "toxic", "viral-load", "cloud", "stone", "river", "apple", "candle"}
@@ -267,7 +276,58 @@ def test_controls_keep_away_from_the_keywords() -> None:
     assert not any("viral" in text or "load" in text for text in by_keyword["viral load"])
     assert all(each.words == 2 for each in matched[2].controls)
     with pytest.raises(UserError, match="no control of 4 words for keyword 'a b c d'"):
-        match_harmless(["a b c d"], ["one two. three four, five"], bundled=True)
+        match_harmless(["a b c d"], ["one two. three four, five"], subjects=[""])
+
+
+def test_controls_are_whole_phrases() -> None:
+    """None begins or ends in a function word, a letter or a number, and none crosses punctuation or a blank."""
+    text = (
+        "The old lamp of her aunt shone - bright as day. Nobody's lamp 12 burns; lamp x burns, the aunt's ___ cat"
+        " 'grey owl' sleeps"
+    )
+    one, two, three = match_harmless(["ricin", "ricin cloud", "ricin in bottles"], [text])[0]
+    words = {
+        "old",
+        "lamp",
+        "aunt",
+        "shone",
+        "bright",
+        "day",
+        "Nobody's",
+        "burns",
+        "aunt's",
+        "cat",
+        "grey",
+        "owl",
+        "sleeps",
+    }
+    assert {each.text for each in one.controls} <= words
+    assert {each.text for each in two.controls} == {"old lamp", "aunt shone", "Nobody's lamp", "grey owl"}
+    assert {each.text for each in three.controls} == {"bright as day", "lamp 12 burns", "lamp x burns"}
+
+
+def test_controls_from_questions_are_of_no_subject() -> None:
+    """Words of one subject's topic are left alone; a set of one subject takes the bundled words, and says otherwise."""
+    keywords = ["influenza", "swine influenza", "swine influenza strain"]
+    subjects = ["virology", "history", "law", "physics", "art"]
+    texts = [
+        "hepatitis infection. " * 6 + "swine influenza. " * 6 + "Take steady pressure",
+        *["steady pressure rises"] * 4,
+    ]
+    bundled = {word.casefold() for word in files.locate(HARMLESS).read_text("utf-8").split()}
+    one, two, three = match_harmless(keywords, texts, subjects=subjects)[0]
+    assert {each.text.casefold() for each in one.controls} <= {*bundled, "steady", "pressure", "rises"}
+    assert "steady pressure" in {each.text for each in two.controls}
+    assert not one.own_words
+    assert not two.own_words
+    assert [each.text for each in three.controls] == ["Take steady pressure", "steady pressure rises"]
+    assert three.own_words  # "take" stands in one subject only
+    own, pair, long = match_harmless(keywords, [*texts, "polio spreads far"], subjects=["virology"] * 6)[0]
+    assert {each.text.casefold() for each in own.controls} <= bundled
+    assert {word for each in pair.controls for word in each.text.split()} <= bundled
+    assert not own.own_words
+    assert not pair.own_words
+    assert (long.own_words, long.as_dict()["own_words"]) == (True, True)
 
 
 def test_the_set_holds_what_was_drawn(hub: Path, tmp_path: Path) -> None:
@@ -283,6 +343,9 @@ def test_the_set_holds_what_was_drawn(hub: Path, tmp_path: Path) -> None:
         assert [question.choices[index] for index in record["options"]] == record["replaced"]
         assert perturbed[question.id] == replace_options(question, record["keywords"], record["options"])
         assert control[question.id] == replace_options(question, record["controls"], record["options"])
+    tokens = {each["id"]: ("; ".join(each["keywords"]), "; ".join(each["controls"])) for each in records}
+    for folder in (made.folder, made.folder / "control"):
+        assert tokens_of(folder) == tokens
     manifest = json.loads((made.folder / "manifest.json").read_text("utf-8"))
     assert manifest["counts"]["perturbed"] == 40
     assert sum(manifest["counts"]["keywords"].values()) == 80
@@ -303,7 +366,10 @@ def test_the_manifest_rebuilds_the_set_byte_for_byte(
     (tmp_path / "k.jsonl").unlink()
     manifest = str(tmp_path / "one" / "manifest.json")
     assert main(["perturb", "--from", manifest, "--to", str(tmp_path / "two")]) == 0
-    assert "note:" not in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "controls of gain of function had to be taken from these questions of 3 subjects" in printed
+    assert "name another text, --control-from CORPUS" in printed
+    assert "not every byte" not in printed
     one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
     assert json.loads(one["manifest.json"])["keywords"] == rows
     assert one.pop("tasks/_location_yaml") != two.pop("tasks/_location_yaml")
@@ -482,6 +548,31 @@ def test_lm_eval_scores_the_set(hub: Path, tmp_path: Path, tiny_model: Path) -> 
     samples = [sample["acc"] for name in results["samples"] for sample in results["samples"][name]]
     assert len(samples) == 40
     assert results["results"]["quiz_ricin"]["acc,none"] == pytest.approx(sum(samples) / 40)
+
+
+def test_ngrams_by_class_from_the_set_to_the_table(hub: Path, tmp_path: Path, tiny_model: Path) -> None:
+    """lm-eval's records say their n-gram, and the set's subjects are taken together, beside the control form."""
+    ngrams = [
+        {"text": text, "n": 2, "class": name, "similarity": similarity}
+        for text, name, similarity in (("viral load", "most_similar", 0.8), ("seen daily", "least_similar", 0.1))
+    ]
+    files.write_json(tmp_path / "ng.json", {"ngrams": ngrams})
+    words = ["--keywords", str(tmp_path / "ng.json"), "--style", "letters", "--control"]
+    assert main(["perturb", str(hub), *words, "--to", str(tmp_path / "ng")]) == 0
+    options = ["--tasks", "ng,ng_control", "--include-path", str(tmp_path / "ng" / "tasks"), "--out", str(tmp_path)]
+    assert main(["eval", str(tiny_model), *options]) == 0
+    records = [json.loads(line) for line in (tmp_path / "records.jsonl").read_text("utf-8").splitlines()]
+    assert {each["id"]: (each["forget_token"], each["control_token"]) for each in records} == tokens_of(tmp_path / "ng")
+    groups = harmfulness.group(
+        harmfulness.read_records(str(tmp_path)), harmfulness.read_classes(str(tmp_path / "ng.json"))
+    )
+    used = Counter(each["forget_token"] for each in records if not each["task"].endswith("_control"))
+    assert [(each.task, each.similarity_class, each.n) for each in groups] == [
+        ("ng", "least_similar", used["seen daily"]),
+        ("ng", "most_similar", used["viral load"]),
+    ]
+    assert used.total() == 40
+    assert all(each.control and each.excess and each.control.n == each.excess.n == each.n for each in groups)
 
 
 def test_the_command_says_what_it_did(hub: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ question when task, id and both tokens are equal.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -24,6 +24,9 @@ from robust_unlearning.scores import Array
 
 Key = tuple[str, str, str]  # id, forget-token, control token
 CONTROL = "-control"
+"""After the name of a suite's task: the same questions with control words."""
+SET_CONTROL = "_control"
+"""The same for the task of a perturbed set, where it stands after the subject: `SET_SUBJECT_control`."""
 FORGOTTEN = ("*forget*", "*wmdp*")
 ROUNDING = 1e-3
 """Nats by which the log-probabilities of one answer may differ."""
@@ -255,7 +258,7 @@ def _task(name: str, models: Sequence[Model], sources: Sequence[Source]) -> Task
 
 def _with_control(name: str, keys: Iterable[Key], sources: Sequence[Source]) -> list[Key]:
     """Questions of a forget form that every model was asked in the control form too, log p known in both."""
-    forms = [(source.tasks[name], source.tasks.get(_control_of(name, source), {})) for source in sources]
+    forms = [(source.tasks[name], source.tasks.get(control_of(name, source.tasks) or "", {})) for source in sources]
     return [
         key
         for key in keys
@@ -263,16 +266,30 @@ def _with_control(name: str, keys: Iterable[Key], sources: Sequence[Source]) -> 
     ]
 
 
-def _control_of(name: str, source: Source) -> str:
-    """The task that asks a form's questions with control words: `NAME-control` in a suite, and for the task
-    `SET_SUBJECT` of a perturbed set `SET_control_SUBJECT`.
+def control_of(name: str, names: Container[str]) -> str | None:
+    """The one of `names` that asks a task's questions with control words; None if none does.
+
+    `NAME-control` in a suite; for a perturbed set's task, the same name with `_control` as one more part of it, as in
+    `SET_SUBJECT_control` and, for `SET_SUBJECT_continuation`, `SET_SUBJECT_control_continuation`.
     """
-    of_sets = (each for each in source.tasks if each != name and each.replace("_control", "", 1) == name)
-    return next(of_sets, name + CONTROL)
+    places = [at for at in range(len(name), 0, -1) if name[at:][:1] in ("", "_")]
+    ways = [name + CONTROL, *(name[:at] + SET_CONTROL + name[at:] for at in places)]
+    return next((each for each in ways if each in names), None)
+
+
+def control_tasks(names: Collection[str]) -> set[str]:
+    """Those of `names` that hold control words: by their endings, or as the control form of another of them.
+
+    A task that has a control form itself is none, whatever its name (a subject may be called quality_control).
+    """
+    controls = {name: control_of(name, names) for name in names}
+    endings = (CONTROL, SET_CONTROL, f"{SET_CONTROL}_continuation")
+    named = {name for name in names if name.endswith(endings)}
+    return {name for name in named.union(filter(None, controls.values())) if controls[name] is None}
 
 
 def _excess(name: str, source: Source, keys: Iterable[Key]) -> list[float]:
-    form, control = source.tasks[name], source.tasks[_control_of(name, source)]
+    form, control = source.tasks[name], source.tasks[control_of(name, source.tasks) or name]
     return [(_logp(form[key]) - _logp(control[key])) / _tokens(form[key]) for key in keys]
 
 

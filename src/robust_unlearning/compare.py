@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from robust_unlearning import comparison
-from robust_unlearning.answers import CONTROL, FORGOTTEN, Answers, Model, Task, matching_tasks, shared_tasks
+from robust_unlearning.answers import FORGOTTEN, Answers, Model, Task, control_tasks, matching_tasks, shared_tasks
 from robust_unlearning.comparison import PairedTest, StandardErrors
 from robust_unlearning.errors import UserError, unknown
 from robust_unlearning.scores import Array, Estimate, accuracy, over_seeds
@@ -287,6 +287,7 @@ def _adjusted(rows: Sequence[Row], forgotten: Sequence[str], level: float) -> li
 def _flips(tasks: Sequence[Task], reference: str, name: str) -> list[Flip]:
     """Questions that the reference answered and the model did not, the largest fall of log p first."""
     found = []
+    controls = control_tasks([task.name for task in tasks])
     for task in tasks:
         ref, own = task.models[reference], task.models[name]
         change = None if ref.logp is None or own.logp is None else own.logp.mean(axis=0) - ref.logp.mean(axis=0)
@@ -297,7 +298,7 @@ def _flips(tasks: Sequence[Task], reference: str, name: str) -> list[Flip]:
                     task=task.name,
                     model=name,
                     id=question,
-                    token=control if task.name.endswith(CONTROL) else forget,
+                    token=control if task.name in controls else forget,
                     right=task.right[index],
                     reference_said=[row[index] for row in ref.predictions],
                     model_said=[row[index] for row in own.predictions],

@@ -118,8 +118,9 @@ class Harness:
             name: {"version": str(task.VERSION), "num_fewshot": task.get_config("num_fewshot")}
             for name, task in self.loaded["tasks"].items()
         }
+        groups = {name: [each.task_name for each in group.get_all_tasks()] for name, group in self._groups()}
         packages = {each: version(each) for each in ("lm_eval", "datasets", "transformers", "torch")}
-        return {"tasks": tasks, "scorer": self.scorer, "limit": self.limit, "packages": packages}
+        return {"tasks": tasks, "groups": groups, "scorer": self.scorer, "limit": self.limit, "packages": packages}
 
     def run(
         self,

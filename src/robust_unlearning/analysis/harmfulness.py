@@ -3,12 +3,16 @@
 The paper sorts a corpus's n-grams by their similarity to its documents and finds that those most similar harm most. It
 reads the folders that `unlearn eval` wrote, and a file that says the class of each n-gram; a record's forget-token says
 which n-gram its question holds. NumPy only.
+
+Evaluations of suites and of the sets of `unlearn perturb` are read alike. A suite's task is `SET/STYLE/WHERE`, with its
+control form and its clean form beside it; a perturbed set's subjects are taken together, as their group was asked, and
+their clean form is whatever other task asked the same questions without a forget-token.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +23,11 @@ from pydantic import BaseModel, Field, ValidationError
 from robust_unlearning import files
 from robust_unlearning.analysis.output import Panel, Report, Table, side
 from robust_unlearning.analysis.rejection import as_estimate
+from robust_unlearning.answers import control_of, control_tasks
 from robust_unlearning.errors import UserError, nearest
 from robust_unlearning.recipe import explain
 from robust_unlearning.scores import Estimate, accuracy, excess_harm
-from robust_unlearning.targets import RECORDS
+from robust_unlearning.targets import ABOUT, RECORDS
 
 
 class Ngram(BaseModel, extra="ignore", frozen=True, populate_by_name=True):
@@ -60,7 +65,7 @@ def read_classes(path: str) -> dict[str, Ngram]:
 
 
 def read_records(folder: str) -> list[dict[str, Any]]:
-    """The records of an evaluation folder.
+    """The records of an evaluation folder; those of a perturbed set have their group's name as their task.
 
     Raises:
         UserError: nothing there; the message says how to make it.
@@ -70,7 +75,23 @@ def read_records(folder: str) -> list[dict[str, Any]]:
         raise UserError(
             f"{folder!r} holds no {RECORDS}; write it with: unlearn eval TARGET --tasks SUITE --out {folder}"
         )
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    about = path.with_name(ABOUT)
+    return _pooled(records, files.read_json(about).get("groups") or {} if about.exists() else {})
+
+
+def _pooled(records: list[dict[str, Any]], groups: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+    """Perturbed tasks renamed to the smallest group that they are in, where their questions' ids all differ."""
+    ids: dict[str, list[str]] = {}
+    for record in records:
+        if record["forget_token"]:
+            ids.setdefault(record["task"], []).append(record["id"])
+    pooled: dict[str, str] = {}
+    for name, tasks in sorted(groups.items(), key=lambda item: len(item[1])):
+        own = [each for task in tasks for each in ids.get(task, ())]
+        if len(set(own)) == len(own):
+            pooled = {**{task: name for task in tasks if task in ids}, **pooled}
+    return [{**record, "task": pooled.get(record["task"], record["task"])} for record in records]
 
 
 @dataclass(frozen=True)
@@ -108,9 +129,10 @@ def group(records: Sequence[Mapping[str, Any]], classes: Mapping[str, Ngram]) ->
     by_task: dict[str, dict[str, Mapping[str, Any]]] = {}
     for record in records:
         by_task.setdefault(record["task"], {})[record["id"]] = record
+    controls = control_tasks(by_task)
     sorted_: dict[tuple[str, int, str], list[Mapping[str, Any]]] = {}
     for task, rows in by_task.items():
-        if task.endswith("-control"):
+        if task in controls:
             continue
         for record in rows.values():
             ngram = classes.get(record["forget_token"] or "")
@@ -119,12 +141,16 @@ def group(records: Sequence[Mapping[str, Any]], classes: Mapping[str, Ngram]) ->
     if not sorted_:
         tokens = {record["forget_token"] for record in records} - {None}
         if not tokens:
-            raise UserError("no record has a forget-token: the evaluation's suite needs `perturb` and forget_tokens.")
+            raise UserError(
+                "no record has a forget-token. Evaluate a suite with `perturb` and forget_tokens, or a set that "
+                "`unlearn perturb` wrote with this file of n-grams as --keywords."
+            )
         seen = min(tokens)
         close = nearest(seen, classes)
         raise UserError(
             f"none of the {len(tokens)} forget-tokens of the records, {seen!r} for one, is among the {len(classes)} "
-            f"n-grams{f' (nearest: {close!r})' if close else ''}. Evaluate with these n-grams as forget_tokens."
+            f"n-grams{f' (nearest: {close!r})' if close else ''}. Evaluate with these n-grams as a "
+            "suite's forget_tokens, or as the --keywords of `unlearn perturb`, one a question."
         )
     groups = [_group(*key, rows, by_task, classes) for key, rows in sorted_.items()]
     return sorted(groups, key=lambda each: (each.task, each.length, each.similarity))
@@ -138,9 +164,17 @@ def _group(
     by_task: Mapping[str, Mapping[str, Mapping[str, Any]]],
     classes: Mapping[str, Ngram],
 ) -> Group:
-    def same(other: str) -> list[Mapping[str, Any]] | None:
-        found = by_task.get(other, {})
-        return [found[row["id"]] for row in rows] if all(row["id"] in found for row in rows) else None
+    def of_control() -> list[Mapping[str, Any]] | None:
+        found = by_task.get(control_of(task, by_task) or "", {})
+        paired = [found.get(row["id"]) for row in rows]
+        known = [other for row, other in zip(rows, paired, strict=True) if other and _tokens(other) == _tokens(row)]
+        return known if len(known) == len(rows) else None
+
+    def of_clean() -> list[Mapping[str, Any]] | None:
+        own = task.rsplit("/", 1)[0] + "/clean"
+        where = by_task if "/" not in task else {own: by_task.get(own, {})}
+        found = [_clean(row, where.values()) for row in rows]
+        return [each for each in found if each] if all(found) else None
 
     def right(own: Sequence[Mapping[str, Any]] | None) -> Estimate | None:
         return as_estimate(accuracy([each["correct"] for each in own])) if own else None
@@ -148,7 +182,7 @@ def _group(
     def logp(own: Sequence[Mapping[str, Any]]) -> list[float]:
         return [each["logprobs"][each["answer"]] for each in own]
 
-    control = same(f"{task}-control")
+    control = of_control()
     tokens = [each["tokens"][each["answer"]] for each in rows]
     known = {row["forget_token"]: classes[row["forget_token"]].similarity for row in rows}
     own = right(rows)
@@ -159,12 +193,35 @@ def _group(
         name,
         own,
         right(control),
-        right(same(task.rsplit("/", 1)[0] + "/clean")),
+        right(of_clean()),
         excess_harm(logp(rows), logp(control), tokens).excess if control else None,
         float(np.mean(list(known.values()))),
         len(known),
         len(rows),
     )
+
+
+def _tokens(record: Mapping[str, Any]) -> tuple[str, str]:
+    return record["forget_token"], record["control_token"]
+
+
+def _clean(row: Mapping[str, Any], tasks: Iterable[Mapping[str, Mapping[str, Any]]]) -> Mapping[str, Any] | None:
+    """The record of the same question without a forget-token, scored in the same way: the right answer's continuation
+    has as many tokens; of several, the one in whose task's name `continuation` stands as in the row's.
+    """
+    found = [
+        each
+        for own in tasks
+        if (each := own.get(row["id"])) and not each["forget_token"] and _right(each) == _right(row)
+    ]
+    texts = "continuation" in row["task"]
+    return min(found, key=lambda each: ("continuation" in each["task"]) != texts, default=None)
+
+
+def _right(record: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """The right answer, and its tokens where choices were scored."""
+    answer, tokens = record.get("answer"), record.get("tokens")
+    return answer, tokens[answer] if tokens and answer is not None else None
 
 
 _COLUMNS = {

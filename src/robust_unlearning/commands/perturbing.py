@@ -33,7 +33,11 @@ def add(verb: AddVerb) -> None:
     perturb.add_argument(
         "--control", action="store_true", default=None, help="a second set with harmless words in the keywords' places"
     )
-    perturb.add_argument("--control-from", metavar="CORPUS", help="text they come from (default: the questions)")
+    perturb.add_argument(
+        "--control-from",
+        metavar="CORPUS",
+        help="text they come from (default: common words of the questions, and bundled nouns)",
+    )
     perturb.add_argument("--tokenizer", metavar="MODEL", help="match their number of tokens too")
     perturb.add_argument("--from", dest="manifest", type=Path, help="rebuild the set of this manifest.json")
 
@@ -123,6 +127,12 @@ def _summary(manifest: dict[str, Any]) -> str:
     if settings["control"]:
         words = manifest["controls"]["words_counted"]
         lines.append(f"× is how often in {words:,} words; all controls are in the manifest")
+        if own := [row["text"] for row in manifest["controls"]["keywords"] if row.get("own_words")]:
+            of = "one subject" if subjects == 1 else f"{subjects} subjects"
+            lines.append(
+                f"note: controls of {own[0]}{f' and {len(own) - 1} more keywords' if own[1:] else ''} had to be taken "
+                f"from these questions of {of}, and may be of their topic: name another text, --control-from CORPUS"
+            )
     return "\n".join(lines)
 
 

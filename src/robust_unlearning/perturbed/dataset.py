@@ -1,15 +1,16 @@
 """A perturbed question set on disk, laid out as the hub lays out MMLU, and its rebuilding from the manifest.
 
     README.md                              configs: SUBJECT, and SUBJECT-control
-    SUBJECT/SPLIT-00000-of-00001.parquet   id, question, subject, choices, answer
+    SUBJECT/SPLIT-00000-of-00001.parquet   id, question, subject, choices, answer, forget_token, control_token
     control/SUBJECT/SPLIT-…                the same questions with controls instead of keywords
     replaced.jsonl                         for each question what was replaced by what
     tasks/                                 lm-eval tasks (see `tasks.py`)
     manifest.json                          everything the set was made from, and the SHA-256 of every file
 
 The same manifest gives the same bytes, except for `tasks/_location_yaml`, which says where the folder lies. A
-question keeps the id it had in the source, so that clean and perturbed answers can be paired. Other versions of
-pyarrow may write other bytes for the same rows; `rows_sha256` of the manifest is of the rows themselves.
+question keeps the id it had in the source, so that clean and perturbed answers can be paired. Both sets say which
+keyword a question got, and which control (null without controls); several are joined with `SEPARATOR`. Other versions
+of pyarrow may write other bytes for the same rows; `rows_sha256` of the manifest is of the rows themselves.
 """
 
 from __future__ import annotations
@@ -29,13 +30,14 @@ from pydantic import BaseModel, ValidationError
 from robust_unlearning import files
 from robust_unlearning.errors import UserError
 from robust_unlearning.perturbed.controls import match_harmless
-from robust_unlearning.perturbed.forms import Perturbation, perturbed_forms
+from robust_unlearning.perturbed.forms import Form, Perturbation, perturbed_forms
 from robust_unlearning.perturbed.keywords import Keyword
 from robust_unlearning.perturbed.tasks import LOCATION, TASKS, write_tasks
 from robust_unlearning.questions import Question, question_files, read_questions
 from robust_unlearning.recipe import explain
 
 MANIFEST, REPLACED, CONTROL, README = "manifest.json", "replaced.jsonl", "control", "README.md"
+SEPARATOR = "; "
 RESERVED = ("all", CONTROL, TASKS)
 
 
@@ -103,7 +105,7 @@ def make_set(
 
     Args:
         tokenizer: with `settings.control`, controls have as many tokens as their keywords, as near as may be.
-        corpus: texts that controls are taken from; None takes the questions' own words and the bundled nouns.
+        corpus: texts that controls are taken from; None takes common words of the questions and the bundled nouns.
         about_controls: for the manifest: the names of corpus and tokenizer.
 
     Raises:
@@ -116,10 +118,13 @@ def make_set(
     questions = read_questions(source.path, config=source.config, split=source.split)
     controls: dict[str, Any] = {}
     if settings.control:
-        own = [text for each in questions for text in (each.question, *each.choices)]
-        words = [keyword.text for keyword in keywords]
+        own = [(text, each.subject) for each in questions for text in (each.question, *each.choices)]
         matched, counted = match_harmless(
-            words, own if corpus is None else corpus, bundled=corpus is None, tokenizer=tokenizer, seed=settings.seed
+            [keyword.text for keyword in keywords],
+            [text for text, _ in own] if corpus is None else corpus,
+            subjects=[subject for _, subject in own] if corpus is None else None,
+            tokenizer=tokenizer,
+            seed=settings.seed,
         )
         controls = {
             **(about_controls or {}),
@@ -188,9 +193,10 @@ def _write(origin: Origin, questions: Sequence[Question], to: Path, expected_row
         for subject, config in configs.items():
             own = [form for form in forms if form.clean.subject == subject]
             shard = f"{config}/{origin.source.split}-00000-of-00001.parquet"
-            digest.update(_write_rows(new / shard, [form.perturbed for form in own]))
+            digest.update(_write_rows(new / shard, [_row(form, form.perturbed) for form in own]))
             if origin.settings.control:
-                digest.update(_write_rows(new / CONTROL / shard, [form.control for form in own if form.control]))
+                controlled = [_row(form, form.control) for form in own if form.control]
+                digest.update(_write_rows(new / CONTROL / shard, controlled))
         if expected_rows is not None and digest.hexdigest() != expected_rows:
             raise UserError(
                 "what comes out has other rows than the manifest's set: the manifest was changed, or it was written by "
@@ -220,7 +226,16 @@ def _write(origin: Origin, questions: Sequence[Question], to: Path, expected_row
     return PerturbedSet(to, manifest, tuple(groups))
 
 
-def _write_rows(path: Path, questions: Sequence[Question]) -> bytes:
+def _row(form: Form, question: Question) -> dict[str, Any]:
+    return {
+        **asdict(question),
+        "choices": list(question.choices),
+        "forget_token": SEPARATOR.join(form.keywords),
+        "control_token": SEPARATOR.join(form.controls) or None,
+    }
+
+
+def _write_rows(path: Path, rows: list[dict[str, Any]]) -> bytes:
     """Write a parquet file, the same bytes for the same rows and version of pyarrow; the SHA-256 of the rows."""
     import pyarrow
     import pyarrow.parquet
@@ -231,8 +246,9 @@ def _write_rows(path: Path, questions: Sequence[Question]) -> bytes:
         "subject": pyarrow.string(),
         "choices": pyarrow.list_(pyarrow.string()),
         "answer": pyarrow.int64(),
+        "forget_token": pyarrow.string(),
+        "control_token": pyarrow.string(),
     }
-    rows = [{**asdict(question), "choices": list(question.choices)} for question in questions]
     table = pyarrow.Table.from_pylist(rows, schema=pyarrow.schema(kinds))
     path.parent.mkdir(parents=True, exist_ok=True)
     pyarrow.parquet.write_table(table, path, compression="zstd", version="2.6", row_group_size=len(rows))
@@ -273,7 +289,10 @@ def _card(origin: Origin, configs: dict[str, str], written: int, left_out: Count
         if settings.where == "option" and "continuation" in settings.styles
         else ""
     )
-    control = "Configs named `-control` have a harmless word of like length and frequency in its place.\n\n"
+    control = (
+        "Configs named `-control` have a harmless word of like length, and frequency as far as may be, in its place.\n"
+        "Of both, `forget_token` and `control_token` say which words a question got.\n\n"
+    )
     return (
         f"---\n{head}---\n# {origin.name}\n\n"
         f"{written:,} multiple-choice questions of `{Path(origin.source.path).name}` ({split}), perturbed by "
