@@ -172,6 +172,8 @@ def _stand_ins(words: list[str]) -> None:
         for each in (word for word in words if word.startswith("runs/") and not Path(word, "recipe.yaml").exists()):
             assert cli.main(["run", "tiny/rmu", "steps=2", "--out", each]) == 0
     if words[0] == "eval":
+        for each in (word for word in words if word.startswith("runs/r") and not Path(word).exists()):
+            shutil.copytree("runs/tiny", each)
         words[1:2] = ["tiny" if words[1] == "OUT" else words[1].replace("RUN", _only_run(words[1]))]
 
 
