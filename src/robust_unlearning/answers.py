@@ -28,9 +28,9 @@ CONTROL = "-control"
 SET_CONTROL = "_control"
 """The same for the task of a perturbed set, where it stands after the subject: `SET_SUBJECT_control`."""
 FORGOTTEN = ("*forget*", "*wmdp*")
+"""Tasks that are to be forgotten, so that fewer right answers are better, unless the user says otherwise."""
 ROUNDING = 1e-3
 """Nats by which the log-probabilities of one answer may differ."""
-"""Tasks that are to be forgotten, so that fewer right answers are better, unless the user says otherwise."""
 
 
 @dataclass(frozen=True)
