@@ -6,9 +6,10 @@ import json
 import os
 import random
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -183,10 +184,10 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return paths
 
 
-@pytest.fixture
-def tiny_recipe(tiny_model: Path, texts: dict[str, Path]) -> dict[str, Any]:
-    """A recipe of eight small steps, to be changed at will."""
-    return deepcopy(
+@pytest.fixture(scope="session")
+def plain_recipe(tiny_model: Path, texts: dict[str, Path]) -> Mapping[str, Any]:
+    """A recipe of eight small steps, not to be changed."""
+    return MappingProxyType(
         {
             "method": "rmu",
             "model": str(tiny_model),
@@ -202,3 +203,9 @@ def tiny_recipe(tiny_model: Path, texts: dict[str, Path]) -> dict[str, Any]:
             "device": "cpu",
         }
     )
+
+
+@pytest.fixture
+def tiny_recipe(plain_recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe of eight small steps, to be changed at will."""
+    return deepcopy(dict(plain_recipe))

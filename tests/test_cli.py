@@ -234,3 +234,20 @@ def test_a_log_line_tells_of_every_topic(
     assert [[row[key] for key in shared] for row in rows[4]] == [
         [row[key] for key in shared] for row in rows[1] if row["step"] % 4 == 0
     ]
+
+
+@pytest.mark.parametrize("verb", ["run", "sweep", "planted train", "planted study", "reproduce"])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("layer: 3\n\tsteps: 2\n", "is a YAML file, and this is none: line 2: "), ("- 1\n", "is a mapping")],
+)
+def test_a_file_that_is_none(
+    verb: str, text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    assert main([*verb.split(), str(path), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert str(path) in error
+    assert said in error
+    assert not (tmp_path / "out").exists()

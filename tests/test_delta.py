@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,29 +47,14 @@ def _raw(folder: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     return found
 
 
-def _unlearned(model: Path, texts: dict[str, Path], out: Path, **changes: Any) -> Delta:
-    recipe = {
-        "method": "rmu",
-        "model": str(model),
-        "topics": {"spells": {"forget": str(texts["forget"])}},
-        "retain": str(texts["retain"]),
-        "layer": 3,
-        "steps": 2,
-        "batch_size": 2,
-        "max_tokens": 24,
-        "learning_rate": 1e-2,
-        "retain_weight": 10,
-        "steering_scale": 5,
-        "device": "cpu",
-        **changes,
-    }
-    return load_delta(unlearn(load_recipe(recipe), out).path)
+def _unlearned(plain: Mapping[str, Any], out: Path, **changes: Any) -> Delta:
+    return load_delta(unlearn(load_recipe({**plain, "steps": 2, **changes}), out).path)
 
 
 @pytest.fixture(scope="module")
-def delta(tiny_model: Path, texts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Delta:
+def delta(plain_recipe: Mapping[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Delta:
     """Two steps on the tiny model; its sharded copy has the same names and bytes, so the same fingerprint."""
-    return _unlearned(tiny_model, texts, tmp_path_factory.mktemp("run") / "run")
+    return _unlearned(plain_recipe, tmp_path_factory.mktemp("run") / "run")
 
 
 # --- files
@@ -241,10 +226,10 @@ def test_a_base_with_both_one_file_and_shards_still_gives_the_unlearned_model(
 
 
 def test_an_applied_folder_can_be_unlearned_again_and_the_first_delta_no_longer_fits_it(
-    delta: Delta, tiny_model: Path, texts: dict[str, Path], tmp_path: Path
+    delta: Delta, tiny_model: Path, plain_recipe: Mapping[str, Any], tmp_path: Path
 ) -> None:
     apply(delta, models.resolve(str(tiny_model)), tmp_path / "once")
-    second = _unlearned(tmp_path / "once", texts, tmp_path / "run")
+    second = _unlearned(plain_recipe, tmp_path / "run", model=str(tmp_path / "once"))
     apply(second, models.resolve(str(tmp_path / "once")), tmp_path / "twice")
     assert _load(tmp_path / "twice") is not None
     with pytest.raises(UserError, match="fingerprint"):
@@ -324,18 +309,18 @@ def test_families_with_other_names_and_prefixes_round_trip(
     pattern: str,
     key: str,
     family_folder: Callable[[str], Path],
-    texts: dict[str, Path],
+    plain_recipe: Mapping[str, Any],
     tmp_path: Path,
 ) -> None:
     folder = family_folder(family)
-    delta = _unlearned(folder, texts, tmp_path / "run", train_tensors=pattern)
+    delta = _unlearned(plain_recipe, tmp_path / "run", model=str(folder), train_tensors=pattern)
     assert key in delta.tensors
     _round_trip(folder, delta, tmp_path / "new")
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_a_checkpoint_saved_without_the_models_prefix_round_trips(
-    family: str, texts: dict[str, Path], tmp_path: Path
+    family: str, plain_recipe: Mapping[str, Any], tmp_path: Path
 ) -> None:
     """As `openai-community/gpt2` on the hub: `h.0.mlp…` where the model says `transformer.h.0.mlp…`."""
     model = random_model(family, tie_word_embeddings=True)
@@ -347,26 +332,26 @@ def test_a_checkpoint_saved_without_the_models_prefix_round_trips(
     save_file(bare, folder / "model.safetensors", {"format": "pt"})
     save_tokenizer(folder)
     pattern = "mlp.c_proj" if family == "gpt2" else "mlp.down_proj"
-    delta = _unlearned(folder, texts, tmp_path / "run", train_tensors=pattern)
+    delta = _unlearned(plain_recipe, tmp_path / "run", model=str(folder), train_tensors=pattern)
     assert not any(name.startswith(prefix) for name in delta.tensors)
     _round_trip(folder, delta, tmp_path / "new")
 
 
-def test_tied_embeddings_stay_tied(texts: dict[str, Path], tmp_path: Path) -> None:
+def test_tied_embeddings_stay_tied(plain_recipe: Mapping[str, Any], tmp_path: Path) -> None:
     folder = tmp_path / "tied"
     random_model("llama", tie_word_embeddings=True).save_pretrained(folder)
     save_tokenizer(folder)
     assert "lm_head.weight" not in models.resolve(str(folder)).weight_map
-    delta = _unlearned(folder, texts, tmp_path / "run")
+    delta = _unlearned(plain_recipe, tmp_path / "run", model=str(folder))
     _round_trip(folder, delta, tmp_path / "new")
     model: Any = _load(tmp_path / "new")
     assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
 
 
-def test_a_bfloat16_base_stays_bfloat16(texts: dict[str, Path], tmp_path: Path) -> None:
+def test_a_bfloat16_base_stays_bfloat16(plain_recipe: Mapping[str, Any], tmp_path: Path) -> None:
     folder = tmp_path / "half"
     random_model("llama").to(torch.bfloat16).save_pretrained(folder)
     save_tokenizer(folder)
-    delta = _unlearned(folder, texts, tmp_path / "run")
+    delta = _unlearned(plain_recipe, tmp_path / "run", model=str(folder))
     _round_trip(folder, delta, tmp_path / "new")
     assert {kind for kind, _, _ in _raw(tmp_path / "new").values()} == {"BF16"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,26 +100,11 @@ said["printed"] = printed.getvalue()
 
 @pytest.fixture(scope="module")
 def work(
-    tiny_model: Path, texts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+    plain_recipe: Mapping[str, Any], texts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[dict[str, dict[str, Any]], Path, Path]:
     """Recipes, the folder with what two processes made of them (in `two`), and a suite: one start for all of it."""
     root = tmp_path_factory.mktemp("distributed")
-    plain = {
-        "method": "rmu",
-        "model": str(tiny_model),
-        "topics": {"spells": {"forget": str(texts["forget"])}},
-        "retain": str(texts["retain"]),
-        "layer": 3,
-        "steps": 8,
-        "batch_size": 4,
-        "max_tokens": 24,
-        "learning_rate": 1e-3,
-        "retain_weight": 10,
-        "steering_scale": 5,
-        "device": "cpu",
-        "log_every": 1,
-        "checkpoint_every": 3,
-    }
+    plain = {**plain_recipe, "batch_size": 4, "learning_rate": 1e-3, "log_every": 1, "checkpoint_every": 3}
     recipes = {name: {**plain, **changes} for name, changes in CASES.items()}
     rows = [
         {"question": f"ba du {'fe ' * n}?", "choices": ["ka", "hi lum", "mo", "nat"], "answer": 1} for n in range(7)

@@ -322,7 +322,7 @@ def test_suite_errors_come_together(folder: Path) -> None:
     ("content", "message"),
     [
         ("[1, 2]", "a suite is a mapping"),
-        ("a: [", "a suite is a YAML file"),
+        ("a: [", "a suite is a YAML file, and this is none: line 1: "),
         ("seed: 1", "neither questions nor texts"),
         (
             "questions: {q: {path: 'demo:general_questions.jsonl', perturb: [option]}}",

@@ -332,7 +332,7 @@ def test_command_line(sentence_bert: Path, tmp_path: Path, capsys: pytest.Captur
     ("words", "message"),
     [
         (["--n", "2,x"], "n.1: input should be a valid integer"),
-        (["--n", "0"], "1 error(s)\n  - n.0: input should be greater than or equal to 1"),
+        (["--n", "0"], "1 error\n  - n.0: input should be greater than or equal to 1"),
         (["--each", "0"], "each: input should be greater than or equal to 1"),
         (["feild=body"], "did you mean 'field'?"),
         (["--embedder", "all-minilm-l6"], "Did you mean the bundled 'all-minilm-l6-v2'"),

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -270,32 +270,18 @@ for out, recipe in json.loads(sys.stdin.read()).items():  # one import for all
 """
 
 
-def _case(name: str, tiny_recipe: dict[str, Any], texts: dict[str, Path]) -> dict[str, Any]:
+def _case(name: str, tiny_recipe: Mapping[str, Any], texts: dict[str, Path]) -> dict[str, Any]:
     recipe = {**tiny_recipe, **CASES[name], "log_every": 1, "checkpoint_every": 3}
     return _two_topics(recipe, texts) if "two topics" in name else recipe
 
 
 @pytest.fixture(scope="module")
 def killed_runs(
-    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, texts: dict[str, Path]
+    tmp_path_factory: pytest.TempPathFactory, plain_recipe: Mapping[str, Any], texts: dict[str, Path]
 ) -> dict[str, tuple[dict[str, Any], Path]]:
     """Case -> recipe and the folder of a run killed by SIGKILL after step 5 of 8."""
     root = tmp_path_factory.mktemp("killed")
-    plain: dict[str, Any] = {
-        "method": "rmu",
-        "model": str(tiny_model),
-        "topics": {"spells": {"forget": str(texts["forget"])}},
-        "retain": str(texts["retain"]),
-        "layer": 3,
-        "steps": 8,
-        "batch_size": 2,
-        "max_tokens": 24,
-        "learning_rate": 1e-2,
-        "retain_weight": 10,
-        "steering_scale": 5,
-        "device": "cpu",
-    }
-    runs = {name: (_case(name, plain, texts), root / str(index)) for index, name in enumerate(CASES)}
+    runs = {name: (_case(name, plain_recipe, texts), root / str(index)) for index, name in enumerate(CASES)}
     done = subprocess.run(
         [sys.executable, "-c", KILLED],
         input=json.dumps({str(out): recipe for recipe, out in runs.values()}),

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from robust_unlearning.errors import UserError, unknown
-from robust_unlearning.files import RECIPE, RECORDS, locate
+from robust_unlearning.files import RECIPE, RECORDS, locate, read_yaml
 from robust_unlearning.scores import Array
 
 Key = tuple[str, str, str]  # id, forget-token, control token
@@ -45,7 +44,7 @@ class Source:
     def recipe(self) -> dict[str, Any]:
         """The recipe of the run in this folder, unchecked; empty where it holds no run."""
         path = self.folder / RECIPE
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
+        recipe = read_yaml(path, "recipe") if path.exists() else None
         return recipe if isinstance(recipe, dict) else {}
 
 

@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from robust_unlearning.corpora import HUB
 from robust_unlearning.distributed import Processes
 from robust_unlearning.errors import UserError, unknown
-from robust_unlearning.files import locate, sha256_file
+from robust_unlearning.files import locate, read_yaml, sha256_file
 from robust_unlearning.likelihood import option_logprobs, text_nats
 from robust_unlearning.perturb import QuestionSet, TokenPair, match_controls
 from robust_unlearning.questions import STYLES, Question, read_questions, shows_options
@@ -149,10 +148,7 @@ def load_suite(path_or_name: str | os.PathLike[str]) -> Suite:
     if name not in BUNDLED_SUITES and not Path(name).suffix and not Path(name).exists() and ":" not in name:
         raise UserError(unknown("suite", name, BUNDLED_SUITES, "Or give a suite's YAML file."))
     path = locate(BUNDLED_SUITES.get(name, name))
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise UserError(f"{name}: a suite is a YAML file: {error}") from error
+    data = read_yaml(path, "suite")
     if not isinstance(data, dict):
         raise UserError(f"{name}: a suite is a mapping with questions, texts or both.")
     errors = []

@@ -13,6 +13,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from robust_unlearning.errors import UserError, nearest, unknown
 
 BUNDLED = {"demo:": "demo", "planted:": "planted/data", "reproduce:": "reproduce/suites", "shipped:": "texts"}
@@ -139,6 +141,24 @@ def read_json(path: Path) -> Any:
         return json.loads(locate(path).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise UserError(f"{str(path)!r} is not JSON: {error}.") from error
+
+
+def read_yaml(path: Path, kind: str) -> Any:
+    """Read a YAML file.
+
+    Args:
+        kind: what the file should be, for the message.
+
+    Raises:
+        UserError: the file is missing, a folder, or not YAML.
+    """
+    try:
+        return yaml.safe_load(locate(path).read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise UserError(f"{path}: a {kind} is a YAML file, and this is none: {line}{error.problem}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise UserError(f"{path}: a {kind} is a YAML file, and this is none: {error}") from error
 
 
 def sha256_file(path: Path) -> str:

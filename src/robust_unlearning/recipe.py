@@ -327,9 +327,39 @@ def _check(data: dict[str, Any], source: str, errors: list[str]) -> Recipe:
     if recipe is not None:
         errors = errors + [text for fields, text in _conflicts(recipe) if not fields & wrong]
     if errors or recipe is None:
-        count = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
-        raise UserError(f"{source}: {count}\n" + "\n".join(f"  - {line}" for line in errors))
+        raise _all_of(errors, source)
     return recipe
+
+
+def _all_of(errors: Sequence[str], source: str) -> UserError:
+    """Every error in one message."""
+    count = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
+    return UserError("\n  - ".join([f"{source}: {count}", *errors]))
+
+
+def shipped(folder: str) -> dict[str, Path]:
+    """The YAML files of a folder of the package, by their names."""
+    return {path.stem: path for path in sorted((files.package_dir() / folder).glob("*.yaml"))}
+
+
+def shipped_or_own(kind: str, name: str, folder: str, fields: str) -> dict[str, Any]:
+    """What stands in a shipped file of this name, or in a user's YAML file.
+
+    Args:
+        kind: what is looked for, for the messages.
+        folder: of the package, where the shipped ones lie.
+        fields: the first that it has, for the message to one who gives another file.
+
+    Raises:
+        UserError: neither, not YAML, or no mapping.
+    """
+    known = shipped(folder)
+    if name not in known and not name.endswith((".yaml", ".yml")):
+        raise UserError(unknown(kind, name, known, "Or give a YAML file."))
+    data = files.read_yaml(known.get(name) or Path(name), kind)
+    if not isinstance(data, dict):
+        raise UserError(f"{name}: a {kind} is a mapping with {fields}.")
+    return data
 
 
 def checked(
@@ -360,7 +390,7 @@ def checked(
     except ValidationError as error:
         errors += explain(error, fields_at)
     if errors:
-        raise UserError("\n  - ".join([f"{source}: {len(errors)} error(s)", *errors]))
+        raise _all_of(errors, source)
     return made
 
 
@@ -429,10 +459,7 @@ def load_recipe(source: str | os.PathLike[str] | Mapping[str, Any], overrides: I
     else:
         path = recipe_path(source)
         name = str(source)
-        try:
-            data = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
-            raise UserError(f"{path}: a recipe is a YAML file: {error}") from error
+        data = files.read_yaml(path, "recipe")
         if not isinstance(data, dict):
             raise UserError(f"{path}: a recipe is a mapping of fields; see `unlearn show {recipe_names()[0]}`.")
     errors = [line for text in overrides if (line := _override(data, text))]

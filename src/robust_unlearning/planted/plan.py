@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
-import yaml
 from pydantic import Field
 
-from robust_unlearning import files
-from robust_unlearning.errors import UserError, unknown
 from robust_unlearning.planted.lessons import Curriculum
 from robust_unlearning.planted.world import Part, WorldSize
-from robust_unlearning.recipe import Strict, checked
+from robust_unlearning.recipe import Strict, checked, shipped_or_own
 
 
 class Start(Strict):
@@ -54,11 +51,7 @@ def load_plan(name: str, overrides: Iterable[str] = ()) -> Plan:
     Raises:
         UserError: no such plan, or fields that are unknown or wrong; all of them in one message.
     """
-    folder = files.package_dir() / "planted" / "plans"
-    plans = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-    if name not in plans and not name.endswith((".yaml", ".yml")):
-        raise UserError(unknown("plan", name, plans, "Or give a YAML file."))
-    data = yaml.safe_load((plans.get(name) or files.locate(name)).read_text(encoding="utf-8"))
+    data = shipped_or_own("plan", name, "planted/plans", "curriculum, steps and others")
     return checked(
-        Plan, data or {}, overrides, f"plan {name}", {"world": WorldSize, "curriculum": Curriculum, "start": Start}
+        Plan, data, overrides, f"plan {name}", {"world": WorldSize, "curriculum": Curriculum, "start": Start}
     )

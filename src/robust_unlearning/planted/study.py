@@ -14,15 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from pydantic import Field
 
-from robust_unlearning import files
-from robust_unlearning.errors import UserError, unknown
+from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate import load_suite
 from robust_unlearning.planted.measure import Measured
 from robust_unlearning.progress import EvaluationProgress
-from robust_unlearning.recipe import Strict, checked, load_recipe
+from robust_unlearning.recipe import Strict, checked, load_recipe, shipped_or_own
 from robust_unlearning.runs import RunFolder
 from robust_unlearning.scores import Array
 from robust_unlearning.sweep.grid import override_words
@@ -50,12 +48,8 @@ def load_study(name: str, overrides: Iterable[str] = ()) -> Study:
     Raises:
         UserError: no such study, or fields that are unknown or wrong; all of them in one message.
     """
-    folder = files.package_dir() / "planted" / "studies"
-    studies = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-    if name not in studies and not name.endswith((".yaml", ".yml")):
-        raise UserError(unknown("study", name, studies, "Or give a YAML file."))
-    data = yaml.safe_load((studies.get(name) or files.locate(name)).read_text(encoding="utf-8"))
-    return checked(Study, data or {}, overrides, f"study {name}")
+    data = shipped_or_own("study", name, "planted/studies", "recipes, seeds, noise_std and steps")
+    return checked(Study, data, overrides, f"study {name}")
 
 
 @dataclass(frozen=True)

@@ -7,21 +7,19 @@ scored, or an analysis of models that an earlier stage, its `of`, has trained.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, field_validator
 
-from robust_unlearning import files
 from robust_unlearning.errors import UserError, unknown
-from robust_unlearning.recipe import Strict, checked, wrong_changes
+from robust_unlearning.recipe import Strict, checked, shipped, shipped_or_own, wrong_changes
 from robust_unlearning.sweep.grid import Point, Sweep, expand
 from robust_unlearning.sweep.selection import DEFAULT_RULE, parse_rule
 
 Kind = Literal["main", "grid", "ngrams", "noise-sensitivity", "theory", "activations"]
 TRAINING = ("main", "grid")
 """Kinds that train models; the others look at those of the main stage."""
+_SHIPPED = "reproduce/targets"
 
 
 class Stage(Strict):
@@ -90,12 +88,7 @@ class Target(Strict):
 
 def target_names() -> list[str]:
     """Names of the shipped targets."""
-    return sorted(_shipped())
-
-
-def _shipped() -> dict[str, Path]:
-    folder = files.package_dir() / "reproduce" / "targets"
-    return {path.stem: path for path in folder.glob("*.yaml")}
+    return sorted(shipped(_SHIPPED))
 
 
 def load_target(name: str, overrides: Iterable[str] = ()) -> Target:
@@ -104,15 +97,7 @@ def load_target(name: str, overrides: Iterable[str] = ()) -> Target:
     Raises:
         UserError: no such target, or fields that are unknown or wrong; all of them in one message.
     """
-    shipped = _shipped()
-    if name not in shipped and not name.endswith((".yaml", ".yml")):
-        raise UserError(unknown("target", name, shipped, "Or give a YAML file."))
-    try:
-        data = yaml.safe_load((shipped.get(name) or files.locate(name)).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise UserError(f"{name}: a target is a YAML file: {error}") from error
-    if not isinstance(data, dict):
-        raise UserError(f"{name}: a target is a mapping with about, suite and stages.")
+    data = shipped_or_own("target", name, _SHIPPED, "about, suite and stages")
     given = data.get("stages")
     stages = given if isinstance(given, dict) else {}
     kept, errors = [], []

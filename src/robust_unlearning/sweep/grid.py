@@ -198,10 +198,7 @@ def _file(name: str) -> dict[str, Any] | None:
             f"no sweep and no recipe {name!r}.{hint} Run `unlearn list sweeps` and `unlearn list recipes`, or name "
             "a YAML file."
         )
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise UserError(f"{path}: a sweep or a recipe is a YAML file: {error}") from error
+    data = files.read_yaml(path, "sweep or recipe")
     return data if isinstance(data, dict) and "grids" in data else None
 
 
