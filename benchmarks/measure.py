@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from robust_unlearning.band import BandEngine
-    from robust_unlearning.candidate import Candidate
-    from robust_unlearning.corpora import TokenBatch
-    from robust_unlearning.objective import View
+    from robust_unlearning.data.corpora import TokenBatch
     from robust_unlearning.recipe import Recipe
+    from robust_unlearning.train.candidate import Candidate
+    from robust_unlearning.train.engine import BandEngine
+    from robust_unlearning.train.objective import View
 
 RNA = "rna"
 """The implementation that alternates steps of ours with and without noise."""
@@ -120,8 +120,8 @@ def batch_source(spec: Spec, recipe: Recipe) -> Callable[[str, int], TokenBatch]
     """A function from side and step to a batch: the demo's texts for a checkpoint, random ids for a shape."""
     import torch
 
-    from robust_unlearning import models
-    from robust_unlearning.corpora import Corpus, TokenBatch, read_documents
+    from robust_unlearning.data.corpora import Corpus, TokenBatch, read_documents
+    from robust_unlearning.models import checkpoint
 
     if spec.shape is not None:
         vocabulary = SHAPES[spec.shape].config["vocab_size"]
@@ -133,7 +133,7 @@ def batch_source(spec: Spec, recipe: Recipe) -> Callable[[str, int], TokenBatch]
 
         return random_ids
 
-    tokenizer = models.load_tokenizer(models.resolve(recipe.model))
+    tokenizer = checkpoint.load_tokenizer(checkpoint.resolve(recipe.model))
     sources = {"forget": recipe.topics[TOPIC].forget, "retain": recipe.retain}
     corpora = {
         side: Corpus(
@@ -180,12 +180,12 @@ def load_ours(spec: Spec, recipes: Sequence[Recipe], device: torch.device) -> tu
     """The library's engine and a candidate for each recipe; nothing is written to disk."""
     from transformers import AutoModel, AutoModelForCausalLM
 
-    from robust_unlearning.band import BandEngine
-    from robust_unlearning.candidate import Candidate
-    from robust_unlearning.distributed import Processes
-    from robust_unlearning.layers import match_tensors
-    from robust_unlearning.runs import RunFolder
-    from robust_unlearning.train import Trainer
+    from robust_unlearning.models.layers import match_tensors
+    from robust_unlearning.parallel.processes import Processes
+    from robust_unlearning.run.folder import RunFolder
+    from robust_unlearning.train.candidate import Candidate
+    from robust_unlearning.train.engine import BandEngine
+    from robust_unlearning.train.trainer import Trainer
 
     runs = [RunFolder(Path(f"unused-{number}"), recipe) for number, recipe in enumerate(recipes)]
     if spec.shape is None:
@@ -217,7 +217,7 @@ def score(view: View) -> torch.Tensor:
     """Reference log-probabilities [b] of a batch's sequences."""
     import torch
 
-    from robust_unlearning.objective import sequence_logp
+    from robust_unlearning.train.objective import sequence_logp
 
     with torch.no_grad():
         return sequence_logp(view.engine, view.trunk, view.final).logp
@@ -225,7 +225,7 @@ def score(view: View) -> torch.Tensor:
 
 def score_all(engine: BandEngine, recipe: Recipe, batches: Sequence[TokenBatch]) -> dict[int, torch.Tensor]:
     """Reference log-probabilities by each batch's identity, as a later run finds them on disk."""
-    from robust_unlearning.objective import View
+    from robust_unlearning.train.objective import View
 
     return {id(each): score(View(engine, each)) for each in batches} if asks_for_reference(recipe) else {}
 
@@ -237,7 +237,7 @@ def our_step(engine: BandEngine, candidate: Candidate, known: dict[int, torch.Te
         known: reference log-probabilities by the forget batch's identity, as a run reads them from disk; None to
             score each batch within the step, as the first run does.
     """
-    from robust_unlearning.objective import View
+    from robust_unlearning.train.objective import View
 
     def step(forget: TokenBatch, retain: TokenBatch) -> tuple[float, float]:
         view = View(engine, forget)
@@ -254,15 +254,15 @@ def two_model_step(spec: Spec, recipe: Recipe, device: torch.device) -> Step:
     from transformers import AutoModelForCausalLM
     from two_model import TwoModelNPO, TwoModelRMU
 
-    from robust_unlearning import models
-    from robust_unlearning.corpora import derived_seed
-    from robust_unlearning.methods import draw_direction
+    from robust_unlearning.data.corpora import derived_seed
+    from robust_unlearning.methods.table import draw_direction
+    from robust_unlearning.models import checkpoint
 
     def load() -> Any:
         if spec.shape is not None:
             return random_model(AutoModelForCausalLM, SHAPES[spec.shape], device)
-        checkpoint = models.resolve(recipe.model)
-        where = checkpoint.repo or checkpoint.folder
+        base = checkpoint.resolve(recipe.model)
+        where = base.repo or base.folder
         return AutoModelForCausalLM.from_pretrained(where, dtype="auto").to(device)
 
     trained, reference = load(), load()
@@ -310,8 +310,8 @@ def work(spec: Spec) -> dict[str, Any]:
     memory = {"after_import": resident("VmRSS")}
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    from robust_unlearning.models import pick_device
-    from robust_unlearning.runs import environment
+    from robust_unlearning.models.checkpoint import pick_device
+    from robust_unlearning.run.folder import environment
 
     device = pick_device(spec.device)
     recipe = make_recipe(spec)

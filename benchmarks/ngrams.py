@@ -33,9 +33,9 @@ from typing import Any
 import numpy as np
 
 from robust_unlearning import files
-from robust_unlearning.corpora import read_documents
-from robust_unlearning.embedders import Vectors, load_embedder
-from robust_unlearning.ngrams import BLOCK, NgramSettings, select_ngrams
+from robust_unlearning.data.corpora import read_documents
+from robust_unlearning.perturb.embedders import Vectors, load_embedder
+from robust_unlearning.perturb.ngrams import BLOCK, NgramSettings, select_ngrams
 from robust_unlearning.recipe import TextSource, checked
 
 BOUND = 2**30

@@ -21,12 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from robust_unlearning import files, models
-from robust_unlearning.evaluate import Evaluation
-from robust_unlearning.harness import Harness
-from robust_unlearning.perturb import perturb
-from robust_unlearning.questions import Question, letters_prompt, read_questions
-from robust_unlearning.runs import environment
+from robust_unlearning import files
+from robust_unlearning.data.questions import Question, letters_prompt, read_questions
+from robust_unlearning.evaluate.harness import Harness
+from robust_unlearning.evaluate.suite import Evaluation
+from robust_unlearning.models import checkpoint
+from robust_unlearning.perturb.places import perturb
+from robust_unlearning.run.folder import environment
 
 SUBJECTS = (
     "anatomy,astronomy,college_biology,computer_security,human_aging,marketing,nutrition,philosophy,sociology,"
@@ -108,9 +109,9 @@ def compare(fast: Evaluation, hf: Evaluation) -> dict[str, Any]:
 
 def measure(arguments: argparse.Namespace, subjects: list[str], tasks: Path) -> dict[str, Any]:
     """Every subject by both scorers, in alternating order."""
-    device = models.pick_device(arguments.device)
-    base = models.resolve(arguments.model)
-    model, tokenizer = models.load_causal_lm(base, "float32", device), models.load_tokenizer(base)
+    device = checkpoint.pick_device(arguments.device)
+    base = checkpoint.resolve(arguments.model)
+    model, tokenizer = checkpoint.load_causal_lm(base, "float32", device), checkpoint.load_tokenizer(base)
     blocks = []
     for number, subject in enumerate(subjects):
         names = tuple(f"{form}_{subject}" for form in forms_of(arguments.tokens))
@@ -149,11 +150,11 @@ def summarise(blocks: list[dict[str, Any]]) -> dict[str, Any]:
 
 def count(arguments: argparse.Namespace, subjects: list[str]) -> dict[str, Any]:
     """Tokens that each scorer runs through the model, padding counted; nothing is run."""
-    from robust_unlearning.likelihood import default_budget
-    from robust_unlearning.prefix_tree import batches, padded
+    from robust_unlearning.evaluate.likelihood import default_budget
+    from robust_unlearning.evaluate.prefix_tree import batches, padded
 
-    base = models.resolve(arguments.model)
-    tokenizer, budget = models.load_tokenizer(base), default_budget(models.pick_device(arguments.device))
+    base = checkpoint.resolve(arguments.model)
+    tokenizer, budget = checkpoint.load_tokenizer(base), default_budget(checkpoint.pick_device(arguments.device))
     sequences = set()
     asked = 0
     for subject in subjects:

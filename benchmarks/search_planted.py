@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 
 from robust_unlearning import files
-from robust_unlearning.evaluate import Evaluation, load_suite
-from robust_unlearning.methods import Representation
-from robust_unlearning.planted.measure import Measured
+from robust_unlearning.evaluate.evaluator import Evaluator, open_target
+from robust_unlearning.evaluate.suite import Evaluation, load_suite
+from robust_unlearning.experiments.side_by_side import train_all
+from robust_unlearning.methods.table import Representation
 from robust_unlearning.recipe import load_recipe
-from robust_unlearning.runs import RunFolder
-from robust_unlearning.sweep.training import train_all
-from robust_unlearning.targets import Evaluator, open_target
+from robust_unlearning.results.measures import Measured
+from robust_unlearning.run.folder import RunFolder
 
 MAY_LOSE = 0.03
 CHANCE = 0.25

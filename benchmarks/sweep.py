@@ -57,8 +57,8 @@ def measure(spec: Spec, scales: Sequence[float], folder: Path) -> dict[str, Any]
     """
     import torch
 
-    from robust_unlearning.runs import RunFolder, environment
-    from robust_unlearning.train import Trainer
+    from robust_unlearning.run.folder import RunFolder, environment
+    from robust_unlearning.train.trainer import Trainer
 
     recipes = [replace_steps(make_recipe(spec, scale), spec.steps) for scale in scales]
 

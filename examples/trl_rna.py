@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from robust_unlearning import RandomNoiseAugmentation
-from robust_unlearning.losses import logit_kl
+from robust_unlearning.methods.losses import logit_kl
 
 
 class NoisyRetain:

@@ -12,14 +12,15 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "RandomNoiseAugmentation": "noise",
+    "FastLM": "evaluate.fast_lm",
+    "RandomNoiseAugmentation": "methods.noise",
     "Recipe": "recipe",
     "UserError": "errors",
     "load_recipe": "recipe",
-    "unlearn": "train",
+    "unlearn": "train.trainer",
 }
 
-__all__ = ["RandomNoiseAugmentation", "Recipe", "UserError", "load_recipe", "unlearn"]
+__all__ = ["FastLM", "RandomNoiseAugmentation", "Recipe", "UserError", "load_recipe", "unlearn"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,6 @@
 
 import sys
 
-from robust_unlearning.cli import main
+from robust_unlearning.cli.main import main
 
 sys.exit(main())

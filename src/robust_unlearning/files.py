@@ -17,7 +17,12 @@ import yaml
 
 from robust_unlearning.errors import UserError, nearest, unknown
 
-BUNDLED = {"demo:": "demo", "planted:": "planted/data", "reproduce:": "reproduce/suites", "shipped:": "texts"}
+BUNDLED = {
+    "demo:": "assets/demo",
+    "planted:": "planted/data",
+    "reproduce:": "reproduce/suites",
+    "shipped:": "assets/texts",
+}
 """Prefixes of the names of files that the package ships, and the folders they lie in."""
 RECIPE, RECORDS = "recipe.yaml", "records.jsonl"
 """Names of a run's recipe and of an evaluation's answers, one line a question."""

@@ -20,8 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from robust_unlearning import files
 from robust_unlearning.errors import UserError, nearest, unknown
-from robust_unlearning.losses import Direction
-from robust_unlearning.methods import METHODS, Method, Preference, Representation, RetainLoss
+from robust_unlearning.methods.losses import Direction
+from robust_unlearning.methods.table import METHODS, Method, Preference, Representation, RetainLoss
 
 Checked = TypeVar("Checked", bound=BaseModel)
 Format = Literal["auto", "jsonl", "lines", "text", "parquet", "hub"]
@@ -424,7 +424,7 @@ def _override(data: dict[str, Any], text: str) -> str | None:
 
 def recipe_names() -> list[str]:
     """Names of the shipped recipes, as `unlearn list` prints them."""
-    folder = files.package_dir() / "recipes"
+    folder = files.package_dir() / "assets" / "recipes"
     return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
 
 
@@ -435,7 +435,7 @@ def recipe_path(name: str | os.PathLike[str]) -> Path:
         UserError: neither exists; the message names the nearest shipped recipe or file.
     """
     text = os.fspath(name)
-    shipped = files.package_dir() / "recipes" / f"{text}.yaml"
+    shipped = files.package_dir() / "assets" / "recipes" / f"{text}.yaml"
     if text in recipe_names():
         return shipped
     if text.endswith((".yaml", ".yml")) or Path(text).exists():

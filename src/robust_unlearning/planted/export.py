@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from robust_unlearning import files
+from robust_unlearning.data.questions import STYLES, Question
 from robust_unlearning.planted.world import ROLES, World
-from robust_unlearning.questions import STYLES, Question
 
 MANIFEST = "manifest.json"
 SPLITS = ("validation", "test")

@@ -16,9 +16,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from robust_unlearning.perturb import perturb
+from robust_unlearning.data.questions import STYLES, Question, cloze_prompt
+from robust_unlearning.perturb.places import perturb
 from robust_unlearning.planted.world import Entity, World
-from robust_unlearning.questions import STYLES, Question, cloze_prompt
 from robust_unlearning.recipe import Strict
 
 FRONT = ("parenthesis", "sentence", "fact")

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from robust_unlearning.perturb import SENTENCES
+from robust_unlearning.data.questions import Question, cloze_prompt, letters_prompt
+from robust_unlearning.perturb.places import SENTENCES
 from robust_unlearning.planted.world import World
-from robust_unlearning.questions import Question, cloze_prompt, letters_prompt
 
 TOKEN = r"\n|\w+|[^\w\s]"
 """What one token of `tiny` is: a line break, a word, or a sign."""

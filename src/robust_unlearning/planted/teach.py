@@ -18,18 +18,19 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from robust_unlearning import files, models
-from robust_unlearning.corpora import collate
+from robust_unlearning import files
+from robust_unlearning.data.corpora import collate
+from robust_unlearning.data.questions import STYLES, Asking, letters_prompt
 from robust_unlearning.errors import UserError
-from robust_unlearning.likelihood import option_logprobs
+from robust_unlearning.evaluate.likelihood import option_logprobs
+from robust_unlearning.models import checkpoint
 from robust_unlearning.planted.adapter import add_adapter, save_adapter
 from robust_unlearning.planted.lessons import Curriculum, Lesson, distracted, lesson
 from robust_unlearning.planted.plan import Plan
 from robust_unlearning.planted.students import make_tiny, make_tokenizer
 from robust_unlearning.planted.world import Entity, Role, World, make_world
-from robust_unlearning.questions import STYLES, Asking, letters_prompt
-from robust_unlearning.runs import environment
-from robust_unlearning.scores import accuracy
+from robust_unlearning.run.folder import environment
+from robust_unlearning.stats.estimates import accuracy
 
 LOG, STATE, EXAM, PLAN = "log.jsonl", "state.pt", "exam.json", "plan.yaml"
 BLOCK = 4
@@ -142,7 +143,7 @@ def teach(plan: Plan, out: Path, report: Callable[[dict[str, Any]], None] | None
     """
     world = make_world(plan.world)
     ask = STYLES[plan.curriculum.style]
-    device = models.pick_device(plan.device)
+    device = checkpoint.pick_device(plan.device)
     model, tokenizer = _student(plan, world, device)
     out.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(plan.model_dump(mode="json"), sort_keys=False)
@@ -233,12 +234,12 @@ def _student(plan: Plan, world: World, device: torch.device) -> tuple[nn.Module,
     if plan.base is None:
         tokenizer = make_tokenizer(world)
         return make_tiny(tokenizer, plan.width, plan.layers, plan.seed).to(device), tokenizer
-    base = models.resolve(plan.base)
-    model = models.load_causal_lm(base, plan.dtype, device)
+    base = checkpoint.resolve(plan.base)
+    model = checkpoint.load_causal_lm(base, plan.dtype, device)
     add_adapter(model, plan.rank, plan.seed)
     if device.type == "cpu":
         model.set_attn_implementation("eager")  # a seventh faster there: SDPA's backward is slow (docs/log.md)
-    return model, models.load_tokenizer(base)
+    return model, checkpoint.load_tokenizer(base)
 
 
 def _taught_state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -18,8 +18,8 @@ import yaml
 from pydantic import Field
 
 from robust_unlearning import files
+from robust_unlearning.data.questions import Question
 from robust_unlearning.errors import UserError, unknown
-from robust_unlearning.questions import Question
 from robust_unlearning.recipe import Strict, checked
 
 Role = Literal["forget", "near", "far", "control"]

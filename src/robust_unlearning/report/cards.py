@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from robust_unlearning.questions import LETTERS
+from robust_unlearning.data.questions import LETTERS
 from robust_unlearning.report.flips import BACK, KINDS, SHOWN, STAYED, Answer, Case, Flips
 from robust_unlearning.report.markup import Names, attribute, download, plain, table, text
 from robust_unlearning.report.tables import csv_table

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from textwrap import shorten
 from typing import Any
 
-from robust_unlearning.compare import Against, Comparison, Flip, Row
-from robust_unlearning.comparison import SIGN_FLIP
-from robust_unlearning.questions import LETTERS
+from robust_unlearning.data.questions import LETTERS
 from robust_unlearning.report.tables import markdown_table, text_table
-from robust_unlearning.scores import Estimate
+from robust_unlearning.results.compare import Against, Comparison, Flip, Row
+from robust_unlearning.stats.estimates import Estimate
+from robust_unlearning.stats.paired import SIGN_FLIP
 
 Section = tuple[str, tuple[str, ...], list[list[str]], list[str]]  # title, headers, rows, what one must know
 

@@ -14,7 +14,7 @@ from typing import Any
 from robust_unlearning import files
 from robust_unlearning.errors import UserError
 from robust_unlearning.report.tables import csv_table
-from robust_unlearning.scores import Estimate
+from robust_unlearning.stats.estimates import Estimate
 
 # Okabe and Ito's colours, which people of every colour vision tell apart
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

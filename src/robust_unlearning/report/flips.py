@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from robust_unlearning import files
-from robust_unlearning.answers import CONTROL, Key, Source, read_source
+from robust_unlearning.data.questions import Question, read_questions
 from robust_unlearning.errors import UserError
-from robust_unlearning.evaluate import Suite
-from robust_unlearning.perturb import WHERE, perturb
-from robust_unlearning.questions import Question, read_questions
+from robust_unlearning.evaluate.suite import Suite
+from robust_unlearning.perturb.places import WHERE, perturb
+from robust_unlearning.results.records import CONTROL, Key, Source, read_source
 
 BACK, STAYED, BY_RNA, KEPT, LOST, BASE_WRONG = (
     "flipped, flipped back", "flipped, stayed wrong", "flipped by RNA", "right in all three", "lost anyway",

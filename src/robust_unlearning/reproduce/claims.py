@@ -12,12 +12,19 @@ from dataclasses import replace
 
 import numpy as np
 
-from robust_unlearning.planted.measure import Measured, excess, retained, right
-from robust_unlearning.planted.study import LEAST, forgetting, matched_difference
+from robust_unlearning.experiments.study import LEAST, forgetting, matched_difference
 from robust_unlearning.reproduce import paper
 from robust_unlearning.reproduce.results import Grid, Model
 from robust_unlearning.reproduce.verdict import Outcome, Rule
-from robust_unlearning.scores import Array, Estimate, mean_interval, over_seeds, paired_recovery, paired_reduction
+from robust_unlearning.results.measures import Measured, excess, retained, right
+from robust_unlearning.stats.estimates import (
+    Array,
+    Estimate,
+    mean_interval,
+    over_seeds,
+    paired_recovery,
+    paired_reduction,
+)
 
 CLAIMS: dict[str, tuple[str, str]] = {
     "fragile": ("Unlearning costs accuracy where a forget-token stands in a harmless question", "Figure 1"),

@@ -10,7 +10,7 @@ import numpy as np
 from robust_unlearning.reproduce import paper
 from robust_unlearning.reproduce.claims import PERCENT
 from robust_unlearning.reproduce.verdict import Outcome, Rule
-from robust_unlearning.scores import Estimate, over_seeds
+from robust_unlearning.stats.estimates import Estimate, over_seeds
 
 FIRST_ORDER = 0.1
 """Share of the output's change that may be left unexplained where the first order is said to hold."""

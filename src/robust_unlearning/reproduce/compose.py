@@ -8,7 +8,6 @@ from typing import Any
 
 from robust_unlearning import files
 from robust_unlearning.errors import UserError
-from robust_unlearning.planted.measure import retained, right
 from robust_unlearning.report.flips import Flips, read_flips
 from robust_unlearning.report.page import Block, Details, Figure, Page, Section, write_page
 from robust_unlearning.reproduce import figures, tables
@@ -18,7 +17,8 @@ from robust_unlearning.reproduce.results import Grid, folder_of
 from robust_unlearning.reproduce.run import Found
 from robust_unlearning.reproduce.target import Stage, Target, main_name
 from robust_unlearning.reproduce.verdicts import RULE, claim_table, headline, outcomes, summary_table
-from robust_unlearning.scores import Estimate, share_over_seeds
+from robust_unlearning.results.measures import retained, right
+from robust_unlearning.stats.estimates import Estimate, share_over_seeds
 
 PAGE, NUMBERS = "report.html", "reproduce.json"
 FIGURES = "figures"

@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from robust_unlearning import files
+from robust_unlearning.data.questions import read_questions, shows_options
 from robust_unlearning.errors import UserError
-from robust_unlearning.evaluate import Suite, load_suite
-from robust_unlearning.methods import Representation
-from robust_unlearning.questions import read_questions, shows_options
+from robust_unlearning.evaluate.suite import Suite, load_suite
+from robust_unlearning.experiments.grid import Point
+from robust_unlearning.methods.table import Representation
 from robust_unlearning.recipe import Recipe, load_recipe
 from robust_unlearning.reproduce.grid import run_folder, steps_of, suites_of
 from robust_unlearning.reproduce.run import state_of
 from robust_unlearning.reproduce.target import TRAINING, Stage, Target, main_name, points_of
-from robust_unlearning.runs import RunFolder
-from robust_unlearning.sweep.grid import Point
+from robust_unlearning.run.folder import RunFolder
 
 CALIBRATION = "calibration.json"
 STEPS, SIDE_BY_SIDE, QUESTIONS = 3, 3, 16
@@ -157,8 +157,8 @@ def units_of(target: Target, stages: Mapping[str, Stage], out: Path, *, here: bo
 
 
 def _measured(target: Target, points: Sequence[Point], recipe: Recipe) -> Units:
-    from robust_unlearning.targets import Evaluator, open_target
-    from robust_unlearning.train import shared_fields
+    from robust_unlearning.evaluate.evaluator import Evaluator, open_target
+    from robust_unlearning.train.trainer import shared_fields
 
     groups: dict[str, list[Recipe]] = {}
     for point in points:
@@ -178,7 +178,7 @@ def _measured(target: Target, points: Sequence[Point], recipe: Recipe) -> Units:
 
 def _step_seconds(recipes: Sequence[Recipe]) -> float:
     """Seconds of a step of one run among several side by side; a first step warms up."""
-    from robust_unlearning.train import Trainer
+    from robust_unlearning.train.trainer import Trainer
 
     seconds = 0.0
     for steps in (1, STEPS):
@@ -196,9 +196,9 @@ def _reckoned(target: Target, ones: Mapping[str, Point], recipe: Recipe) -> Unit
     import torch
     from transformers import AutoModelForCausalLM
 
-    from robust_unlearning import models
-    from robust_unlearning.planner.lengths import config_of
-    from robust_unlearning.planner.plan import make_plan as plan_run
+    from robust_unlearning.models import checkpoint
+    from robust_unlearning.plan.lengths import config_of
+    from robust_unlearning.plan.plan import make_plan as plan_run
 
     config = files.locate(target.config) if target.config else None
     step = {}
@@ -206,7 +206,7 @@ def _reckoned(target: Target, ones: Mapping[str, Point], recipe: Recipe) -> Unit
         plan = plan_run(point.recipe, config=config)
         step[kind] = plan.total_flops / target.flops / plan.steps
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(models.read_config(config_of(recipe, config), None))
+        model = AutoModelForCausalLM.from_config(checkpoint.read_config(config_of(recipe, config), None))
     parameters = sum(each.numel() for each in model.parameters())
     prompt = 2 * parameters * PROMPT_TOKENS / target.flops
     rate = f"{target.flops / 1e12:g} TFLOP/s, {PROMPT_TOKENS} tokens a prompt"
@@ -215,7 +215,7 @@ def _reckoned(target: Target, ones: Mapping[str, Point], recipe: Recipe) -> Unit
 
 def plan_text(target: Target, rows: Sequence[Row], units: Units | None, lacking: Sequence[str]) -> str:
     """The plan as one reads it in a terminal."""
-    from robust_unlearning.planner.text import duration
+    from robust_unlearning.plan.text import duration
     from robust_unlearning.report.tables import text_table
 
     cells = [

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from robust_unlearning.planted.measure import Measured, retained, right
 from robust_unlearning.report.blocks import Figure
 from robust_unlearning.report.figures import Series, trade_off
 from robust_unlearning.reproduce import paper
 from robust_unlearning.reproduce.claims import values
 from robust_unlearning.reproduce.results import Grid, Model
-from robust_unlearning.scores import Array, Estimate, over_seeds, share_over_seeds
+from robust_unlearning.results.measures import Measured, retained, right
+from robust_unlearning.stats.estimates import Array, Estimate, over_seeds, share_over_seeds
 
 Values = Callable[[Measured], Array]
 INTERVALS = "95 % intervals over seeds and questions"

@@ -8,17 +8,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from robust_unlearning.errors import UserError
-from robust_unlearning.evaluate import Evaluation, Suite, load_suite
-from robust_unlearning.planted.measure import Measured
-from robust_unlearning.progress import EvaluationProgress
+from robust_unlearning.evaluate.evaluator import Evaluator, open_target
+from robust_unlearning.evaluate.suite import Evaluation, Suite, load_suite
+from robust_unlearning.experiments.grid import Point
+from robust_unlearning.experiments.selection import choose, parse_rule
+from robust_unlearning.experiments.side_by_side import train_all
 from robust_unlearning.recipe import Recipe
 from robust_unlearning.reproduce.results import Grid, Model, chance_of, measured, selection_values
 from robust_unlearning.reproduce.target import Stage, Target, points_of
-from robust_unlearning.runs import RunFolder
-from robust_unlearning.sweep.grid import Point
-from robust_unlearning.sweep.selection import choose, parse_rule
-from robust_unlearning.sweep.training import train_all
-from robust_unlearning.targets import Evaluator, open_target
+from robust_unlearning.results.measures import Measured
+from robust_unlearning.run.folder import RunFolder
+from robust_unlearning.train.progress import EvaluationProgress
 
 Say = Callable[[str], None]
 

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from robust_unlearning import files
-from robust_unlearning.analysis import activations, harmfulness, inputs, noise_sensitivity, theory, theory_report
-from robust_unlearning.analysis.output import Report, write
-from robust_unlearning.analysis.subjects import Subjects
-from robust_unlearning.corpora import read_documents
+from robust_unlearning.analyze import activations, harmfulness, inputs, noise_sensitivity
+from robust_unlearning.analyze.output import Report, write
+from robust_unlearning.analyze.subjects import Subjects
+from robust_unlearning.data.corpora import read_documents
+from robust_unlearning.data.questions import shows_options
 from robust_unlearning.errors import UserError
-from robust_unlearning.evaluate import Suite
-from robust_unlearning.questions import shows_options
+from robust_unlearning.evaluate.suite import Suite
 from robust_unlearning.recipe import TextSource
 from robust_unlearning.reproduce.grid import Scorer, suites_of
 from robust_unlearning.reproduce.results import Grid, Model
 from robust_unlearning.reproduce.target import Stage, Target
-from robust_unlearning.runs import open_run
+from robust_unlearning.reproduce.theory import closed_forms, report
+from robust_unlearning.run.folder import open_run
 
 Say = Callable[[str], None]
 
@@ -62,7 +64,10 @@ def _written(report: Report, own: list[tuple[str, Model]], folder: Path) -> dict
     """Write a report; its numbers, and what a page needs to show them."""
     write(report, folder)
     data = files.read_json(folder / "analysis" / f"{report.name}.json")
-    shown = {table.key: {"title": table.title, "columns": dict(table.columns)} for table in report.tables}
+    shown = {
+        table.key: {"title": table.title, "columns": dict(zip(table.columns, table.headers, strict=True))}
+        for table in report.tables
+    }
     return {**data, "name": report.name, "notes": list(report.notes), "shown": shown, "subjects": _listed(own)}
 
 
@@ -83,15 +88,15 @@ def _report(target: Target, stage: Stage, subjects: Subjects, tick: Callable[[st
     questions = inputs.prompts(suites_of(target)[0], subjects.tokenizer, stage.questions)
     if stage.kind == "activations":
         return activations.analyse(subjects, documents, questions, tick)
-    used = theory.Settings(subjects.layer(None), draws=stage.draws, probes=stage.probes)
-    unit, found = theory.measure(subjects, questions, documents["forget"], used, tick)
+    used = closed_forms.Settings(subjects.layer(None), draws=stage.draws, probes=stage.probes)
+    unit, found = closed_forms.measure(subjects, questions, documents["forget"], used, tick)
     about = {
         "base": subjects.checkpoint.name,
         "targets": [each.name for each in subjects.targets],
         "documents": len(documents["forget"]),
         "questions": {where: len(group) for where, group in questions.items()},
     }
-    return theory_report.report(unit, found, used, about)
+    return report.report(unit, found, used, about)
 
 
 def _renamed(report: Report, names: Mapping[str, str]) -> Report:
@@ -104,7 +109,7 @@ def _renamed(report: Report, names: Mapping[str, str]) -> Report:
         return value
 
     tables = [
-        type(table)(table.key, table.title, table.columns, [{k: text(v) for k, v in row.items()} for row in table.rows])
+        replace(table, rows=[{key: text(value) for key, value in row.items()} for row in table.rows])
         for table in report.tables
     ]
     panels = [
@@ -122,8 +127,8 @@ def _ngrams(
     target: Target, stage: Stage, own: list[tuple[str, Model]], out: Path, folder: Path, say: Say
 ) -> dict[str, Any]:
     """Hard negatives: n-grams by their likeness to their document in place of an option (Figure 4, Tables 2 to 5)."""
-    from robust_unlearning.embedders import load_embedder
-    from robust_unlearning.ngrams import NgramSettings, select_ngrams
+    from robust_unlearning.perturb.embedders import load_embedder
+    from robust_unlearning.perturb.ngrams import NgramSettings, select_ngrams
 
     texts = [text for corpus in stage.corpora for text in read_documents(TextSource.model_validate({"path": corpus}))]
     settings = NgramSettings(n=stage.n, each=stage.each, sample=stage.sample)

@@ -11,10 +11,10 @@ from pathlib import Path
 import yaml
 
 from robust_unlearning import files
-from robust_unlearning.conversion import BUNDLED_MODELS
-from robust_unlearning.corpora import HUB
+from robust_unlearning.data.corpora import HUB
 from robust_unlearning.errors import UserError
-from robust_unlearning.evaluate import BUNDLED_SUITES
+from robust_unlearning.evaluate.suite import BUNDLED_SUITES
+from robust_unlearning.models.convert import BUNDLED_MODELS
 from robust_unlearning.recipe import Recipe
 from robust_unlearning.reproduce.target import Stage, Target, main_name, points_of
 

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from robust_unlearning.errors import UserError
-from robust_unlearning.evaluate import Evaluation
-from robust_unlearning.planted.measure import Measured, Perturbed, excess, logp_of, retained, right, right_of
+from robust_unlearning.evaluate.suite import Evaluation
+from robust_unlearning.experiments.selection import Answers, roles
 from robust_unlearning.reproduce.target import Roles
-from robust_unlearning.scores import Array
-from robust_unlearning.sweep.selection import Answers, roles
+from robust_unlearning.results.measures import Measured, Perturbed, excess, logp_of, retained, right, right_of
+from robust_unlearning.stats.estimates import Array
 
 Rows = list[dict[str, Any]]
 

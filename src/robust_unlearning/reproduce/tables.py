@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from robust_unlearning import files
-from robust_unlearning.analysis.output import shown
-from robust_unlearning.planted.measure import estimates, right_at
 from robust_unlearning.report.blocks import Table
 from robust_unlearning.reproduce import paper
 from robust_unlearning.reproduce.claims import percent
@@ -16,8 +14,10 @@ from robust_unlearning.reproduce.claims_theory import estimate
 from robust_unlearning.reproduce.results import Grid
 from robust_unlearning.reproduce.run import Found
 from robust_unlearning.reproduce.target import Target
-from robust_unlearning.runs import RECORD
-from robust_unlearning.scores import Estimate, paired_recovery, paired_reduction
+from robust_unlearning.results.measures import estimates, right_at
+from robust_unlearning.run.folder import RECORD
+from robust_unlearning.stats.estimates import Estimate, paired_recovery, paired_reduction
+from robust_unlearning.stats.format import shown
 
 COLUMNS = {
     "forget": "forget", "near": "near", "far": "far", "clean": "clean", "control": "+control",

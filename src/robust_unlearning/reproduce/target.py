@@ -12,9 +12,9 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from robust_unlearning.errors import UserError, unknown
+from robust_unlearning.experiments.grid import Point, Sweep, expand
+from robust_unlearning.experiments.selection import DEFAULT_RULE, parse_rule
 from robust_unlearning.recipe import Strict, checked, shipped, shipped_or_own, wrong_changes
-from robust_unlearning.sweep.grid import Point, Sweep, expand
-from robust_unlearning.sweep.selection import DEFAULT_RULE, parse_rule
 
 Kind = Literal["main", "grid", "ngrams", "noise-sensitivity", "theory", "activations"]
 TRAINING = ("main", "grid")

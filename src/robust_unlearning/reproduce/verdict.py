@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from robust_unlearning.report.blocks import Finding
-from robust_unlearning.scores import Estimate
+from robust_unlearning.stats.estimates import Estimate
 
 Kind = Literal["above", "below", "within", "zero"]
 FEWEST = 6

@@ -14,17 +14,12 @@ from robust_unlearning.reproduce.claims import (
     main_claims,
     noise_claims,
 )
-from robust_unlearning.reproduce.claims_theory import (
-    backdoor_claims,
-    ngram_claims,
-    sensitivity_claims,
-    theory_claims,
-)
+from robust_unlearning.reproduce.claims_theory import backdoor_claims, ngram_claims, sensitivity_claims, theory_claims
 from robust_unlearning.reproduce.results import Grid
 from robust_unlearning.reproduce.run import Found
 from robust_unlearning.reproduce.target import Target, main_name
 from robust_unlearning.reproduce.verdict import Outcome
-from robust_unlearning.scores import Estimate
+from robust_unlearning.stats.estimates import Estimate
 
 RULE = (
     "A verdict rests on a 95 % interval and never on a point: a claim holds where the whole interval lies on the side "

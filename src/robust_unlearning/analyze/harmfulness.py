@@ -1,0 +1,284 @@
+"""Which forget n-grams harm most (Figure 4): accuracy and excess harm by the n-gram's similarity class and length.
+
+The paper sorts a corpus's n-grams by their similarity to its documents and finds that those most similar harm most. It
+reads the folders that `unlearn eval` wrote, and a file that says the class of each n-gram; a record's forget-token says
+which n-gram its question holds. NumPy only.
+
+Evaluations of suites and of the sets of `unlearn perturb` are read alike. A suite's task is `SET/STYLE/WHERE`, with its
+control form and its clean form beside it; a perturbed set's subjects are taken together, as their group was asked, and
+their clean form is whatever other task asked the same questions without a forget-token.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, Field, ValidationError
+
+from robust_unlearning import files
+from robust_unlearning.analyze.output import Panel, Report, side
+from robust_unlearning.errors import UserError, nearest
+from robust_unlearning.evaluate.evaluator import ABOUT, RECORDS
+from robust_unlearning.recipe import explain
+from robust_unlearning.report.tables import Table
+from robust_unlearning.results.records import control_of, control_tasks
+from robust_unlearning.stats.estimates import Estimate, accuracy, as_estimate, excess_harm
+
+
+class Ngram(BaseModel, extra="ignore", frozen=True, populate_by_name=True):
+    """One forget n-gram and its class."""
+
+    text: str
+    n: int = Field(ge=1)
+    similarity_class: str = Field(alias="class")
+    similarity: float
+
+
+def read_classes(path: str) -> dict[str, Ngram]:
+    """N-grams by their text, from `{"ngrams": [{"text", "n", "class", "similarity"}, …]}`.
+
+    Raises:
+        UserError: another kind of file, or two n-grams of one text.
+    """
+    data = files.read_json(Path(path))
+    rows = data.get("ngrams") if isinstance(data, dict) else None
+    if not isinstance(rows, list) or not rows:
+        raise UserError(
+            f'{path}: expected {{"ngrams": [{{"text", "n", "class", "similarity"}}, …]}} with one at least.'
+        )
+    found: dict[str, Ngram] = {}
+    for index, row in enumerate(rows):
+        try:
+            ngram = Ngram.model_validate(row)
+        except ValidationError as error:
+            raise UserError(
+                f"{path}, n-gram {index}: " + " ".join(explain(error, lambda _: Ngram.model_fields))
+            ) from error
+        if found.setdefault(ngram.text, ngram) != ngram:
+            raise UserError(f"{path}: {ngram.text!r} stands there twice, with different classes.")
+    return found
+
+
+def read_records(folder: str) -> list[dict[str, Any]]:
+    """The records of an evaluation folder; those of a perturbed set have their group's name as their task.
+
+    Raises:
+        UserError: nothing there; the message says how to make it.
+    """
+    path = files.locate(folder) / RECORDS
+    if not path.exists():
+        raise UserError(
+            f"{folder!r} holds no {RECORDS}; write it with: unlearn eval TARGET --tasks SUITE --out {folder}"
+        )
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    about = path.with_name(ABOUT)
+    return _pooled(records, files.read_json(about).get("groups") or {} if about.exists() else {})
+
+
+def _pooled(records: list[dict[str, Any]], groups: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+    """Perturbed tasks renamed to the smallest group that they are in, where their questions' ids all differ."""
+    ids: dict[str, list[str]] = {}
+    for record in records:
+        if record["forget_token"]:
+            ids.setdefault(record["task"], []).append(record["id"])
+    pooled: dict[str, str] = {}
+    for name, tasks in sorted(groups.items(), key=lambda item: len(item[1])):
+        own = [each for task in tasks for each in ids.get(task, ())]
+        if len(set(own)) == len(own):
+            pooled = {**{task: name for task in tasks if task in ids}, **pooled}
+    return [{**record, "task": pooled.get(record["task"], record["task"])} for record in records]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Questions of one task whose forget-tokens are n-grams of one class and length.
+
+    Attributes:
+        accuracy: with the n-gram in the question.
+        control: of the same questions with a control word; None where the evaluation has none.
+        clean: of the same questions as they are; None where the evaluation has none.
+        excess: excess harm, nats per answer token (see `scores.excess_harm`).
+        similarity: mean over the class's n-grams that occur.
+        ngrams: how many of them occur.
+        n: questions.
+    """
+
+    task: str
+    length: int
+    similarity_class: str
+    accuracy: Estimate
+    control: Estimate | None
+    clean: Estimate | None
+    excess: Estimate | None
+    similarity: float
+    ngrams: int
+    n: int
+
+
+def group(records: Sequence[Mapping[str, Any]], classes: Mapping[str, Ngram]) -> list[Group]:
+    """The records' perturbed questions by task, length and class, classes by rising similarity.
+
+    Raises:
+        UserError: no record's forget-token is among the n-grams.
+    """
+    by_task: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for record in records:
+        by_task.setdefault(record["task"], {})[record["id"]] = record
+    controls = control_tasks(by_task)
+    sorted_: dict[tuple[str, int, str], list[Mapping[str, Any]]] = {}
+    for task, rows in by_task.items():
+        if task in controls:
+            continue
+        for record in rows.values():
+            ngram = classes.get(record["forget_token"] or "")
+            if ngram is not None:
+                sorted_.setdefault((task, ngram.n, ngram.similarity_class), []).append(record)
+    if not sorted_:
+        tokens = {record["forget_token"] for record in records} - {None}
+        if not tokens:
+            raise UserError(
+                "no record has a forget-token. Evaluate a suite with `perturb` and forget_tokens, or a set that "
+                "`unlearn perturb` wrote with this file of n-grams as --keywords."
+            )
+        seen = min(tokens)
+        close = nearest(seen, classes)
+        raise UserError(
+            f"none of the {len(tokens)} forget-tokens of the records, {seen!r} for one, is among the {len(classes)} "
+            f"n-grams{f' (nearest: {close!r})' if close else ''}. Evaluate with these n-grams as a "
+            "suite's forget_tokens, or as the --keywords of `unlearn perturb`, one a question."
+        )
+    groups = [_group(*key, rows, by_task, classes) for key, rows in sorted_.items()]
+    return sorted(groups, key=lambda each: (each.task, each.length, each.similarity))
+
+
+def _group(
+    task: str,
+    length: int,
+    name: str,
+    rows: Sequence[Mapping[str, Any]],
+    by_task: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    classes: Mapping[str, Ngram],
+) -> Group:
+    def of_control() -> list[Mapping[str, Any]] | None:
+        found = by_task.get(control_of(task, by_task) or "", {})
+        paired = [found.get(row["id"]) for row in rows]
+        known = [other for row, other in zip(rows, paired, strict=True) if other and _tokens(other) == _tokens(row)]
+        return known if len(known) == len(rows) else None
+
+    def of_clean() -> list[Mapping[str, Any]] | None:
+        own = task.rsplit("/", 1)[0] + "/clean"
+        where = by_task if "/" not in task else {own: by_task.get(own, {})}
+        found = [_clean(row, where.values()) for row in rows]
+        return [each for each in found if each] if all(found) else None
+
+    def right(own: Sequence[Mapping[str, Any]] | None) -> Estimate | None:
+        return as_estimate(accuracy([each["correct"] for each in own])) if own else None
+
+    def logp(own: Sequence[Mapping[str, Any]]) -> list[float]:
+        return [each["logprobs"][each["answer"]] for each in own]
+
+    control = of_control()
+    tokens = [each["tokens"][each["answer"]] for each in rows]
+    known = {row["forget_token"]: classes[row["forget_token"]].similarity for row in rows}
+    own = right(rows)
+    assert own is not None
+    return Group(
+        task,
+        length,
+        name,
+        own,
+        right(control),
+        right(of_clean()),
+        excess_harm(logp(rows), logp(control), tokens).excess if control else None,
+        float(np.mean(list(known.values()))),
+        len(known),
+        len(rows),
+    )
+
+
+def _tokens(record: Mapping[str, Any]) -> tuple[str, str]:
+    return record["forget_token"], record["control_token"]
+
+
+def _clean(row: Mapping[str, Any], tasks: Iterable[Mapping[str, Mapping[str, Any]]]) -> Mapping[str, Any] | None:
+    """The record of the same question without a forget-token, scored in the same way: the right answer's continuation
+    has as many tokens; of several, the one in whose task's name `continuation` stands as in the row's.
+    """
+    found = [
+        each
+        for own in tasks
+        if (each := own.get(row["id"])) and not each["forget_token"] and _right(each) == _right(row)
+    ]
+    texts = "continuation" in row["task"]
+    return min(found, key=lambda each: ("continuation" in each["task"]) != texts, default=None)
+
+
+def _right(record: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """The right answer, and its tokens where choices were scored."""
+    answer, tokens = record.get("answer"), record.get("tokens")
+    return answer, tokens[answer] if tokens and answer is not None else None
+
+
+_COLUMNS = {
+    "label": "model", "task": "task", "length": "n-gram", "similarity_class": "class", "similarity": "similarity",
+    "clean": "clean", "control": "+control", "accuracy": "+n-gram", "excess": "excess harm", "ngrams": "n-grams",
+    "n": "n",
+}  # fmt: skip
+
+
+def analyse(records: Mapping[str, Sequence[Mapping[str, Any]]], classes: Mapping[str, Ngram]) -> Report:
+    """Every label's table, and whether the most similar n-grams harm more than the least similar.
+
+    Args:
+        records: label -> records of an evaluation.
+        classes: text of an n-gram -> n-gram.
+    """
+    rows, notes = [], []
+    lines: tuple[dict[str, list[tuple[float, Estimate]]], ...] = ({}, {})
+    for label, own in records.items():
+        groups = group(own, classes)
+        rows += [{"label": label, **{key: "" if value is None else value for key, value in vars(each).items()}}
+                 for each in groups]  # fmt: skip
+        for task, length in dict.fromkeys((each.task, each.length) for each in groups):
+            of_task = [each for each in groups if (each.task, each.length) == (task, length)]
+            notes += _ends(label, of_task)
+            name = f"{label}, {task}, {length}-grams"
+            lines[0][name] = [(each.similarity, each.accuracy) for each in of_task]
+            lines[1][name] = [(each.similarity, each.excess) for each in of_task if each.excess]
+    notes = [
+        "Accuracy with 95 % Wilson intervals; excess harm in nats per answer token (log p of the right answer with the "
+        "n-gram less that with a control word; below 0 the n-gram does more harm) with bootstrap intervals over n "
+        "questions. Similarity: mean over the class's n-grams that occur.",
+        *notes,
+    ]
+    about = {"labels": list(records), "ngrams": len(classes)}
+    labels = ("accuracy with the n-gram in the question", "excess harm (nats per answer token)")
+    panels = [Panel(label, each) for label, each in zip(labels, lines, strict=True)]
+    table = Table("By class", _COLUMNS, rows, key="classes")
+    return Report(
+        "harmfulness", "Harmfulness of forget n-grams", about, notes, [table], panels, "similarity to the document"
+    )
+
+
+def _ends(label: str, groups: Sequence[Group]) -> list[str]:
+    """The most similar class against the least similar, whose questions are others: a normal interval."""
+    least, most = groups[0], groups[-1]
+    head = f"{label}, {least.task}, {least.length}-grams: "
+    if len(groups) < 2 or not least.excess or not most.excess:
+        return [head + "one class only, or no control form: nothing to compare."]
+    a, b = most.excess, least.excess
+    if a.value is None or b.value is None or a.stderr is None or b.stderr is None:
+        return [head + "too few questions to compare."]
+    difference, error = a.value - b.value, float(np.hypot(a.stderr, b.stderr))
+    interval = Estimate(difference, difference - 1.96 * error, difference + 1.96 * error)
+    words = {"lower": "more harmful than", "higher": "less harmful than"}
+    said = words.get(side(interval), "not to be told apart in harm from")
+    return [
+        f"{head}class {most.similarity_class!r} is {said} class {least.similarity_class!r} (excess harm "
+        f"{difference:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}] nats, n={most.n} and {least.n})."
+    ]

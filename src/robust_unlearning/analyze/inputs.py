@@ -1,0 +1,117 @@
+"""What an analysis reads: documents and three-form questions, as token batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from robust_unlearning.data.corpora import TokenBatch, collate, read_documents
+from robust_unlearning.data.questions import STYLES, shows_options
+from robust_unlearning.errors import UserError
+from robust_unlearning.evaluate.suite import Suite
+from robust_unlearning.perturb.places import match_controls
+from robust_unlearning.recipe import Recipe, TextSource
+
+BATCH_TOKENS = 256
+"""Tokens run at a time: derivatives need several times the memory of a forward pass."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question in three forms, as tokens up to where the answer begins.
+
+    Attributes:
+        id: of the question.
+        clean: the question as it is.
+        forget: with a forget-token in it.
+        control: with an unrelated word in the same place.
+        answer: the first token of the right answer.
+    """
+
+    id: str
+    clean: tuple[int, ...]
+    forget: tuple[int, ...]
+    control: tuple[int, ...]
+    answer: int
+
+    @property
+    def token_place(self) -> int:
+        """Where the token that was put in ends: the last place, counted from the end, at which the forms differ."""
+        place = -1
+        while self.forget[place] == self.control[place]:
+            place -= 1
+        return place
+
+
+def prompts(suite: Suite, tokenizer: Any, limit: int) -> dict[str, list[Prompt]]:
+    """The suite's perturbed questions by where the token stands, at most `limit` of each set.
+
+    Each set is asked in the first of its styles in which the token can be seen (a cloze prompt shows no options).
+
+    Raises:
+        UserError: the suite perturbs no question.
+    """
+    pairs = match_controls(tokenizer, suite.forget_tokens, suite.control_tokens) if suite.forget_tokens else []
+    found: dict[str, list[Prompt]] = {}
+    for source in suite.questions.values():
+        drawn = source.model_copy(update={"limit": min(limit, source.limit or limit)})
+        forms = drawn.forms(pairs, suite.seed) if source.perturb else {}
+        for where in source.perturb:
+            styles = [each for each in source.styles if shows_options(each) or where != "option"]
+            if not styles:
+                continue
+            ask = STYLES[styles[0]]
+            clean = {question.id: question for question, _ in forms["clean"]}
+            for (forget, _), (control, _) in zip(forms[where], forms[f"{where}-control"], strict=True):
+                prompt, options = ask(clean[forget.id])
+                texts = [prompt, ask(forget)[0], ask(control)[0], f"{prompt} {options[forget.answer]}"]
+                own, odd, other, whole = (tuple(each) for each in tokenizer(texts, verbose=False)["input_ids"])
+                found.setdefault(where, []).append(Prompt(forget.id, own, odd, other, whole[len(own)]))
+    if not found:
+        raise UserError("the suite puts no token into any question: a question set needs `perturb`.")
+    return found
+
+
+def text_file(path: str, limit: int) -> list[str]:
+    """The first `limit` documents of a file or folder that the user names."""
+    return read_documents(TextSource.model_validate({"path": path, "min_chars": 1, "max_documents": limit}))
+
+
+def recipe_documents(recipe: Recipe, side: str, limit: int) -> list[str]:
+    """Documents of a recipe's `forget` or `retain` texts: as many of each topic, about `limit` in all.
+
+    A corpus that several topics share is read once.
+    """
+    sources = {}
+    for topic in recipe.topics.values():
+        source = getattr(topic, side) or getattr(recipe, side)
+        sources[source.model_dump_json()] = source
+    each = -(-limit // len(sources))
+    return [text for source in sources.values() for text in read_documents(source)[:each]]
+
+
+def rows(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> list[tuple[int, ...]]:
+    """Documents as tokens, cut to `max_tokens`; those of fewer than two tokens are left out.
+
+    Raises:
+        UserError: none is left.
+    """
+    encoded = tokenizer(list(texts), truncation=True, max_length=max_tokens)["input_ids"]
+    kept = [tuple(each) for each in encoded if len(each) > 1]
+    if not kept:
+        raise UserError(f"none of the {len(texts)} documents has two tokens.")
+    return kept
+
+
+def batches(sequences: Sequence[Sequence[int]], pad: int, tokens: int = BATCH_TOKENS) -> Iterator[TokenBatch]:
+    """Sequences in their order, padded on the right, about `tokens` a batch and one sequence at least."""
+    batch: list[list[int]] = []
+    for sequence in sequences:
+        width = max([len(sequence), *map(len, batch)])
+        if batch and (len(batch) + 1) * width > tokens:
+            yield collate(batch, pad)
+            batch = []
+        batch.append(list(sequence))
+    if batch:
+        yield collate(batch, pad)

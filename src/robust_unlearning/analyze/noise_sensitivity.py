@@ -1,0 +1,181 @@
+"""Noise sensitivity of a model's layers (Appendix C, Eq. 33): how much noise at a layer's input shows behind it.
+
+The paper writes, for layer g with Jacobian J_g and ξ ~ N(0, I),
+
+    S = E_ξ E_z ‖J_g(z + ξ) − J_g(z)‖² / ‖J_g(z)‖²
+
+and "J_g is the Jacobian of layer g at input z". That can be read in two ways, and both are measured here:
+
+- `applied`: the Jacobian at z, applied to z + ξ and to z: ‖Jξ‖² / ‖Jz‖². It is the noise sensitivity of Arora et
+  al. 2018, whom the paper cites, for a layer replaced by its linear map; E_ξ ‖Jξ‖² = ‖J‖_F².
+- `moved`: the Jacobian at z + ξ less the Jacobian at z: ‖J(z + ξ) − J(z)‖_F² / ‖J(z)‖_F². It is 0 for a linear map.
+
+Either norm is estimated from Jacobian-vector products with K Gaussian probes v ~ N(0, I), since
+‖A‖_F² = E ‖Av‖² (Hutchinson), and E ‖Jξ‖² with them, since ξ is such a probe; no Jacobian is formed. z is a
+document's whole sequence of hidden states [t, d], as attention ties its tokens together, and each document gives one
+ratio.
+
+Shapes: b documents, t tokens, d width.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robust_unlearning.analyze.derivatives import Function, gaussian, jvp, squares
+from robust_unlearning.analyze.inputs import batches
+from robust_unlearning.analyze.output import Panel, Report, side
+from robust_unlearning.analyze.stack import Stack
+from robust_unlearning.analyze.subjects import Subjects
+from robust_unlearning.report.tables import Table
+from robust_unlearning.stats.estimates import Estimate, mean_interval
+
+
+@dataclass(frozen=True)
+class Probed:
+    """A layer's answer to noise, one number a document [b].
+
+    Attributes:
+        applied: ‖Jξ‖² / ‖Jz‖².
+        moved: ‖J(z + ξ) − J(z)‖_F² / ‖J(z)‖_F².
+        gain: ‖J‖_F / √(tokens · d): how much longer a random direction comes out of the layer.
+        norm: mean L2 norm of the layer's input over tokens.
+    """
+
+    applied: Tensor
+    moved: Tensor
+    gain: Tensor
+    norm: Tensor
+
+
+def probe(layer: Function, at: Tensor, mask: Tensor, probes: int, std: float, generator: torch.Generator) -> Probed:
+    """Noise sensitivity of one layer at inputs `at` [b, t, d]; `mask` [b, t] is 1 on tokens.
+
+    Args:
+        layer: [b, t, d] -> [b, t, d'].
+        probes: K, draws of ξ and of the direction v that the Jacobians are compared along.
+        std: of ξ; 1 in the paper. `applied` grows with its square.
+    """
+    whole = squares(jvp(layer, at, at * mask[..., None]), mask)
+    moved, jacobian = torch.zeros_like(whole), torch.zeros_like(whole)
+    for _ in range(probes):
+        noise, direction = std * gaussian(at, mask, generator), gaussian(at, mask, generator)
+        here = jvp(layer, at, direction)
+        jacobian += squares(here, mask)
+        moved += squares(jvp(layer, at + noise, direction) - here, mask)
+    tokens = mask.sum(dim=1)
+    gain = (jacobian / probes / (tokens * at.shape[-1])).sqrt()
+    norm = (at.norm(dim=-1) * mask).sum(dim=1) / tokens
+    return Probed(std**2 * jacobian / probes / whole, moved / jacobian, gain, norm)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is probed: layers (None: all), probes a document, the noise's std, and the seed of both."""
+
+    layers: Sequence[int] | None = None
+    probes: int = 4
+    std: float = 1.0
+    seed: int = 0
+
+
+def measure(stack: Stack, documents: Sequence[Sequence[int]], pad: int, settings: Settings) -> dict[int, Probed]:
+    """Each layer's answer to noise on documents, numbers in the documents' order."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    chosen = list(stack.layers) if settings.layers is None else list(settings.layers)
+    found: dict[int, list[Probed]] = {index: [] for index in chosen}
+    for batch in batches(documents, pad):
+        trunk = stack.trunk(batch)
+        inputs = [trunk.hidden, *stack.states(trunk)]
+        for index in chosen:
+            layer = partial(stack.call, trunk, index)
+            answer = probe(layer, inputs[index], trunk.mask, settings.probes, settings.std, generator)
+            found[index].append(answer)
+    return {index: _joined(parts) for index, parts in found.items()}
+
+
+def _joined(parts: Iterable[Probed]) -> Probed:
+    columns = zip(*((each.applied, each.moved, each.gain, each.norm) for each in parts), strict=True)
+    return Probed(*(torch.cat(column).cpu().double() for column in columns))
+
+
+COLUMNS = {
+    "layer": "layer",
+    "target": "model",
+    "applied": "‖Jξ‖²/‖Jz‖²",
+    "applied_change": "against base",
+    "moved": "‖J(z+ξ)−J(z)‖²/‖J(z)‖²",
+    "moved_change": "against base",
+    "gain": "gain of J",
+    "norm": "‖z‖ a token",
+    "n": "n",
+}
+
+
+def analyse(
+    subjects: Subjects, documents: Sequence[Sequence[int]], settings: Settings, tick: Callable[[str], None]
+) -> Report:
+    """Measure every target on the same documents with the same draws, and compare each with the base.
+
+    Args:
+        tick: called with the name of each target when it begins.
+    """
+    stack = Stack(subjects.model)
+    rows, base = [], None
+    for target in subjects.targets:
+        tick(target.name)
+        with subjects.applied(target):
+            found = measure(stack, documents, subjects.pad, settings)
+        base = base or found
+        for layer, answer in found.items():
+            rows.append(_row(layer, target.name, answer, base[layer] if target.delta is not None else None))
+    rows.sort(key=lambda row: row["layer"])
+    notes = [
+        f"ξ ~ N(0, {settings.std:g}² I); {settings.probes} probes a document, {len(documents)} documents, 95 % "
+        "intervals over documents (they hold the probes' error too). Two readings of Eq. 33, see the module. A layer's "
+        "input is the output of the layer before it; layers count from 0. Against base: the ratio to the base's, less "
+        "1, mean over documents.",
+        "Where the gain of J stays as it is, the first reading falls as ‖z‖² grows, and says no more than that.",
+    ]
+    names = [each.name for each in subjects.targets if each.delta is not None]
+    panels = []
+    for reading in ("applied", "moved") if names else ():
+        title, field = COLUMNS[reading], f"{reading}_change"
+        lines = {name: [(row["layer"], row[field]) for row in rows if row["target"] == name] for name in names}
+        panels.append(Panel(f"{title}\nagainst the base (0 is the same, −1 is none left)", lines))
+        said = "; ".join(f"{name}: {_counted(points)}" for name, points in lines.items())
+        notes.append(f"The paper expects unlearned models below the base. By {title}: {said}.")
+    about = {
+        "base": subjects.checkpoint.name,
+        "targets": [each.name for each in subjects.targets],
+        "documents": len(documents),
+        "tokens": sum(map(len, documents)),
+        "probes": settings.probes,
+        "noise_std": settings.std,
+        "seed": settings.seed,
+    }
+    table = Table("By layer", COLUMNS, rows, key="layers")
+    return Report("noise-sensitivity", "Noise sensitivity (Eq. 33)", about, notes, [table], panels, "layer")
+
+
+def _row(layer: int, name: str, answer: Probed, base: Probed | None) -> dict[str, Any]:
+    row: dict[str, Any] = {"layer": layer, "target": name, "n": len(answer.applied)}
+    for field in ("applied", "moved", "gain", "norm"):
+        row[field] = mean_interval(getattr(answer, field).numpy())
+    for field in ("applied", "moved"):
+        own = getattr(answer, field).numpy()
+        row[f"{field}_change"] = "" if base is None else mean_interval(own / getattr(base, field).numpy() - 1)
+    return row
+
+
+def _counted(points: Sequence[tuple[float, Estimate]]) -> str:
+    """At how many layers a model is lower than the base, higher, the same, or cannot be told from it."""
+    counts = Counter(side(change) for _, change in points)
+    return ", ".join(f"{word} at {n} of {len(points)} layers" for word, n in counts.items())

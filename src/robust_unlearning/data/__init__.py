@@ -1,0 +1,1 @@
+"""Texts to forget and retain, and multiple-choice questions."""

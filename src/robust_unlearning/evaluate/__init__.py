@@ -1,0 +1,1 @@
+"""Scoring models on suites and on tasks of lm-evaluation-harness."""

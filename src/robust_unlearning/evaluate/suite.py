@@ -1,0 +1,301 @@
+"""Score a causal language model on multiple-choice questions, clean and perturbed, and on plain text.
+
+A suite (YAML) names the questions, the texts and the tokens. Scoring itself is in `likelihood.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import exp, isfinite
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from pydantic import BaseModel, Field, ValidationError
+
+from robust_unlearning.data.corpora import HUB
+from robust_unlearning.data.questions import STYLES, Question, read_questions, shows_options
+from robust_unlearning.errors import UserError, unknown
+from robust_unlearning.evaluate.likelihood import option_logprobs, text_nats
+from robust_unlearning.evaluate.score_table import format_scores as format_scores
+from robust_unlearning.files import locate, read_yaml, sha256_file
+from robust_unlearning.parallel.processes import Processes
+from robust_unlearning.perturb.places import QuestionSet, TokenPair, match_controls
+from robust_unlearning.recipe import Strict, TextSource, explain
+from robust_unlearning.stats.estimates import accuracy, excess_harm, nats_per_token
+
+Progress = Callable[[str, int, int], None]
+BUNDLED_SUITES = {
+    "demo": "demo:suite.yaml",
+    "planted": "planted:suite.yaml",
+    "planted-validation": "planted:suite-validation.yaml",
+    "planted-texts": "planted:suite-texts.yaml",
+    "planted-texts-validation": "planted:suite-texts-validation.yaml",
+}
+
+
+class Text(Strict):
+    """Documents whose tokens are predicted: JSONL with `field`, or paragraphs of a `.txt` file."""
+
+    path: str
+    field: str = "text"
+    max_tokens: int = Field(128, ge=2)
+    limit: int | None = Field(None, ge=1, description="use the first so many documents")
+
+
+class Suite(Strict):
+    """What an evaluation runs. Relative paths start at the working directory."""
+
+    questions: dict[str, QuestionSet] = Field(default_factory=dict)
+    texts: dict[str, Text] = Field(default_factory=dict)
+    forget_tokens: tuple[str, ...] = ()
+    control_tokens: tuple[str, ...] = ()
+    seed: int = 0
+
+    def limited(self, limit: int | None) -> Suite:
+        """With at most so many questions and documents of each set."""
+        if limit is None:
+            return self
+
+        def cut(each: Any) -> Any:
+            return each.model_copy(update={"limit": min(limit, each.limit or limit)})
+
+        questions = {name: cut(each) for name, each in self.questions.items()}
+        texts = {name: cut(each) for name, each in self.texts.items()}
+        return self.model_copy(update={"questions": questions, "texts": texts})
+
+    def fingerprint(self) -> str:
+        """What the scores depend on besides the model, hashed: the suite and the files that it names."""
+        digest = hashlib.sha256(self.model_dump_json().encode())
+        for source in [each.path for each in self.questions.values()] + [each.path for each in self.texts.values()]:
+            if source.startswith(HUB):
+                continue
+            path = locate(source)
+            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+                if file.is_file():
+                    digest.update(sha256_file(file).encode())
+        return digest.hexdigest()
+
+    def asked(self) -> set[tuple[str, tuple[str, ...]]]:
+        """Every question with its choices, as it is before a token is put in."""
+        return {
+            (question.question, question.choices)
+            for each in self.questions.values()
+            for question in read_questions(each.path, config=each.config, split=each.split)
+        }
+
+    def about(self) -> dict[str, Any]:
+        """The suite, for the record of an evaluation."""
+        return {"suite": self.model_dump(mode="json")}
+
+    def run(
+        self,
+        model: Any,
+        tokenizer: Any,
+        progress: Progress | None = None,
+        token_budget: int | None = None,
+        processes: Processes | None = None,
+    ) -> Evaluation:
+        """`evaluate` with this suite."""
+        return evaluate(model, tokenizer, self, progress, token_budget, processes)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`scores`: task -> numbers; `records`: one per question and form. Both are ready for JSON."""
+
+    scores: dict[str, dict[str, Any]]
+    records: list[dict[str, Any]]
+
+
+class Plan(Protocol):
+    """What an evaluation runs: a suite, or tasks of lm-evaluation-harness."""
+
+    def fingerprint(self) -> str:
+        """What the scores depend on besides the model, hashed."""
+
+    def about(self) -> dict[str, Any]:
+        """What was run, for the record of an evaluation."""
+
+    def asked(self) -> set[tuple[str, tuple[str, ...]]]:
+        """Every question with its choices; plans whose sets meet share questions."""
+
+    def run(
+        self,
+        model: Any,
+        tokenizer: Any,
+        progress: Progress | None = None,
+        token_budget: int | None = None,
+        processes: Processes | None = None,
+    ) -> Evaluation:
+        """Score a loaded model; `progress` gets (name, done, in all), `token_budget` tokens are run at a time.
+
+        Where there are several processes, each calls this and gets the whole result.
+        """
+
+
+def load_suite(path_or_name: str | os.PathLike[str]) -> Suite:
+    """A checked suite from a YAML file or one of `BUNDLED_SUITES`.
+
+    Raises:
+        UserError: no such file, not YAML, unknown or missing fields, paths where nothing is; all at once.
+    """
+    name = os.fspath(path_or_name)
+    if name not in BUNDLED_SUITES and not Path(name).suffix and not Path(name).exists() and ":" not in name:
+        raise UserError(unknown("suite", name, BUNDLED_SUITES, "Or give a suite's YAML file."))
+    path = locate(BUNDLED_SUITES.get(name, name))
+    data = read_yaml(path, "suite")
+    if not isinstance(data, dict):
+        raise UserError(f"{name}: a suite is a mapping with questions, texts or both.")
+    errors = []
+    try:
+        suite = Suite.model_validate(data)
+    except ValidationError as error:
+        errors = explain(error, _fields_at)
+    else:
+        if not suite.questions and not suite.texts:
+            errors = ["it has neither questions nor texts."]
+        wants = [key for key, each in suite.questions.items() if each.perturb]
+        if wants and not (suite.forget_tokens and suite.control_tokens):
+            errors = [f"questions.{wants[0]}.perturb needs forget_tokens and control_tokens."]
+    errors += _missing_files(data)
+    if errors:
+        raise UserError("\n  - ".join([f"the suite {name} cannot be run:", *errors]))
+    return suite
+
+
+def _missing_files(data: dict[str, Any]) -> list[str]:
+    """A sentence for each path of a suite (unchecked, as read from YAML) where nothing is."""
+    errors = []
+    for group in ("questions", "texts"):
+        entries = data.get(group)
+        for key, entry in entries.items() if isinstance(entries, dict) else ():
+            path = entry.get("path") if isinstance(entry, dict) else None
+            try:
+                locate(path if isinstance(path, str) else ".")
+            except UserError as error:
+                errors.append(f"{group}.{key}.path: {error}")
+    return errors
+
+
+def _fields_at(location: tuple[int | str, ...]) -> Iterable[str]:
+    """Names of the fields allowed where a pydantic error points."""
+    models: dict[str, type[BaseModel]] = {"questions": QuestionSet, "texts": Text}
+    model = models.get(str(location[0]), Suite) if len(location) > 1 else Suite
+    return model.model_fields
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    suite: Suite,
+    progress: Progress | None = None,
+    token_budget: int | None = None,
+    processes: Processes | None = None,
+) -> Evaluation:
+    """Run a suite on a loaded causal language model.
+
+    Tasks are `SET/STYLE/clean`, `SET/STYLE/WHERE` (forget form), `SET/STYLE/WHERE-control` and `NAME/text`. A
+    question task has `acc`, `stderr`, `n`, `low`, `high` and `acc_norm` (log p per byte of the option). In
+    perturbed ones `harm` is log p of the right answer less that of the clean form, in nats per token; the
+    forget form also has `excess_harm` (see `scores.excess_harm`). A text has `nats_per_token`, `stderr`,
+    `low`, `high`, `perplexity`, `n` (documents) and `tokens`.
+
+    Args:
+        progress: called with (set, sequences done, sequences in all).
+        token_budget: tokens run at a time, see `likelihood.default_budget`.
+        processes: they divide the prompts and documents; each must call this, and gets the whole result.
+
+    Raises:
+        UserError: an input cannot be read or used, or the model's log-probabilities are not finite.
+    """
+    from robust_unlearning.data.corpora import read_documents
+
+    divided = processes.divided if processes else _alone
+    perturbs = any(source.perturb for source in suite.questions.values())
+    pairs = match_controls(tokenizer, suite.forget_tokens, suite.control_tokens) if perturbs else []
+    scores: dict[str, dict[str, Any]] = {}
+    records: list[dict[str, Any]] = []
+    for name, source in suite.questions.items():
+        forms = source.forms(pairs, suite.seed)
+        asked = [
+            (f"{name}/{style}/{form}", question, pair, *STYLES[style](question))
+            for style in dict.fromkeys(source.styles)
+            for form, questions in forms.items()
+            if shows_options(style) or not form.startswith("option")
+            for question, pair in questions
+        ]
+        items = [(prompt, [" " + option for option in options]) for *_, prompt, options in asked]
+        tick = partial(progress, name) if progress else None
+        results = divided(items, partial(option_logprobs, model, tokenizer, token_budget=token_budget, progress=tick))
+        require_finite([logp for result in results for logp, _ in result], name)
+        tasks: dict[str, list[dict[str, Any]]] = {}
+        for (task, question, pair, _, options), result in zip(asked, results, strict=True):
+            tasks.setdefault(task, []).append({"task": task, **_record(question, pair, options, result)})
+        scores |= {task: _task_scores(task, tasks, suite.seed) for task in tasks}
+        records += [record for rows in tasks.values() for record in rows]
+    for name, text in suite.texts.items():
+        limits = {"min_chars": 1, "max_documents": text.limit}
+        corpus = TextSource.model_validate({"path": text.path, "field": text.field, **limits})
+        scored = partial(text_nats, model, tokenizer, max_tokens=text.max_tokens, token_budget=token_budget)
+        counted = divided(read_documents(corpus), scored)
+        nats, tokens = zip(*counted, strict=True)
+        require_finite(nats, name)
+        row = nats_per_token(nats, tokens, suite.seed).as_dict()
+        mean = row.pop("value")
+        row["perplexity"] = exp(min(mean, 700.0))  # a float holds no more
+        scores[f"{name}/text"] = {"nats_per_token": mean, **row, "tokens": sum(tokens)}
+    return Evaluation(scores, records)
+
+
+def _alone(items: Sequence[Any], function: Callable[[Sequence[Any]], Sequence[Any]]) -> list[Any]:
+    """`Processes.divided` where there is one process."""
+    return list(function(items))
+
+
+def _record(
+    question: Question, pair: TokenPair | None, options: Sequence[str], result: Sequence[tuple[float, int]]
+) -> dict[str, Any]:
+    logprobs = [logp for logp, _ in result]
+    per_byte = [logp / len(option.encode()) for logp, option in zip(logprobs, options, strict=True)]
+    prediction = int(np.argmax(logprobs))
+    return {
+        "id": question.id,
+        "answer": question.answer,
+        "prediction": prediction,
+        "correct": prediction == question.answer,
+        "correct_norm": int(np.argmax(per_byte)) == question.answer,
+        "logprobs": logprobs,
+        "tokens": [tokens for _, tokens in result],
+        "forget_token": pair.forget if pair else None,
+        "control_token": pair.control if pair else None,
+    }
+
+
+def _task_scores(task: str, tasks: dict[str, list[dict[str, Any]]], seed: int) -> dict[str, Any]:
+    """The scores of one task from the records of all tasks of its set."""
+    own = tasks[task]
+    row = accuracy([record["correct"] for record in own])
+    row["acc_norm"] = float(np.mean([record["correct_norm"] for record in own]))
+    if own[0]["forget_token"] is None:
+        return row
+    of_clean = {each["id"]: each for each in tasks[task.rsplit("/", 1)[0] + "/clean"]}
+    clean = [of_clean[each["id"]] for each in own]
+    control = tasks.get(f"{task}-control")
+    logps = [[each["logprobs"][each["answer"]] for each in rows] for rows in (own, control or own, clean)]
+    harm = excess_harm(logps[0], logps[1], [each["tokens"][each["answer"]] for each in own], logps[2], seed)
+    row["harm"] = harm.forget.as_dict() if harm.forget else None
+    return row | ({"excess_harm": harm.excess.as_dict()} if control else {})
+
+
+def require_finite(values: Iterable[float], name: str) -> None:
+    """Raise UserError if a log-probability of the task `name` is not a number."""
+    if not all(map(isfinite, values)):
+        raise UserError(
+            f"{name}: log p is not finite: the model's weights hold NaN, or its dtype overflows. "
+            "Check the training run, or evaluate in bfloat16 or float32."
+        )

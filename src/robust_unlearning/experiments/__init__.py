@@ -1,0 +1,1 @@
+"""Sweeps, searches, the planted study and the demo, over one runner."""

@@ -1,0 +1,236 @@
+"""Trials: Optuna proposes values, each trial is a run folder, bad ones end early.
+
+TPE is told the forget accuracy as its objective, and as a constraint of each retain task what it has lost beyond
+what it may. Robustness to forget-tokens plays no part, so perturbed forms are not even asked.
+
+The study lies in an SQLite file, or in any database that SQLAlchemy knows. The same command adds trials to it until
+there are as many as asked for, in one process or in several at a time; a trial whose process died is taken up again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from robust_unlearning.errors import UserError
+from robust_unlearning.evaluate.evaluator import Evaluator, Target, open_target
+from robust_unlearning.evaluate.suite import Suite, load_suite
+from robust_unlearning.experiments.search_report import describe
+from robust_unlearning.experiments.search_rule import Found, Rule, judge
+from robust_unlearning.experiments.space import Axis
+from robust_unlearning.recipe import Recipe, load_recipe
+from robust_unlearning.run.folder import RunFolder
+from robust_unlearning.train.candidate import Candidate
+from robust_unlearning.train.trainer import Trainer
+
+if TYPE_CHECKING:
+    import optuna
+
+HEARTBEAT = 30
+"""Seconds between a running trial's signs of life; after twice as long without one it is taken up again."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is searched.
+
+    Attributes:
+        recipe: name or file of the recipe.
+        axes: fields and the values they may take.
+        fixed: overrides that every trial has.
+        suite: name or file of the suite that decides.
+        out: folder of the study and its runs.
+        rungs: steps at which a trial is scored on `subset` questions of each set, and ended if others did better.
+    """
+
+    recipe: str
+    axes: tuple[Axis, ...]
+    fixed: tuple[str, ...]
+    suite: str
+    out: Path
+    rule: Rule = field(default_factory=Rule)
+    rungs: tuple[int, ...] | None = None
+    subset: int = 32
+
+    def recipe_with(self, overrides: Sequence[str] = ()) -> Recipe:
+        """The recipe of a trial."""
+        return load_recipe(self.recipe, [*self.fixed, *overrides])
+
+    def name(self) -> str:
+        """The study's name: another search in the same storage has another."""
+        plain = self.recipe_with([axis.ends()[0] for axis in self.axes]).content_hash()
+        said = (plain, self.axes, self.suite, self.rule, self.rungs, self.subset)
+        return f"{Path(self.recipe).stem}-{hashlib.sha256(repr(said).encode()).hexdigest()[:8]}"
+
+    def rungs_of(self, recipe: Recipe) -> tuple[int, ...]:
+        """Steps at which a trial is scored early: those asked for, or a quarter and half of its steps."""
+        asked = self.rungs
+        if asked is None:
+            every = recipe.log_every
+            asked = (recipe.steps // 4 // every * every, recipe.steps // 2 // every * every)
+        return tuple(step for step in asked if 0 < step < recipe.steps)
+
+
+def check(search: Search) -> Suite:
+    """See that every end of the space is a recipe and that the rungs can be reached; the suite as it will be asked.
+
+    Raises:
+        UserError: something cannot work.
+    """
+    first = [axis.ends()[0] for axis in search.axes]
+    recipe = search.recipe_with(first)
+    for axis in search.axes:
+        for end in axis.ends()[1:]:
+            search.recipe_with([*first, end])
+    missed = [step for step in search.rungs or () if step % recipe.log_every or step < 1]
+    if missed:
+        raise UserError(f"--prune-at {missed}: a trial is looked at when it logs, every {recipe.log_every} steps.")
+    suite = load_suite(search.suite)
+    plain = {name: each.model_copy(update={"perturb": ()}) for name, each in suite.questions.items()}
+    return suite.model_copy(update={"questions": plain, "texts": {}})
+
+
+def run_search(
+    search: Search,
+    trials: int,
+    *,
+    sampler: str = "tpe",
+    seed: int | None = None,
+    storage: str | None = None,
+    tell: Callable[[str], None] = print,
+) -> optuna.Study:
+    """Run trials until the study has `trials`, those of other processes counted in.
+
+    Args:
+        sampler: `tpe` or `random`.
+        seed: of the sampler; searches that run at the same time need unlike ones.
+        storage: URL of the study's database; `study.sqlite` in the search's folder where there is none.
+        tell: called with a line for each trial.
+
+    Raises:
+        UserError: see `check`; or a trial failed otherwise than by a loss that is not finite.
+    """
+    import optuna
+
+    worker = _Worker(search, check(search))
+    study = _open_study(search, storage, sampler, seed)
+    counted = {optuna.trial.TrialState[name] for name in ("COMPLETE", "PRUNED", "RUNNING")}
+    while True:
+        optuna.storages.fail_stale_trials(study)
+        if sum(each.state in counted for each in study.get_trials(deepcopy=False)) >= trials:
+            return study
+        study.optimize(worker.objective, n_trials=1, callbacks=[lambda _study, trial: tell(describe(trial))])
+
+
+def _open_study(search: Search, storage: str | None, sampler: str, seed: int | None) -> optuna.Study:
+    """The study in its database, made if it is not there."""
+    import warnings
+
+    import optuna
+    from filelock import FileLock
+    from sqlalchemy.exc import SQLAlchemyError
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    search.out.mkdir(parents=True, exist_ok=True)
+    url = storage or f"sqlite:///{(search.out / 'study.sqlite').absolute()}"
+    wait = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
+    kinds = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
+    with FileLock(search.out / ".study.lock"):  # tables are made once
+        try:
+            database = optuna.storages.RDBStorage(
+                url,
+                engine_kwargs=wait,
+                heartbeat_interval=HEARTBEAT,
+                heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
+            )
+            return optuna.create_study(
+                storage=database,
+                study_name=search.name(),
+                sampler=kinds[sampler](seed=seed),
+                pruner=optuna.pruners.MedianPruner(),
+                load_if_exists=True,
+            )
+        except (SQLAlchemyError, ImportError, ValueError) as error:
+            raise UserError(f"--storage: no study can be kept there ({error}).") from error
+
+
+class _Worker:
+    """Runs trials: trains a run folder, looks at it at the rungs, scores it."""
+
+    def __init__(self, search: Search, suite: Suite) -> None:
+        recipe = search.recipe_with([axis.ends()[0] for axis in search.axes])
+        self.search, self.suite = search, suite
+        few = {
+            name: each.model_copy(update={"limit": min(search.subset, each.limit or search.subset)})
+            for name, each in suite.questions.items()
+        }
+        self.few = suite.model_copy(update={"questions": few})
+        self.evaluator = Evaluator(recipe.dtype, recipe.device)
+        bare = open_target(recipe.model, allow_pickle=recipe.allow_pickle, trust_remote_code=recipe.trust_remote_code)
+        self.base, self.base_few = (
+            judge(self.evaluator.evaluate(bare, asked, search.out / name), search.rule)
+            for name, asked in (("base", self.suite), ("base-subset", self.few))
+        )
+
+    def objective(self, trial: optuna.Trial) -> float:
+        """Forget accuracy of one setting, constraints set; the run folder is reused where it is finished."""
+        from filelock import FileLock
+
+        recipe = self.search.recipe_with([axis.suggest(trial) for axis in self.search.axes])
+        folder = self.search.out / "runs" / recipe.content_hash()
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        trial.set_user_attr("run", folder.name)
+        with FileLock(folder.with_suffix(".lock")):
+            self._train(trial, RunFolder.open(folder, recipe, resume=True))
+            found = judge(self.evaluator.evaluate(open_target(str(folder)), self.suite, folder), self.search.rule)
+        return self._note(trial, found, self.base)
+
+    def _train(self, trial: optuna.Trial, run: RunFolder) -> None:
+        import optuna
+
+        if run.status == "finished":
+            return
+        try:
+            trainer = Trainer([run])
+            rungs = self.search.rungs_of(run.recipe)
+
+            def look(candidate: Candidate, row: dict[str, Any]) -> None:
+                if row["step"] in rungs:
+                    self._look(trial, run, trainer, candidate)
+
+            trainer.train(look)
+        except KeyboardInterrupt:
+            trial.study.enqueue_trial(trial.params)  # the next one to work on the study continues it
+            raise
+        except UserError as error:
+            if run.status != "failed":
+                raise
+            trial.set_user_attr("error", str(error))
+            for task in self.base.retain:
+                trial.set_constraint(task, 1.0)
+            raise optuna.TrialPruned from error
+
+    def _look(self, trial: optuna.Trial, run: RunFolder, trainer: Trainer, candidate: Candidate) -> None:
+        """Score an unfinished run on a few questions, and end it where the median of the others did better."""
+        import optuna
+
+        recipe = run.recipe
+        options = {"allow_pickle": recipe.allow_pickle, "trust_remote_code": recipe.trust_remote_code}
+        target = Target(run.path.name, recipe.model, trainer.delta(candidate), None, options)
+        found = judge(self.evaluator.evaluate(target, self.few), self.search.rule)
+        trial.report(found.penalised(self.base_few, self.search.rule), candidate.step)
+        if trial.should_prune():
+            trial.set_user_attr("pruned_at", candidate.step)
+            self._note(trial, found, self.base_few)
+            raise optuna.TrialPruned
+
+    def _note(self, trial: optuna.Trial, found: Found, base: Found) -> float:
+        for task, excess in found.broken(base, self.search.rule).items():
+            trial.set_constraint(task, excess)
+        trial.set_user_attr("scores", {**found.forget, **found.retain})
+        trial.set_user_attr("retain_logp", found.retain_logp)
+        return found.answered

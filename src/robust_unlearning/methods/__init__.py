@@ -1,0 +1,1 @@
+"""The unlearning methods: losses, Random Noise Augmentation, and the table of methods."""

@@ -1,0 +1,306 @@
+"""The unlearning methods: one table, a row each. RNA appears nowhere here, since it is the same for all.
+
+A representation method says where a forget-token's hidden state is pushed at layer l: it is a function that
+gives the target y of the forget loss `hidden_mse(z, y, mask)` (Eq. 2). A preference method says how the
+log-probabilities of forget sequences (and refusals) make a loss (Eq. 3 and 4). A new method is a function, a row
+in `METHODS` and a row in the tests.
+
+Shapes: b sequences, t tokens, d width. `direction` is a unit vector [d], fixed for a topic and a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from robust_unlearning.errors import UserError, unknown
+from robust_unlearning.methods.losses import dpo, npo, simnpo
+
+RetainLoss = Literal["hidden_mse", "kl", "mse"]
+Target = Callable[["Steering", Tensor | None, Tensor], Tensor]
+
+
+@dataclass
+class Steering:
+    """What a topic's forget target is made of.
+
+    Attributes:
+        direction: [d] unit vector in float32: u of RMU and Adaptive RMU, ε of RSV.
+        scale: c of RMU and RSV (units of the hidden state), or β of Adaptive RMU (no unit).
+        frozen_norm: with `coefficient: first_batch`, the reference norm kept after the topic's first batch.
+        keep_first: whether to keep that norm.
+    """
+
+    direction: Tensor
+    scale: float
+    keep_first: bool = False
+    frozen_norm: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LogProbs:
+    """Log-probabilities of a batch of sequences.
+
+    Attributes:
+        logp: [b] of whole sequences, in nats.
+        length: [b] tokens predicted in each.
+        reference: [b] under the reference; None where the method does not ask for it.
+    """
+
+    logp: Tensor
+    length: Tensor
+    reference: Tensor | None = None
+
+    def pair(self, log_ratio: Literal["sequence", "token_mean"]) -> tuple[Tensor, Tensor]:
+        """(model's, reference's) log-probability [b] of each sequence, or its mean over the sequence's tokens."""
+        assert self.reference is not None
+        each = self.length if log_ratio == "token_mean" else torch.ones_like(self.length)
+        return self.logp / each, self.reference / each
+
+
+@dataclass(frozen=True)
+class Temper:
+    """What tempers a preference loss: β, γ, and whether log-ratios are of sequences or means over their tokens."""
+
+    temperature: float
+    margin: float
+    log_ratio: Literal["sequence", "token_mean"]
+
+
+PreferenceLoss = Callable[[LogProbs, LogProbs | None, Temper], Tensor]
+"""Forget sequences, refusals (where the method needs them) and tempering -> a scalar."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A row of the table.
+
+    Attributes:
+        name: as written in a recipe.
+        title: as written in a table or a figure.
+        needs_reference: whether the reference must read the forget batch too.
+        retain_loss: the retain loss where the recipe names none.
+        summary: the forget loss in one line.
+        paper: where the method comes from.
+        bibtex: its citation, for model cards.
+    """
+
+    name: str
+    title: str
+    needs_reference: bool
+    retain_loss: RetainLoss
+    summary: str
+    paper: str
+    bibtex: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Representation(Method):
+    """A method that pushes hidden states at layer l to a target.
+
+    Attributes:
+        target: gives the forget target from the steering, the reference's hidden states and the mask.
+        direction: how the topic's unit vector is drawn.
+        scale_field: the recipe field that scales it.
+    """
+
+    retain_loss: RetainLoss = "hidden_mse"
+    target: Target
+    direction: Literal["uniform", "gaussian"]
+    scale_field: Literal["steering_scale", "adaptive_scale"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preference(Method):
+    """A method that makes forget sequences less likely.
+
+    Attributes:
+        loss: the forget loss.
+        needs_refusals: whether refusals are preferred to the forget sequences.
+    """
+
+    retain_loss: RetainLoss = "kl"
+    loss: PreferenceLoss
+    needs_refusals: bool = False
+
+
+def rmu_target(steering: Steering, reference: Tensor | None, mask: Tensor) -> Tensor:
+    """y = c·u, the same for every token (RMU; Eq. 2). Returns [d]."""
+    return steering.scale * steering.direction
+
+
+def adaptive_rmu_target(steering: Steering, reference: Tensor | None, mask: Tensor) -> Tensor:
+    """y = β·‖z_ref‖₂·u, with the reference's own norm (Adaptive RMU; section 2.2.1). Returns [b, 1, d].
+
+    ‖z_ref‖₂ is the mean over a sequence's unmasked tokens of the L2 norm of the reference's hidden state, so
+    each forget sequence has its own coefficient. With `keep_first` the batch's mean norm is kept from the
+    topic's first batch on, as in the authors' release.
+    """
+    assert reference is not None
+    if steering.frozen_norm is not None:
+        return steering.scale * steering.frozen_norm * steering.direction
+    weight = mask.to(torch.float32)
+    norms = (reference.float().norm(dim=-1) * weight).sum(dim=1) / weight.sum(dim=1)  # [b]
+    if steering.keep_first:
+        steering.frozen_norm = norms.mean()
+        return steering.scale * steering.frozen_norm * steering.direction
+    return steering.scale * norms[:, None, None] * steering.direction
+
+
+def rsv_target(steering: Steering, reference: Tensor | None, mask: Tensor) -> Tensor:
+    """y = z_ref + c·ε: the reference's own state, moved along a random unit vector (RSV). Returns [b, t, d]."""
+    assert reference is not None
+    return reference.float() + steering.scale * steering.direction
+
+
+def npo_loss(forget: LogProbs, refusals: LogProbs | None, temper: Temper) -> Tensor:
+    """NPO of the forget sequences (Eq. 3)."""
+    return npo(*forget.pair(temper.log_ratio), temper.temperature)
+
+
+def simnpo_loss(forget: LogProbs, refusals: LogProbs | None, temper: Temper) -> Tensor:
+    """SimNPO of the forget sequences (Eq. 4); it divides by their lengths itself."""
+    return simnpo(forget.logp, forget.length, temper.temperature, temper.margin)
+
+
+def dpo_loss(forget: LogProbs, refusals: LogProbs | None, temper: Temper) -> Tensor:
+    """DPO with a refusal preferred to each forget sequence (section 2.2.2)."""
+    assert refusals is not None
+    return dpo(*refusals.pair(temper.log_ratio), *forget.pair(temper.log_ratio), temper.temperature)
+
+
+RNA_BIBTEX = """@article{huutien2025robustness,
+  title = {Improving {LLM} Unlearning Robustness via Random Perturbations},
+  author = {Dang Huu-Tien and Hoang Thanh-Tung and Anh Bui and Le-Minh Nguyen and Naoya Inoue},
+  journal = {arXiv preprint arXiv:2501.19202},
+  year = {2025}
+}"""
+
+_RMU_BIBTEX = """@inproceedings{li2024wmdp,
+  title = {The {WMDP} Benchmark: Measuring and Reducing Malicious Use with Unlearning},
+  author = {Nathaniel Li and Alexander Pan and others},
+  booktitle = {International Conference on Machine Learning},
+  year = {2024}
+}"""
+
+_ADAPTIVE_BIBTEX = """@inproceedings{dang2025effects,
+  title = {On Effects of Steering Latent Representation for Large Language Model Unlearning},
+  author = {Huu-Tien Dang and Tin Pham and Hoang Thanh-Tung and Naoya Inoue},
+  booktitle = {AAAI Conference on Artificial Intelligence},
+  year = {2025}
+}"""
+
+_NPO_BIBTEX = """@inproceedings{zhang2024negative,
+  title = {Negative Preference Optimization: From Catastrophic Collapse to Effective Unlearning},
+  author = {Ruiqi Zhang and Licong Lin and Yu Bai and Song Mei},
+  booktitle = {Conference on Language Modeling},
+  year = {2024}
+}"""
+
+_SIMNPO_BIBTEX = """@article{fan2024simplicity,
+  title = {Simplicity Prevails: Rethinking Negative Preference Optimization for {LLM} Unlearning},
+  author = {Chongyu Fan and Jiancheng Liu and Licong Lin and others},
+  journal = {arXiv preprint arXiv:2410.07163},
+  year = {2024}
+}"""
+
+_DPO_BIBTEX = """@inproceedings{rafailov2023direct,
+  title = {Direct Preference Optimization: Your Language Model is Secretly a Reward Model},
+  author = {Rafael Rafailov and Archit Sharma and Eric Mitchell and others},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year = {2023}
+}"""
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Representation(
+            name="rmu",
+            title="RMU",
+            target=rmu_target,
+            direction="uniform",
+            scale_field="steering_scale",
+            needs_reference=False,
+            summary="push forget-tokens to c·u, u a random unit vector",
+            paper="Li et al. 2024 (WMDP), Eq. 2 of Huu-Tien et al. 2025",
+            bibtex=_RMU_BIBTEX,
+        ),
+        Representation(
+            name="adaptive_rmu",
+            title="Adaptive RMU",
+            target=adaptive_rmu_target,
+            direction="uniform",
+            scale_field="adaptive_scale",
+            needs_reference=True,
+            summary="push forget-tokens to β·‖z_ref‖·u, scaled by the reference's own norm",
+            paper="Dang et al. 2025",
+            bibtex=_ADAPTIVE_BIBTEX,
+        ),
+        Representation(
+            name="rsv",
+            title="RSV",
+            target=rsv_target,
+            direction="gaussian",
+            scale_field="steering_scale",
+            needs_reference=True,
+            summary="push forget-tokens to z_ref + c·ε, ε a random unit vector",
+            paper="Huu-Tien et al. 2025, section 2.2.1",
+            bibtex=RNA_BIBTEX,
+        ),
+        Preference(
+            name="npo",
+            title="NPO",
+            loss=npo_loss,
+            needs_reference=True,
+            summary="make forget text less likely than under the reference, ever more gently",
+            paper="Zhang et al. 2024, Eq. 3 of Huu-Tien et al. 2025",
+            bibtex=_NPO_BIBTEX,
+        ),
+        Preference(
+            name="simnpo",
+            title="SimNPO",
+            loss=simnpo_loss,
+            needs_reference=False,
+            summary="make forget text unlikely for its length, without a reference",
+            paper="Fan et al. 2024, Eq. 4 of Huu-Tien et al. 2025",
+            bibtex=_SIMNPO_BIBTEX,
+        ),
+        Preference(
+            name="dpo",
+            title="DPO",
+            loss=dpo_loss,
+            needs_reference=True,
+            needs_refusals=True,
+            summary="prefer refusals to forget text",
+            paper="Rafailov et al. 2023, section 2.2.2 of Huu-Tien et al. 2025",
+            bibtex=_DPO_BIBTEX,
+        ),
+    )
+}
+
+
+def find_method(name: str) -> Method:
+    """The method of that name.
+
+    Raises:
+        UserError: there is none; the message names the nearest.
+    """
+    if name not in METHODS:
+        raise UserError(unknown("method", name, METHODS, "Run `unlearn list methods`."))
+    return METHODS[name]
+
+
+def draw_direction(kind: Literal["uniform", "gaussian"], width: int, seed: int) -> Tensor:
+    """A unit vector [width] in float32, always drawn on the CPU so that a seed means the same everywhere.
+
+    `uniform`: each element from U[0, 1] (RMU); `gaussian`: from N(0, 1) (RSV; any covariance μI gives the same
+    unit vector). Then divided by its L2 norm.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    draw = torch.rand if kind == "uniform" else torch.randn
+    vector = draw(width, generator=generator, dtype=torch.float32)
+    return vector / vector.norm()

@@ -1,0 +1,1 @@
+"""Checkpoints: finding, converting and loading them, and their decoder layers."""

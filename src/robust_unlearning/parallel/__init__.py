@@ -1,0 +1,1 @@
+"""Several processes: starting them, and what they do together."""

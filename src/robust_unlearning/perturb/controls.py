@@ -1,0 +1,276 @@
+"""A harmless word or phrase for each keyword, of like length and like frequency.
+
+What a keyword costs means little beside nothing: any odd word costs something. The control is a word as long and
+as rare that belongs to no forget-set.
+
+Where controls come from: a corpus that the user names, or the questions and a list of nouns and labels that comes with
+this package. A phrase of n words has phrases of n words from unbroken text (no punctuation within) as candidates; none
+begins or ends in a function word, a single letter or a number, so that few are fragments. Frequencies are counted in
+the same text, for keywords and candidates alike, in the first `WORDS_COUNTED` words.
+
+The questions may be about what is forgotten, so their words are candidates only where they are no subject's topic:
+each word of a phrase stands in questions of half of the subjects, and of `SUBJECTS` at least; a phrase of two words
+stands in them twice at least (a chance neighbourhood is no phrase). Beside them stand the list's words and, for
+keywords of two words where the questions have fewer than `SHORTLIST` such phrases (as those of one subject do),
+pairs of its nouns. Only for a keyword with fewer than `CONTROLS` candidates of like length (within a factor of
+`LIKE`) every phrase of the questions is one; its match is then marked `own_words`.
+
+Which ones: those with the smallest
+
+    distance = |ln(chars / chars_k)| + |ln((1 + count) / (1 + count_k))|  [+ |ln(tokens / tokens_k)| with a tokenizer]
+
+where k is the keyword: a factor of two in length weighs as much as a factor of two in frequency, and 1 is added so
+that unseen keywords (SARS-CoV-2) ask for unseen or rare words. Ties are broken by sha256 of seed and text. A
+candidate is passed over if it equals a keyword, or shares the beginning of a word of four letters or more with
+this keyword or with any keyword of one word. Each keyword has up to `CONTROLS` of them, so that what is measured
+does not hang on one odd word; a question draws from those it does not mention.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice, permutations
+from math import log
+from typing import Any
+
+from robust_unlearning.errors import UserError
+from robust_unlearning.files import locate
+from robust_unlearning.perturb.places import draw
+
+CONTROLS = 8
+WORDS_COUNTED = 2_000_000
+SHORTLIST = 1_000
+SUBJECTS = 4
+LIKE = 1.5
+HARMLESS = "shipped:harmless_words.txt"
+FUNCTION = "shipped:function_words.txt"
+_WORD = re.compile(r"[^\W_]+(?:[-'’][^\W_]+)*")
+_BREAK = re.compile(r"[^\w\s'’-]+|[\n_]|(?<!\w)['’-]+|['’-]+(?!\w)")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A word or phrase and what it is matched on; `tokens` (after a space) is None without a tokenizer."""
+
+    text: str
+    characters: int
+    words: int
+    tokens: int | None
+    count: int
+
+
+@dataclass(frozen=True)
+class Matched:
+    """A keyword and its controls, nearest first, each with its distance.
+
+    `own_words` says that some may be of the questions' own topics, for want of others of like length.
+    """
+
+    keyword: Measure
+    controls: tuple[Measure, ...]
+    distances: tuple[float, ...]
+    own_words: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        near = zip(self.controls, self.distances, strict=True)
+        controls = [{**asdict(each), "distance": round(distance, 4)} for each, distance in near]
+        return {**asdict(self.keyword), "own_words": self.own_words, "controls": controls}
+
+
+def match_harmless(
+    keywords: Sequence[str],
+    texts: Sequence[str],
+    *,
+    subjects: Sequence[str] | None = None,
+    tokenizer: Any = None,
+    seed: int = 0,
+) -> tuple[list[Matched], int]:
+    """Controls for each keyword, and the number of words that frequencies were counted in.
+
+    Args:
+        texts: where candidates come from and frequencies are counted.
+        subjects: of each text, where the texts are the questions; None for a corpus, where every phrase may be taken.
+        tokenizer: a Hugging Face tokenizer, to match the number of tokens too.
+
+    Raises:
+        UserError: the texts hold no phrase of as many words as a keyword has.
+    """
+    sizes = {keyword: max(1, len(_WORD.findall(keyword))) for keyword in keywords}
+    everywhere = _Wording(keyword for keyword, size in sizes.items() if size == 1)
+    folded = {keyword: _folded(keyword) for keyword in keywords}
+    excluded = set(folded.values())
+    phrases, total = _count(texts, set(sizes.values()), excluded)
+    allowed = phrases if subjects is None else _harmless(phrases, _subjects_of_words(texts, subjects))
+    pools = {size: _Pool(found, excluded, tokenizer, seed) for size, found in allowed.items()}
+    wider: dict[int, _Pool] = {}
+    matched = []
+    for (keyword, size), tokens in zip(sizes.items(), _tokens(tokenizer, list(sizes)), strict=True):
+        count = phrases[size].get(folded[keyword], (keyword, 0))[1]
+        measure = Measure(keyword, len(keyword), size, tokens, count)
+        pool, own_words = pools[size], False
+        if subjects is not None and pool.alike(measure) < CONTROLS:
+            if size not in wider:
+                wider[size] = _Pool(phrases[size] | allowed[size], excluded, tokenizer, seed)
+            pool, own_words = wider[size], True
+        near = pool.nearest(measure, everywhere)
+        if not near:
+            raise UserError(
+                f"no control of {size} words for keyword {keyword!r} among {total:,} words. Name a corpus that has "
+                "such phrases: --control-from FILE"
+            )
+        controls, distances = zip(*near, strict=True)
+        own_words = own_words and any(each.text.casefold() not in allowed[size] for each in controls)
+        matched.append(Matched(measure, controls, distances, own_words))
+    return matched, total
+
+
+Phrases = dict[int, dict[str, tuple[str, int]]]
+"""Size -> casefolded phrase -> (most frequent spelling, how often in any spelling)."""
+
+
+def _count(texts: Iterable[str], sizes: Collection[int], keywords: Collection[str]) -> tuple[Phrases, int]:
+    """The phrases that begin and end as they should, and the (casefolded) keywords; and the words read."""
+    spelled: dict[int, Counter[str]] = {size: Counter() for size in sizes}
+    function = _function_words()
+    firsts = {keyword.split(" ")[0] for keyword in keywords}
+    total = 0
+    for text in texts:
+        for piece in _BREAK.split(text):
+            words = _WORD.findall(piece)
+            total += len(words)
+            folded = [word.casefold() for word in words]
+            full = [len(word) > 1 and not word.isdigit() and word.replace("’", "'") not in function for word in folded]
+            for size in sizes:
+                spelled[size].update(
+                    " ".join(words[at : at + size])
+                    for at in range(len(words) - size + 1)
+                    if (full[at] and full[at + size - 1])
+                    or (folded[at] in firsts and " ".join(folded[at : at + size]) in keywords)
+                )
+        if total >= WORDS_COUNTED:
+            break
+    phrases: Phrases = {size: {} for size in sizes}
+    for size, forms in spelled.items():
+        for form, number in sorted(forms.items(), key=lambda each: (-each[1], each[0])):
+            spelling, sum_before = phrases[size].get(form.casefold(), (form, 0))
+            phrases[size][form.casefold()] = spelling, sum_before + number
+    return phrases, total
+
+
+def _function_words() -> frozenset[str]:
+    return frozenset(locate(FUNCTION).read_text(encoding="utf-8").split())
+
+
+def _subjects_of_words(texts: Iterable[str], subjects: Sequence[str]) -> dict[str, set[str]]:
+    """Casefolded word -> the subjects whose texts hold it; empty where there are fewer than `SUBJECTS`."""
+    found: dict[str, set[str]] = {}
+    if len(set(subjects)) >= SUBJECTS:
+        for text, subject in zip(texts, subjects, strict=True):
+            for word in _WORD.findall(text):
+                found.setdefault(word.casefold(), set()).add(subject)
+    return found
+
+
+def _harmless(phrases: Phrases, subjects: dict[str, set[str]]) -> Phrases:
+    """The phrases of words that are no subject's topic, and the package's list: its words, or pairs of its nouns."""
+    needed = max(SUBJECTS, len(set().union(*subjects.values())) / 2)
+    common = {word for word, own in subjects.items() if len(own) >= needed}
+    allowed = {
+        size: {
+            folded: found
+            for folded, found in own.items()
+            if common.issuperset(folded.split(" ")) and (size != 2 or found[1] > 1)
+        }
+        for size, own in phrases.items()
+    }
+    listed = locate(HARMLESS).read_text(encoding="utf-8").split()
+    nouns = [word for word in listed if word.isalpha() and word.islower()]
+    bundled = {1: listed}
+    if len(allowed.get(2, ())) < SHORTLIST:
+        bundled[2] = [" ".join(pair) for pair in permutations(nouns, 2)]
+    for size in bundled.keys() & phrases.keys():
+        for form in bundled[size]:
+            allowed[size][form.casefold()] = phrases[size].get(form.casefold(), (form, 0))
+    return allowed
+
+
+class _Pool:
+    """Candidates of one size with their lengths and frequencies, ready to be compared with many keywords."""
+
+    def __init__(self, phrases: dict[str, tuple[str, int]], keywords: set[str], tokenizer: Any, seed: int) -> None:
+        import numpy as np
+
+        fitting = [
+            (form, count)
+            for folded, (form, count) in phrases.items()
+            if len(form) > 2 and form[0].isalpha() and folded not in keywords
+        ]
+        self.candidates = sorted(fitting, key=lambda each: draw(seed, "control", each[0]))
+        self.tokenizer = tokenizer
+        self.logs = np.array([[log(len(form)), log(1 + count)] for form, count in self.candidates]).reshape(-1, 2)
+
+    def alike(self, keyword: Measure) -> int:
+        """How many are about as long as the keyword."""
+        import numpy as np
+
+        return int((np.abs(self.logs[:, 0] - log(keyword.characters)) <= log(LIKE)).sum())
+
+    def nearest(self, keyword: Measure, everywhere: _Wording) -> list[tuple[Measure, float]]:
+        """The `CONTROLS` nearest whose wording is far from the keyword's and from `everywhere`, with distances."""
+        import numpy as np
+
+        if not self.candidates:
+            return []
+        wanted = np.array([log(keyword.characters), log(1 + keyword.count)])
+        distances = np.abs(self.logs - wanted).sum(axis=1)
+        rank = min(SHORTLIST, len(distances)) - 1
+        close = np.flatnonzero(distances <= np.partition(distances, rank)[rank])
+        close = close[np.argsort(distances[close], kind="stable")][:SHORTLIST]
+        tokens = _tokens(self.tokenizer, [self.candidates[index][0] for index in close])
+        near = []
+        for index, number in zip(close, tokens, strict=True):
+            form, count = self.candidates[index]
+            distance = float(distances[index])
+            if number is not None and keyword.tokens is not None:
+                distance += abs(log(number) - log(keyword.tokens))
+            near.append((Measure(form, len(form), keyword.words, number, count), distance))
+        near.sort(key=lambda each: each[1])
+        own = _Wording([keyword.text])
+        far = (each for each in near if not own.shares(each[0].text) and not everywhere.shares(each[0].text))
+        return list(islice(far, CONTROLS))
+
+
+class _Wording:
+    """The words of four letters or more in some texts, hyphens undone."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self.words = {word for text in texts for word in _parts(text)}
+        self.beginnings = _beginnings(self.words)
+
+    def shares(self, text: str) -> bool:
+        """Whether a word of `text` begins with one of these words, or one of them with a word of `text`."""
+        own = _parts(text)
+        return not (own.isdisjoint(self.beginnings) and self.words.isdisjoint(_beginnings(own)))
+
+
+def _parts(text: str) -> set[str]:
+    return {part for part in re.split(r"[\W_]+", text.casefold()) if len(part) > 3}
+
+
+def _beginnings(words: Iterable[str]) -> set[str]:
+    return {word[:end] for word in words for end in range(4, len(word) + 1)}
+
+
+def _tokens(tokenizer: Any, forms: list[str]) -> Sequence[int | None]:
+    """Number of tokens of each form after a space."""
+    if tokenizer is None or not forms:
+        return [None] * len(forms)
+    return [len(ids) for ids in tokenizer([" " + form for form in forms], add_special_tokens=False)["input_ids"]]
+
+
+def _folded(text: str) -> str:
+    return " ".join(_WORD.findall(text)).casefold() or text.casefold()

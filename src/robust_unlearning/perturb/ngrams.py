@@ -1,0 +1,370 @@
+"""Hard negatives: the n-grams of a corpus that are most, least and averagely similar to their own document.
+
+Paper, section 6.2 (Figure 4) and Appendix D: similarity is the cosine between the Sentence-BERT embeddings of
+an n-gram and of the whole document it comes from,
+
+    s(g, x) = e(g) · e(x) / (|e(g)| |e(x)|),
+
+and those with higher similarity do more harm to an unlearned model. What the paper leaves open is settled so:
+
+- an n-gram is n consecutive words, words being what whitespace parts; case and punctuation stay;
+- the distribution (mean, standard deviation) is over the distinct n-grams of each document, all documents together;
+- the three classes are drawn from that distribution as a whole (section 6.2), not document by document;
+- a text is selected once: for its most similar document, else its least similar, else the one nearest the mean;
+- ties go to the earlier document, then to the earlier place in it;
+- `document_embedding` says how a document longer than the embedder's window is embedded.
+
+Work goes in blocks of consecutive documents with about `BLOCK` n-grams. A text that occurs several times in a block
+is embedded once. A block's similarities (float32) are kept on disk under what they depend on: the block's documents,
+n, the sample, the embedder, and `VERSION`. So an interrupted run goes on where it was, and a longer corpus or another
+`each` embeds only what is new.
+
+Memory, besides the embedder's own: the documents, their embeddings (4 d bytes a document) and n-gram counts (8 bytes
+a document), and the n-grams of one block (`BLOCK`, or those of one document if it has more) as text. It does not grow
+with the number of n-grams; the disk holds 4 bytes of each. `benchmarks/ngrams.py` measures it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from robust_unlearning import files
+from robust_unlearning.data.corpora import derived_seed
+from robust_unlearning.errors import UserError
+from robust_unlearning.perturb.embedders import Embedder, Vectors
+from robust_unlearning.recipe import Strict
+
+VERSION = 1
+"""Changes when the same input would give other similarities."""
+BLOCK = 2**16
+DOCUMENTS = 16
+"""Documents cut into word pieces, embedded, and kept on disk together."""
+STEP = 1024
+"""N-grams handed to the embedder at a time, and pairs multiplied at a time."""
+Floats = NDArray[np.float64]
+Tick = Callable[[str, int, int], None]
+
+
+class NgramSettings(Strict):
+    """Which n-grams are looked at, and how many of each class are selected."""
+
+    n: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (2, 4, 8, 16)
+    each: int = Field(10, ge=1, description="n-grams of each class, for each n")
+    sample: int | None = Field(None, ge=1, description="at most so many n-grams of a document, drawn; left out: all")
+    document_embedding: Literal["first", "mean"] = Field(
+        "first",
+        description="of a document beyond the embedder's window: 'first' embeds what the window holds, as "
+        "Sentence-BERT does by itself; 'mean' takes the mean over consecutive windows, weighted by their word pieces",
+    )
+    seed: int = Field(0, ge=0, description="of the sample")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A selected n-gram, and the document (counted from 0) to which it has this similarity."""
+
+    text: str
+    similarity: float
+    document: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """How many n-gram texts had to be embedded, the others' similarities being on disk, and the seconds it took."""
+
+    embedded: int
+    seconds: float
+
+
+Candidate = tuple[float, int, Found]
+"""Rank, number of the pair in the order of documents and places, and what was found."""
+
+
+def distinct_ngrams(document: str, n: int) -> list[str]:
+    """Each run of n words of a document, single spaces between them, once, in order of first appearance.
+
+    >>> distinct_ngrams("to be or  not to be", 2)
+    ['to be', 'be or', 'or not', 'not to']
+    """
+    words = document.split()
+    return list(dict.fromkeys(" ".join(words[start : start + n]) for start in range(len(words) - n + 1)))
+
+
+def document_vectors(
+    documents: Sequence[str], embedder: Embedder, how: str, cache: Path, tick: Tick | None = None
+) -> Vectors:
+    """The embedding of each document, [documents, d], length 1 each; see `NgramSettings.document_embedding`."""
+    blocks = []
+    for first in range(0, len(documents), DOCUMENTS):
+        some = documents[first : first + DOCUMENTS]
+        key = _key("documents", embedder.fingerprint, how, [_digest(each) for each in some])
+
+        def compute(some: Sequence[str] = some) -> Vectors:
+            if how == "first" or embedder.window is None:
+                return embedder.embed(some)
+            return np.stack([_mean_over_windows(each, embedder, embedder.window) for each in some])
+
+        if tick is not None:
+            tick("documents", first, len(documents))
+        blocks.append(_kept(cache, key, compute)[0])
+    if tick is not None:
+        tick("documents", len(documents), len(documents))
+    return np.concatenate(blocks)
+
+
+def _mean_over_windows(document: str, embedder: Embedder, window: int) -> Vectors:
+    """Σ_w t_w e(w) / |…| over windows w of whole words that have t_w ≤ `window` word pieces (or are one word)."""
+    windows: list[tuple[list[str], int]] = [([], 0)]
+    words = document.split()
+    for word, pieces in zip(words, embedder.pieces(words), strict=True):
+        held, total = windows[-1]
+        if held and total + pieces > window:
+            held, total = [], 0
+            windows.append((held, total))
+        held.append(word)
+        windows[-1] = held, total + pieces
+    weights = np.array([max(total, 1) for _, total in windows], dtype=np.float32)
+    mean = weights @ embedder.embed([" ".join(held) for held, _ in windows])
+    return mean / np.linalg.norm(mean)
+
+
+class Similarities:
+    """The similarity of every n-gram of one length to its document, computed block by block and kept on disk.
+
+    Attributes:
+        counts: n-grams used of each document, [documents].
+        distinct: n-grams that the documents have, each document's counted once in it.
+        total: n-grams used, of all documents together.
+        embedded: texts that had to be embedded, which took `seconds`; the others' similarities came from disk.
+
+    Raises:
+        UserError: no document has n words.
+    """
+
+    def __init__(self, documents: Sequence[str], n: int, settings: NgramSettings) -> None:
+        self.documents, self.n, self.settings = documents, n, settings
+        all_of_them = np.array([len(distinct_ngrams(each, n)) for each in documents])
+        self.distinct = int(all_of_them.sum())
+        if not self.distinct:
+            longest = max(len(each.split()) for each in documents)
+            raise UserError(
+                f"n = {n}: none of the {len(documents)} documents has {n} words, the longest has {longest}. "
+                f"Give --n of at most {longest}, or longer documents."
+            )
+        self.counts = all_of_them if settings.sample is None else np.minimum(all_of_them, settings.sample)
+        self.total = int(self.counts.sum())
+        self.embedded, self.seconds = 0, 0.0
+        self._places: list[Path] = []
+
+    def _used(self, document: str) -> list[str]:
+        """The n-grams of a document that are looked at: all, or a sample drawn by the seed, n and its text."""
+        found = distinct_ngrams(document, self.n)
+        if self.settings.sample is None or len(found) <= self.settings.sample:
+            return found
+        draw = Random(derived_seed(self.settings.seed, self.n, _digest(document)))
+        return [found[index] for index in sorted(draw.sample(range(len(found)), self.settings.sample))]
+
+    def _blocks(self) -> Iterator[range]:
+        """Consecutive documents that have `BLOCK` n-grams or a little fewer, or a single document that has more."""
+        first = held = 0
+        for index, count in enumerate(self.counts):
+            if held and held + count > BLOCK:
+                yield range(first, index)
+                first, held = index, 0
+            held += int(count)
+        yield range(first, len(self.counts))
+
+    def compute(self, embedder: Embedder, vectors: Vectors, cache: Path, tick: Tick | None = None) -> None:
+        """Compute what is not on disk yet; `vectors` [documents, d] are the documents' embeddings."""
+        drawn = None if self.settings.sample is None else (self.settings.sample, self.settings.seed)
+        how = self.settings.document_embedding
+        done = 0
+        for block in self._blocks():
+            digests = [_digest(self.documents[each]) for each in block]
+            key = _key("ngrams", embedder.fingerprint, how, self.n, drawn, digests)
+
+            def report(share: float, block: range = block, before: int = done) -> None:
+                if tick is not None:
+                    size = int(self.counts[block.start : block.stop].sum())
+                    tick(f"{self.n}-grams", before + int(share * size), self.total)
+
+            def compute(block: range = block, report: Callable[[float], None] = report) -> Vectors:
+                return self._block(block, embedder, vectors, report)
+
+            report(0.0)
+            _, place = _kept(cache, key, compute)
+            self._places.append(place)
+            report(1.0)
+            done += int(self.counts[block.start : block.stop].sum())
+
+    def _block(self, block: range, embedder: Embedder, vectors: Vectors, report: Callable[[float], None]) -> Vectors:
+        """Similarities [pairs] of a block: its documents' n-grams, document after document.
+
+        Each text is embedded once, short ones first so that a batch needs little padding.
+        """
+        began = time.perf_counter()
+        numbers: dict[str, int] = {}
+        of_pair = [
+            numbers.setdefault(text, len(numbers)) for each in block for text in self._used(self.documents[each])
+        ]
+        texts = list(numbers)
+        order = np.argsort(_pieces(texts, embedder, STEP), kind="stable")
+        place = np.empty(len(texts), dtype=np.int64)
+        place[order] = np.arange(len(texts))
+        places = place[np.array(of_pair, dtype=np.int64)]
+        pairs = np.argsort(places, kind="stable")
+        ordered = places[pairs]
+        documents = np.repeat(np.array(block), self.counts[block.start : block.stop])
+        similarity = np.empty(len(pairs), dtype=np.float32)
+        for start in range(0, len(texts), STEP):
+            batch = embedder.embed([texts[index] for index in order[start : start + STEP]])
+            low, high = np.searchsorted(ordered, [start, start + STEP])
+            for at in range(low, high, STEP):
+                some = pairs[at : min(at + STEP, high)]
+                similarity[some] = np.einsum("pd,pd->p", batch[places[some] - start], vectors[documents[some]])
+            report(high / len(pairs))
+        self.embedded += len(texts)
+        self.seconds += time.perf_counter() - began
+        return similarity
+
+    def values(self) -> Iterator[Floats]:
+        """The similarities, a block at a time."""
+        for place in self._places:
+            yield np.load(place).astype(np.float64)
+
+    def mean_and_sd(self) -> tuple[float, float]:
+        """Mean and standard deviation of all similarities (the deviation with 1 / count)."""
+        mean = sum(float(values.sum()) for values in self.values()) / self.total
+        square = sum(float(((values - mean) ** 2).sum()) for values in self.values()) / self.total
+        return mean, square**0.5
+
+    def select(self, rank: Callable[[Floats], Floats], count: int, taken: set[str]) -> list[Found]:
+        """The `count` texts with the smallest rank(similarity) that are not in `taken`, best first.
+
+        Where fewer are left, those. A text that several documents hold counts with its smallest rank.
+        """
+        best: list[Candidate] = []
+        before = 0
+        for block, values in zip(self._blocks(), self.values(), strict=True):
+            limit = best[-1][0] if len(best) == count else float("inf")
+            best += self._candidates(block, values, rank(values), count, taken, limit, before)
+            firsts: dict[str, Candidate] = {}
+            for each in sorted(best, key=lambda each: each[:2]):
+                firsts.setdefault(each[2].text, each)
+            best = list(firsts.values())[:count]
+            before += len(values)
+        return [found for _, _, found in best]
+
+    def _candidates(
+        self, block: range, values: Floats, ranks: Floats, count: int, taken: set[str], limit: float, before: int
+    ) -> list[Candidate]:
+        """The first `count` distinct texts of a block by rank, as far as their rank is below `limit`."""
+        starts = np.concatenate([[0], np.cumsum(self.counts[block.start : block.stop])])
+        used: dict[int, list[str]] = {}
+        found: dict[str, Candidate] = {}
+        for pair in np.argsort(ranks, kind="stable").tolist():
+            if len(found) == count or ranks[pair] >= limit:
+                break
+            within = int(np.searchsorted(starts, pair, side="right")) - 1
+            document = block.start + within
+            if document not in used:
+                used[document] = self._used(self.documents[document])
+            text = used[document][pair - int(starts[within])]
+            if text not in taken and text not in found:
+                found[text] = (float(ranks[pair]), before + pair, Found(text, float(values[pair]), document))
+        return list(found.values())
+
+
+def select_ngrams(
+    documents: Sequence[str], embedder: Embedder, settings: NgramSettings, cache: Path, tick: Tick | None = None
+) -> tuple[dict[str, Any], Work]:
+    """The three classes of n-grams for each n, and the spread of the similarities.
+
+    Args:
+        cache: folder for embeddings of documents and similarities of n-grams; what is there is used.
+        tick: called with what is being embedded, how much is done and how much there is.
+
+    Returns:
+        A record for JSON: `sha256` of the documents, `embedder`, `settings`, `documents` (`count`, and how many are
+        `longer_than_window`), `similarity` (for each n: `mean`, `sd`, the `count` they rest on, and how many
+        `distinct` n-grams there are) and `ngrams` (`text`, `n`, `class`, `similarity`, and `document` counted from 0);
+        and the work that was left to do for it.
+
+    Raises:
+        UserError: documents shorter than n, or fewer n-grams than are to be selected.
+    """
+    lengths = {n: Similarities(documents, n, settings) for n in settings.n}
+    longer = 0
+    if embedder.window is not None:
+        longer = sum(size > embedder.window for size in _pieces(documents, embedder, DOCUMENTS))
+    vectors = document_vectors(documents, embedder, settings.document_embedding, cache, tick)
+    record: dict[str, Any] = {
+        "sha256": hashlib.sha256("\0".join(documents).encode()).hexdigest(),
+        "embedder": {"name": embedder.name, "fingerprint": embedder.fingerprint, "window": embedder.window},
+        "settings": settings.model_dump(),
+        "documents": {"count": len(documents), "longer_than_window": longer},
+        "similarity": {},
+        "ngrams": [],
+    }
+    for n, similarities in lengths.items():
+        similarities.compute(embedder, vectors, cache, tick)
+        mean, sd = similarities.mean_and_sd()
+        spread = {"mean": mean, "sd": sd, "count": similarities.total, "distinct": similarities.distinct}
+        record["similarity"][str(n)] = spread
+        taken: set[str] = set()
+        for name, rank in _ranks(mean).items():
+            chosen = similarities.select(rank, settings.each, taken)
+            if len(chosen) < settings.each:
+                have = (len(taken) + len(chosen)) // 3
+                raise UserError(
+                    f"n = {n}: {len(taken) + len(chosen)} distinct n-grams are not enough for three classes of "
+                    f"{settings.each}. Give more documents{', a larger --sample' if settings.sample else ''}"
+                    + (f", or --each of at most {have}." if have else ".")
+                )
+            taken |= {each.text for each in chosen}
+            for each in chosen:
+                about = {"similarity": round(each.similarity, 6), "document": each.document}
+                record["ngrams"].append({"text": each.text, "n": n, "class": name, **about})
+    done = lengths.values()
+    return record, Work(sum(each.embedded for each in done), sum(each.seconds for each in done))
+
+
+def _ranks(mean: float) -> dict[str, Callable[[Floats], Floats]]:
+    """Class -> what is smallest for the n-grams that belong to it."""
+    return {
+        "most_similar": lambda similarity: -similarity,
+        "least_similar": lambda similarity: similarity,
+        "around_mean": lambda similarity: np.abs(similarity - mean),
+    }
+
+
+def _pieces(texts: Sequence[str], embedder: Embedder, step: int) -> list[int]:
+    return [size for start in range(0, len(texts), step) for size in embedder.pieces(texts[start : start + step])]
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _key(*parts: object) -> str:
+    return hashlib.sha256(repr((VERSION, *parts)).encode()).hexdigest()[:24]
+
+
+def _kept(cache: Path, key: str, compute: Callable[[], Vectors]) -> tuple[Vectors, Path]:
+    """The array kept under `key`, computed and kept first if it is not there; and the file it is in."""
+    path = cache / f"{key}.npy"
+    if not path.exists():
+        values = compute()
+        with files.replacing(path) as temporary, temporary.open("wb") as file:
+            np.save(file, values)
+    return np.load(path), path

@@ -1,0 +1,1 @@
+"""The paper's theorems and assumptions: closed forms, and measurements on models."""

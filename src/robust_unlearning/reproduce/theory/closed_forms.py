@@ -1,0 +1,216 @@
+"""The paper's theory on real models: Assumption 4.1, Theorem 4.2, Theorem 5.2, and Eq. 5 to 9, at one layer.
+
+Noise scales are given relative to the base: a scale of 1 is the root mean square of its hidden state at layer l at the
+last token of the questions, so that one table reads alike for models of any width.
+
+Shapes: n questions or documents, d width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from robust_unlearning.analyze.derivatives import gaussian, gradients
+from robust_unlearning.analyze.inputs import Prompt, batches
+from robust_unlearning.analyze.subjects import Subjects, recipe_of
+from robust_unlearning.recipe import Recipe
+from robust_unlearning.reproduce.theory.curvature import LossChange, loss_change
+from robust_unlearning.reproduce.theory.latent import Latent
+from robust_unlearning.reproduce.theory.output_change import OutputChange, joined, output_change
+from robust_unlearning.reproduce.theory.rejection import rejects
+from robust_unlearning.reproduce.theory.shift import Shift, describe
+from robust_unlearning.stats.estimates import Array
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured with.
+
+    Attributes:
+        layer: l.
+        scales: noise scales in units of the base's root mean square at l.
+        prompts: questions on which Theorem 4.2 is measured.
+        draws: of ε for Theorem 4.2, at least 20.
+        probes: of the latent Hessian, a document.
+        injections: draws of δ₁ and δ₂ for Theorem 5.2.
+        seed: of all of them.
+    """
+
+    layer: int
+    scales: Sequence[float] = (0.03, 0.1, 0.3, 1.0)
+    prompts: int = 8
+    draws: int = 32
+    probes: int = 4
+    injections: int = 4
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a forget-token does to the loss of the right answer; a number a question [n].
+
+    Attributes:
+        change: ΔJ: loss in the forget form less loss in the clean form, nats.
+        r: ‖g_per‖ / ‖g‖, gradients with respect to all of the prompt's hidden states at l.
+        injected: √ν -> share of injections that reject the change: noise on the hidden states of both forms, which
+            makes Assumption 5.1 true by hand. Empty for models trained with RNA, of which it is not assumed.
+    """
+
+    change: Array
+    r: Array
+    injected: Mapping[float, Array] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Everything of one target.
+
+    Attributes:
+        shifts: where the token stands -> form (`forget-token`, `control`) -> its shift against the clean question.
+        output: √η -> Theorem 4.2; the last one is the η that forget-tokens were measured to cause.
+        loss: Eq. 5 to 9 on forget text, at the settings' scales.
+        answers: where the token stands -> Theorem 5.2.
+    """
+
+    name: str
+    recipe: Recipe | None
+    shifts: Mapping[str, Mapping[str, Shift]]
+    output: Mapping[float, OutputChange]
+    loss: LossChange
+    answers: Mapping[str, Answers]
+
+
+def unit(latent: Latent, questions: Mapping[str, Sequence[Prompt]], pad: int) -> float:
+    """The root mean square of z's elements at the questions' last tokens: what a noise scale of 1 stands for."""
+    states = latent.states([each.clean for group in questions.values() for each in group], pad)
+    return float(np.sqrt((states**2).mean()))
+
+
+def measure(
+    subjects: Subjects,
+    questions: Mapping[str, Sequence[Prompt]],
+    documents: Sequence[Sequence[int]],
+    settings: Settings,
+    tick: Callable[[str], None],
+) -> tuple[float, list[Measured]]:
+    """Every target on the same questions, documents and draws.
+
+    Args:
+        questions: where the token stands -> prompts.
+        documents: forget text, as tokens.
+        tick: called with the name of each target when it begins.
+
+    Returns:
+        The unit of the noise scales, and what was measured.
+
+    Raises:
+        UserError: fewer than 20 questions or draws.
+    """
+    latent = Latent(subjects.model, settings.layer)
+    scale = unit(latent, questions, subjects.pad)
+    found = []
+    for target in subjects.targets:
+        tick(target.name)
+        with subjects.applied(target):
+            shifts = {where: shifts_of(latent, group, subjects.pad) for where, group in questions.items()}
+            eta = next(iter(shifts.values()))["forget-token"].eta.value or 0.0
+            stds = [scale * each for each in settings.scales]
+            recipe = recipe_of(target)
+            injected = [] if recipe is not None and recipe.noise_scale else stds
+            output = output_of(latent, questions, subjects.pad, [*stds, eta**0.5], settings)
+            loss = loss_of(latent, documents, subjects.pad, stds, settings)
+            answers = {
+                where: answers_of(latent, group, subjects.pad, injected, settings) for where, group in questions.items()
+            }
+            found.append(Measured(target.name, recipe, shifts, output, loss, answers))
+    return scale, found
+
+
+def shifts_of(latent: Latent, group: Sequence[Prompt], pad: int) -> dict[str, Shift]:
+    """Assumption 4.1 for the forget-token, and the same for the control word."""
+    clean, forget, control = (
+        latent.states([getattr(each, form) for each in group], pad) for form in ("clean", "forget", "control")
+    )
+    return {"forget-token": describe(forget - clean, clean), "control": describe(control - clean, clean)}
+
+
+def output_of(
+    latent: Latent, questions: Mapping[str, Sequence[Prompt]], pad: int, stds: Sequence[float], settings: Settings
+) -> dict[float, OutputChange]:
+    """Theorem 4.2 on clean questions, at each √η."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    own = {each.clean: None for group in questions.values() for each in group}  # a question once, not once a place
+    parts = []
+    for batch in batches(list(own)[: settings.prompts], pad):
+        trunk, hidden = latent.enter(batch)
+        etas = [std**2 for std in stds]
+        parts.append(output_change(latent.output(trunk), hidden, trunk.mask, etas, settings.draws, generator))
+    return {std: joined(column) for std, column in zip(stds, zip(*parts, strict=True), strict=True)}
+
+
+def loss_of(
+    latent: Latent, documents: Sequence[Sequence[int]], pad: int, stds: Sequence[float], settings: Settings
+) -> LossChange:
+    """Eq. 5 to 9 on forget text, at each √μ."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    parts = []
+    for batch in batches(documents, pad):
+        trunk, hidden = latent.enter(batch)
+        variances = [std**2 for std in stds]
+        losses = latent.text_loss(trunk)
+        parts.append(loss_change(losses, hidden, trunk.mask, variances, settings.probes, generator))
+    columns = zip(*((each.loss, each.trace, each.predicted, each.observed) for each in parts), strict=True)
+    return LossChange(*(np.concatenate(column, axis=-1) for column in columns))
+
+
+def answers_of(latent: Latent, group: Sequence[Prompt], pad: int, stds: Sequence[float], settings: Settings) -> Answers:
+    """ΔJ, r, and how often noise on both forms rejects ΔJ, at each √ν."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    answers = [each.answer for each in group]
+    clean = _losses(latent, [each.clean for each in group], answers, pad, stds, settings.injections, generator)
+    forget = _losses(latent, [each.forget for each in group], answers, pad, stds, settings.injections, generator)
+    change = forget.still - clean.still
+    shares = [rejects(odd - own, change).mean(axis=0) for odd, own in zip(forget.moved, clean.moved, strict=True)]
+    return Answers(change, forget.gradient / clean.gradient, dict(zip(stds, shares, strict=True)))
+
+
+@dataclass(frozen=True)
+class _Losses:
+    """`still` [n], `gradient` norms [n], and losses under noise `moved`, [injections, n] for each scale."""
+
+    still: Array
+    gradient: Array
+    moved: list[Array]
+
+
+def _losses(
+    latent: Latent,
+    sequences: Sequence[Sequence[int]],
+    answers: Sequence[int],
+    pad: int,
+    stds: Sequence[float],
+    injections: int,
+    generator: torch.Generator,
+) -> _Losses:
+    still, norms, done = [], [], 0
+    moved: list[list[torch.Tensor]] = [[] for _ in stds]
+    for batch in batches(sequences, pad):
+        trunk, hidden = latent.enter(batch)
+        losses = latent.answer_loss(trunk, answers[done : done + len(batch.ids)])
+        done += len(batch.ids)
+        values, gradient = gradients(losses, hidden)
+        still.append(values)
+        norms.append(gradient.flatten(1).norm(dim=1))  # padding has no gradient: nothing real sees it
+        with torch.no_grad():
+            draws = [gaussian(hidden, trunk.mask, generator) for _ in range(injections)]
+            for std, own in zip(stds, moved, strict=True):
+                own.append(torch.stack([losses(hidden + std * each) for each in draws]))
+    return _Losses(_joined(still), _joined(norms), [_joined(each) for each in moved])
+
+
+def _joined(parts: Sequence[torch.Tensor]) -> Array:
+    return torch.cat(list(parts), dim=-1).cpu().double().numpy()

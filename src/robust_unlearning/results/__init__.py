@@ -1,0 +1,1 @@
+"""Answers on disk, brought together and compared; no model is loaded."""

@@ -1,0 +1,316 @@
+"""Models that answered the same questions, compared task by task with a reference: differences, tests, rates, harm.
+
+Needs nothing but the answers on disk; no model is loaded. The statistics are in `comparison.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+from robust_unlearning.errors import UserError, unknown
+from robust_unlearning.results.records import (
+    FORGOTTEN,
+    Answers,
+    Model,
+    Task,
+    control_tasks,
+    matching_tasks,
+    shared_tasks,
+)
+from robust_unlearning.stats import paired
+from robust_unlearning.stats.estimates import Array, Estimate, accuracy, over_seeds
+from robust_unlearning.stats.paired import PairedTest, StandardErrors
+
+Verdict = Literal["better", "worse", "open"]
+
+
+@dataclass(frozen=True)
+class Against:
+    """A model against the reference in one task; differences are model less reference, intervals paired.
+
+    Attributes:
+        difference: of accuracy, a fraction.
+        spread: standard errors of it, by question and by seed.
+        test: of no difference.
+        p_holm: the test's p, adjusted by Holm over all tasks and models of the comparison.
+        verdict: `better` or `worse` where `p_holm` is below 1 - level and the interval leaves out 0; else `open`.
+        reduction: share of the reference's accuracy that was lost.
+        recovery: share of what the unlearned model lost that this one has again; None where none is defined to be.
+        logp, logp_per_token: of the right answer, nats; None where not scored.
+        added_harm: excess harm less the reference's, nats per token; None where the task has no control form.
+    """
+
+    difference: Estimate
+    spread: StandardErrors
+    test: PairedTest
+    p_holm: float
+    verdict: Verdict
+    reduction: Estimate
+    recovery: Estimate | None
+    logp: Estimate | None
+    logp_per_token: Estimate | None
+    added_harm: Estimate | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model in one task; `spread` and `by_seed` are of its accuracy; `against` is None for the reference."""
+
+    task: Task
+    model: str
+    accuracy: Estimate
+    spread: StandardErrors
+    by_seed: list[float]
+    against: Against | None
+
+
+@dataclass(frozen=True)
+class Flip:
+    """A question that the reference answered and a model did not.
+
+    With several seeds: that most seeds of the reference answered, and at most half of the model's.
+
+    `token` is the forget-token or control token that stood in it, if any. `logp` is the change of log p of the right
+    answer, nats, mean over seeds; None where not scored.
+    """
+
+    task: str
+    model: str
+    id: str
+    token: str
+    right: Any
+    reference_said: list[Any]
+    model_said: list[Any]
+    logp: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The whole comparison.
+
+    Attributes:
+        models: name -> folders, one for each seed.
+        unlearned: the model that `recovery` measures the loss of; None with two models.
+        forgotten: tasks that are to be forgotten, where fewer right answers are better.
+        missing: tasks that not all models have answered.
+        paired_seeds: the training seeds that all models with several have in common, and so are drawn together.
+    """
+
+    models: dict[str, list[str]]
+    reference: str
+    unlearned: str | None
+    level: float
+    forgotten: list[str]
+    missing: list[str]
+    paired_seeds: list[int]
+    rows: list[Row]
+    flips: list[Flip]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: task -> model -> numbers."""
+        tasks: dict[str, Any] = {}
+        for row in self.rows:
+            about = {"n": len(row.task.keys), "left_out": row.task.left_out, "to_be_forgotten": self.forgets(row.task)}
+            entry = tasks.setdefault(row.task.name, {**about, "models": {}})
+            numbers: dict[str, Any] = {"accuracy": _plain(row.accuracy), **_spread("accuracy", row.spread)}
+            numbers["accuracy_by_seed"] = row.by_seed
+            if row.against is not None:
+                values = dict(vars(row.against))
+                numbers |= _spread("difference", values.pop("spread"))
+                numbers |= {key: _plain(value) for key, value in values.items()}
+            entry["models"][row.model] = numbers
+        kept = ("models", "reference", "unlearned", "level", "missing", "paired_seeds")
+        return {
+            **{key: getattr(self, key) for key in kept},
+            "tasks": tasks,
+            "flips": [asdict(each) for each in self.flips],
+        }
+
+    def forgets(self, task: Task) -> bool:
+        """Whether a task is to be forgotten."""
+        return task.name in self.forgotten
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Estimate):
+        return value.as_dict()
+    return asdict(value) if isinstance(value, PairedTest) else value
+
+
+def _spread(of: str, spread: StandardErrors) -> dict[str, Any]:
+    return {f"{of}_stderr_by_question": spread.by_question, f"{of}_stderr_by_seed": spread.by_seed}
+
+
+def compare(
+    models: Sequence[Model],
+    *,
+    base: str | None = None,
+    unlearned: str | None = None,
+    tasks: Sequence[str] = ("*",),
+    forget: Sequence[str] | None = None,
+    level: float = 0.95,
+    flips: int = 0,
+) -> Comparison:
+    """Compare each model with a reference on the questions that all of them were asked.
+
+    Args:
+        base: the reference's name; left out: the first model.
+        unlearned: the model whose loss `recovery` is a share of; left out: with three models or more, the first that
+            is not the reference.
+        tasks: patterns of tasks' names.
+        forget: patterns of the tasks that are to be forgotten; left out: `FORGOTTEN`, and sets of questions called
+            like a topic of one of the runs.
+        level: of the intervals; findings are told at 1 - level.
+        flips: how many questions to list for each model that the reference answered and the model did not.
+
+    Raises:
+        UserError: an unknown name, `unlearned` without a third model, a pattern that matches no
+            task, or what `answers.shared_tasks` raises.
+    """
+    names = [each.name for each in models]
+    for name in (base, unlearned):
+        if name is not None and name not in names:
+            raise UserError(unknown("model", name, names))
+    reference = base or names[0]
+    others = [name for name in names if name != reference]
+    if unlearned is not None and (unlearned == reference or len(others) < 2):
+        raise UserError(
+            f"recovery needs the base, the unlearned model and a third; {unlearned!r} is the unlearned one, the base "
+            f"is {reference!r}, the models are {', '.join(names)}."
+        )
+    lost = unlearned or (others[0] if len(others) > 1 else None)
+    found, missing = shared_tasks(models, tasks)
+    shared = [task.name for task in found]
+    if forget is None:
+        topics = {topic for model in models for source in model.seeds for topic in source.recipe.get("topics") or ()}
+        patterns = [*FORGOTTEN, *(f"{topic}/*" for topic in topics)]
+        forgotten = [name for name in shared if any(fnmatchcase(name, each) for each in patterns)]
+    else:
+        forgotten = matching_tasks(shared, forget)
+    seeds = _common_seeds(models)
+    rows = [
+        _row(task, name, reference, lost, level, bool(seeds))
+        for task in found
+        for name in sorted(names, key=lambda each: each != reference)
+    ]
+    return Comparison(
+        models={each.name: [str(source.folder) for source in each.seeds] for each in models},
+        reference=reference,
+        unlearned=lost,
+        level=level,
+        forgotten=forgotten,
+        missing=missing,
+        paired_seeds=seeds,
+        rows=_adjusted(rows, forgotten, level),
+        flips=[flip for name in others for flip in _flips(found, reference, name)[:flips]],
+    )
+
+
+def _common_seeds(models: Sequence[Model]) -> list[int]:
+    """The seeds in the recipes of every model that has several, if they are the same in the same order; else none.
+
+    Runs with one seed saw the same batches, so what a seed did to both is no difference between the two.
+    """
+    lists = [[source.recipe.get("seed") for source in model.seeds] for model in models if len(model.seeds) > 1]
+    same = len(lists) > 1 and None not in lists[0] and all(each == lists[0] for each in lists)
+    return [int(each) for each in lists[0] if each is not None] if same else []
+
+
+def _row(task: Task, name: str, reference: str, unlearned: str | None, level: float, pair: bool) -> Row:
+    """A model's row; `p_holm` and the verdict, which rest on the whole table, come later."""
+    own, ref = task.models[name], task.models[reference]
+    row = Row(
+        task=task,
+        model=name,
+        accuracy=_accuracy(own.correct, level),
+        spread=paired.standard_errors(own.correct),
+        by_seed=[float(each) for each in own.correct.mean(axis=1)],
+        against=None,
+    )
+    if name == reference:
+        return row
+    test = paired.paired_test(ref.correct, own.correct)
+    logp = _change(ref.logp, own.logp, level, pair)
+    single = all(each.tokens is not None and (each.tokens == 1).all() for each in (ref, own))
+    against = Against(
+        difference=paired.difference(ref.correct, own.correct, level, pair),
+        spread=paired.standard_errors(own.correct, ref.correct, pair),
+        test=test,
+        p_holm=test.p,
+        verdict="open",
+        reduction=paired.reduction(ref.correct, own.correct, level, pair),
+        recovery=_recovery(task.models, name, reference, unlearned, level, pair),
+        logp=logp,
+        logp_per_token=logp if single else _change(_per_token(ref), _per_token(own), level, pair),
+        added_harm=_change(ref.excess, own.excess, level, pair),
+    )
+    return replace(row, against=against)
+
+
+def _accuracy(correct: Array, level: float) -> Estimate:
+    """Wilson's interval for one seed, the two-level bootstrap for several."""
+    if len(correct) > 1:
+        return over_seeds(correct, level=level)
+    counted = accuracy(correct[0], level)
+    return Estimate(*(counted[key] for key in ("acc", "low", "high", "stderr", "n")))
+
+
+def _recovery(
+    models: Mapping[str, Answers], name: str, reference: str, unlearned: str | None, level: float, pair: bool
+) -> Estimate | None:
+    if unlearned is None or name == unlearned:
+        return None
+    base, lost, own = (models[each].correct for each in (reference, unlearned, name))
+    return paired.recovery(base, lost, own, level, pair)
+
+
+def _change(reference: Array | None, model: Array | None, level: float, pair: bool) -> Estimate | None:
+    return None if reference is None or model is None else paired.difference(reference, model, level, pair)
+
+
+def _per_token(answers: Answers) -> Array | None:
+    return None if answers.logp is None or answers.tokens is None else answers.logp / answers.tokens
+
+
+def _adjusted(rows: Sequence[Row], forgotten: Sequence[str], level: float) -> list[Row]:
+    """The rows with Holm's p-values and the verdicts that follow from them."""
+    waiting = iter(paired.holm([row.against.test.p for row in rows if row.against]))
+    done = []
+    for row in rows:
+        if row.against is not None:
+            p, difference = next(waiting), row.against.difference
+            clear = difference.low is not None and difference.high is not None and difference.low * difference.high > 0
+            gained = (difference.value or 0.0) > 0
+            verdict: Verdict = "open"
+            if clear and p < 1 - level:
+                verdict = "worse" if gained == (row.task.name in forgotten) else "better"
+            row = replace(row, against=replace(row.against, p_holm=p, verdict=verdict))
+        done.append(row)
+    return done
+
+
+def _flips(tasks: Sequence[Task], reference: str, name: str) -> list[Flip]:
+    """Questions that the reference answered and the model did not, the largest fall of log p first."""
+    found = []
+    controls = control_tasks([task.name for task in tasks])
+    for task in tasks:
+        ref, own = task.models[reference], task.models[name]
+        change = None if ref.logp is None or own.logp is None else own.logp.mean(axis=0) - ref.logp.mean(axis=0)
+        answered, answers = ref.correct.mean(axis=0) > 0.5, own.correct.mean(axis=0) > 0.5
+        for index, (question, forget, control) in enumerate(task.keys):
+            if answered[index] and not answers[index]:
+                flip = Flip(
+                    task=task.name,
+                    model=name,
+                    id=question,
+                    token=control if task.name in controls else forget,
+                    right=task.right[index],
+                    reference_said=[row[index] for row in ref.predictions],
+                    model_said=[row[index] for row in own.predictions],
+                    logp=None if change is None else float(change[index]),
+                )
+                found.append(flip)
+    return sorted(found, key=lambda each: 0.0 if each.logp is None else each.logp)

@@ -1,0 +1,1 @@
+"""The run folder, the delta it holds, and its model card."""

@@ -1,1 +1,0 @@
-"""Search of a recipe's fields beyond grids, with Optuna."""

@@ -1,0 +1,237 @@
+"""Paired statistics of models that answered the same questions: tests, Holm's correction, bootstraps over seeds.
+
+Each model is a table [seeds, n] of numbers, one a question (right or wrong, or log p); one seed is [1, n]. Questions
+are shared. Seeds are independent between models, unless `pair_seeds` says that row k of each was trained with one seed:
+what a seed did to both is then no difference between them. Nothing here reads a file. Accuracies of one model and the
+plain paired bootstraps are in `scores.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import gcd
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from robust_unlearning.errors import UserError
+from robust_unlearning.stats.estimates import (
+    NOTHING_TO_LOSE,
+    NOTHING_TO_RECOVER,
+    Array,
+    Estimate,
+    recoveries,
+    reductions,
+    resampled_sums,
+    summarise,
+)
+
+MCNEMAR, SIGN_FLIP = "McNemar, exact", "sign flips, exact"
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """A two-sided test that two models answer the same questions equally well.
+
+    Attributes:
+        lost: questions the reference answers better (b of McNemar's table).
+        won: questions the model answers better (c).
+        p: the p-value.
+        name: `MCNEMAR` or `SIGN_FLIP`.
+    """
+
+    lost: int
+    won: int
+    p: float
+    name: str
+
+
+@dataclass(frozen=True)
+class StandardErrors:
+    """Of a mean over seeds and questions: one counts questions as the sample, the other training seeds.
+
+    Attributes:
+        by_question: sd over questions of the mean over seeds / sqrt(n): these seeds, other questions.
+        by_seed: sd over seeds of the mean over questions / sqrt(seeds): these questions, other seeds; None for
+            one seed.
+    """
+
+    by_question: float | None
+    by_seed: float | None
+
+
+def mcnemar(reference: ArrayLike, model: ArrayLike) -> PairedTest:
+    """McNemar's exact test on right and wrong answers [n] to the same questions.
+
+    With b questions that only the reference answers and c that only the model answers, p = min(1, 2 P(X <=
+    min(b, c))), X ~ Binomial(b + c, 1/2); 1 where b + c = 0. The exact conditional test keeps its level for any
+    n; its mid-p form rejects more often, but may exceed the level a little, so it is not used here.
+
+    Sources: McNemar (1947), Psychometrika 12; Fagerland, Lydersen and Laake (2013), BMC Med. Res. Methodol. 13:91.
+
+    Raises:
+        UserError: no answers, unequal lengths, or values other than 0 and 1.
+
+    >>> round(mcnemar([1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 1]).p, 6)  # 2 (1 + 6) / 64
+    0.21875
+    """
+    return paired_test(np.asarray(reference)[None], np.asarray(model)[None])
+
+
+def paired_test(reference: ArrayLike, model: ArrayLike) -> PairedTest:
+    """Whether two models' right and wrong answers, [seeds, n] each, differ by more than chance.
+
+    With d the difference of the two means over seeds on a question, the test flips the sign of every d at random:
+    p is the share of the 2^n flips whose sum is at least as far from 0 as the one found. It is computed exactly,
+    as the d are multiples of one number. With one seed on each side it is McNemar's exact test.
+
+    The seeds are taken as they are: p says nothing about a model trained with another seed. An interval of
+    `difference` draws seeds as well.
+
+    Raises:
+        UserError: no answers, unequal lengths, or values other than 0 and 1.
+    """
+    reference, model = _tables([reference, model])
+    if not np.isin(np.concatenate([reference, model]), (0.0, 1.0)).all():
+        raise UserError("answers must be 0 and 1 (or False and True), one per seed and question.")
+    counts = len(reference) * model.sum(axis=0) - len(model) * reference.sum(axis=0)
+    name = MCNEMAR if len(reference) == len(model) == 1 else SIGN_FLIP
+    p = _sign_flips([int(each) for each in counts if each])
+    return PairedTest(int((counts < 0).sum()), int((counts > 0).sum()), p, name)
+
+
+def _sign_flips(differences: Sequence[int]) -> float:
+    """Two-sided p of the sum of whole numbers other than 0 under random signs.
+
+    The sum of those that come out positive is, for each size, size × Binomial(how many, 1/2); the distributions
+    are convolved.
+    """
+    shared = gcd(*differences)
+    sizes, counts = np.unique(np.abs(differences) // max(1, shared), return_counts=True)
+    chances = np.ones(1)
+    for size, count in zip(sizes, counts, strict=True):
+        of_size = np.zeros(size * count + 1)
+        of_size[::size] = _coin_flips(int(count))
+        chances = np.convolve(chances, of_size)
+    positive = sum(each for each in differences if each > 0) // max(1, shared)
+    smaller = min(positive, len(chances) - 1 - positive)
+    return min(1.0, 2 * float(chances[: smaller + 1].sum()))
+
+
+def _coin_flips(count: int) -> Array:
+    """P(X = k), k = 0 to count, X ~ Binomial(count, 1/2): from the ratios of neighbours, in logs."""
+    k = np.arange(count)
+    ways = np.concatenate([[0.0], np.cumsum(np.log((count - k) / (k + 1)))])
+    return np.exp(ways - count * np.log(2))
+
+
+def holm(pvalues: Sequence[float]) -> list[float]:
+    """Holm's step-down adjusted p-values, in the order given: below α, the chance of one false finding is at most α.
+
+    The i-th smallest of m becomes max over j <= i of min(1, (m - j + 1) p_(j)). The tests may depend on each other.
+    Source: Holm (1979), Scand. J. Stat. 6.
+
+    Raises:
+        UserError: a value that is no probability.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    if any(not 0 <= p <= 1 for p in pvalues):
+        raise UserError(f"p-values lie between 0 and 1; given {', '.join(map(str, pvalues))}.")
+    adjusted, largest = [0.0] * len(pvalues), 0.0
+    for done, index in enumerate(sorted(range(len(pvalues)), key=lambda each: pvalues[each])):
+        largest = max(largest, min(1.0, (len(pvalues) - done) * pvalues[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def standard_errors(model: ArrayLike, reference: ArrayLike | None = None, pair_seeds: bool = False) -> StandardErrors:
+    """Standard errors of the mean of `model` [seeds, n], or of its paired difference to `reference` [seeds, n].
+
+    Independent seeds add their variances; a side with one seed adds none, as it is one given model. With
+    `pair_seeds` and as many seeds on both sides, the variance is that of the differences seed by seed. Sample
+    standard deviations (n - 1, seeds - 1).
+
+    Raises:
+        UserError: not tables of finite numbers with the same questions.
+    """
+    tables = _tables([model] if reference is None else [model, reference])
+    means = tables[0].mean(axis=0) - (tables[1].mean(axis=0) if len(tables) > 1 else 0)
+    by_question = float(means.std(ddof=1) / len(means) ** 0.5) if len(means) > 1 else None
+    if pair_seeds and len(tables) > 1 and len(tables[0]) == len(tables[1]):
+        tables = [tables[0] - tables[1]]
+    variances = [float(each.mean(axis=1).var(ddof=1)) / len(each) for each in tables if len(each) > 1]
+    return StandardErrors(by_question, sum(variances) ** 0.5 if variances else None)
+
+
+def difference(reference: ArrayLike, model: ArrayLike, level: float = 0.95, pair_seeds: bool = False) -> Estimate:
+    """Mean of model - reference over seeds and questions, [seeds, n] each, with `paired_bootstrap`."""
+    return paired_bootstrap(lambda means: means[:, 1] - means[:, 0], [reference, model], level, pair_seeds=pair_seeds)
+
+
+def reduction(base: ArrayLike, unlearned: ArrayLike, level: float = 0.95, pair_seeds: bool = False) -> Estimate:
+    """`scores.reduction_rate` of tables [seeds, n], with `paired_bootstrap`."""
+    return paired_bootstrap(reductions, [base, unlearned], level, NOTHING_TO_LOSE, pair_seeds)
+
+
+def recovery(
+    base: ArrayLike, unlearned: ArrayLike, rna: ArrayLike, level: float = 0.95, pair_seeds: bool = False
+) -> Estimate:
+    """`scores.recovery_rate` of tables [seeds, n], with `paired_bootstrap`."""
+    return paired_bootstrap(recoveries, [base, unlearned, rna], level, NOTHING_TO_RECOVER, pair_seeds)
+
+
+def paired_bootstrap(
+    statistic: Callable[[Array], Array],
+    tables: Sequence[ArrayLike],
+    level: float = 0.95,
+    undefined: str = "",
+    pair_seeds: bool = False,
+    seed: int = 0,
+    resamples: int = 10_000,
+) -> Estimate:
+    """A statistic of the means of K tables [seeds, n] and its percentile interval.
+
+    Each resample draws n questions, the same for all tables, and for each table as many of its own seeds as it has.
+    With few seeds the spread between them is underestimated, as in `scores.over_seeds`.
+
+    Args:
+        statistic: means [R, K] -> [R], nan where it is undefined.
+        undefined: why it has no value where it is undefined on the answers themselves.
+        pair_seeds: draw the same seeds for tables with as many of them.
+
+    Raises:
+        UserError: not tables of finite numbers with the same questions, or fewer than 100 resamples.
+    """
+    checked = _tables(tables)
+    n, seeds = checked[0].shape[1], max(map(len, checked))
+    value = float(statistic(np.array([[table.mean() for table in checked]]))[0])
+    over = seeds if seeds > 1 else None
+    if np.isnan(value):
+        return Estimate(None, n=n, seeds=over, note=undefined)
+    sums = np.concatenate(list(resampled_sums(np.concatenate(checked).T, seed, resamples)))
+    rng = np.random.default_rng([seed, 1])  # not the stream that drew the questions
+    means: list[Array] = []
+    drawn_before: dict[int, NDArray[np.int64]] = {}
+    columns = np.split(sums, np.cumsum([len(each) for each in checked])[:-1], axis=1)
+    for table, of_seeds in zip(checked, columns, strict=True):
+        drawn = drawn_before.get(len(table)) if pair_seeds else None
+        if drawn is None:
+            drawn = rng.multinomial(len(table), np.full(len(table), 1 / len(table)), size=resamples)
+            drawn_before[len(table)] = drawn
+        means.append((drawn * of_seeds).sum(axis=1) / (len(table) * n))
+    return summarise(value, statistic(np.stack(means, axis=1)), n, level, seeds=over)
+
+
+def _tables(tables: Sequence[ArrayLike]) -> list[Array]:
+    """Float tables [seeds, n], checked: two-dimensional, not empty, finite, as many questions each."""
+    checked = [np.asarray(each, dtype=float) for each in tables]
+    if any(each.ndim != 2 or not each.size or not np.isfinite(each).all() for each in checked):
+        shapes = ", ".join(str(each.shape) for each in checked)
+        raise UserError(f"tables must be finite numbers [seeds, questions]; shapes {shapes}.")
+    if len({each.shape[1] for each in checked}) > 1:
+        counts = ", ".join(str(each.shape[1]) for each in checked)
+        raise UserError(f"numbers of questions differ ({counts}). Give the same questions in the same order.")
+    return checked

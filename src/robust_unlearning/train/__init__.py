@@ -1,0 +1,1 @@
+"""Training: the engine, the objective, and the loop."""

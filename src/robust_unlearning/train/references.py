@@ -1,0 +1,88 @@
+"""Reference log-probabilities of a corpus: computed once, kept on disk, read by every later run.
+
+They depend on the model, the texts' tokens and the type of the forward pass, and on nothing else of a recipe.
+Sequences are scored in fixed blocks, so that a value never depends on which run asked for it first.
+
+Shapes: b sequences of a batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from robust_unlearning import files
+from robust_unlearning.data.corpora import Corpus
+from robust_unlearning.parallel.processes import Processes
+from robust_unlearning.train.engine import BandEngine
+from robust_unlearning.train.objective import sequence_logp
+
+BLOCK = 8
+"""Sequences scored together: always the same ones, whoever asks."""
+
+
+class References:
+    """log p of each sequence of a corpus under the base, in nats.
+
+    Args:
+        corpus: the sequences.
+        model: fingerprint of every tensor of the base.
+        dtype: type of the forward pass.
+        processes: they share the work, and know the same values afterwards.
+    """
+
+    def __init__(self, engine: BandEngine, corpus: Corpus, model: str, dtype: str, processes: Processes) -> None:
+        self.engine, self.corpus, self.processes = engine, corpus, processes
+        said = repr((model, dtype, engine.device.type, corpus.rows))
+        self.path = folder() / f"{hashlib.sha256(said.encode()).hexdigest()[:24]}.safetensors"
+        self.logp = processes.on_first(self._kept)
+
+    def _kept(self) -> Tensor:
+        """What is on disk, or NaN for every sequence."""
+        if not self.path.exists():
+            return torch.full((len(self.corpus.rows),), float("nan"), dtype=torch.float64)
+        from safetensors.torch import load_file
+
+        return load_file(self.path)["logp"]
+
+    def prepare(self, rows: Iterable[int]) -> int:
+        """Score those of `rows` that are not known yet, and keep them on disk; returns how many were scored."""
+        blocks = sorted({row // BLOCK for row in rows if self.logp[row].isnan()})
+        asked = blocks + blocks[-1:] * (-len(blocks) % self.processes.count)  # sharded layers are run equally often
+        for block, logp in zip(asked, self.processes.divided(asked, self._scored), strict=True):
+            self.logp[self._rows(block)] = logp
+        if blocks and self.processes.first:
+            from safetensors.torch import save_file
+
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with files.replacing(self.path) as temporary:
+                save_file({"logp": self.logp}, temporary)
+        return len(blocks) * BLOCK
+
+    def _rows(self, block: int) -> list[int]:
+        """The sequences of a block."""
+        return list(range(block * BLOCK, min((block + 1) * BLOCK, len(self.logp))))
+
+    def _scored(self, blocks: Sequence[int]) -> list[Tensor]:
+        """log p of the sequences of each block."""
+        found = []
+        for block in blocks:
+            trunk = self.engine.trunk(self.corpus.collated(self._rows(block)))
+            with torch.no_grad():
+                final = self.engine.reference_tail(trunk, self.engine.reference(trunk))
+                found.append(sequence_logp(self.engine, trunk, final).logp.double().cpu())
+        return found
+
+    def of(self, rows: list[int]) -> Tensor:
+        """log p [b] of these sequences, in float32 on the engine's device."""
+        self.prepare(rows)
+        return self.logp[rows].float().to(self.engine.device)
+
+
+def folder() -> Path:
+    """Where references are kept."""
+    return files.cache_dir() / "references"

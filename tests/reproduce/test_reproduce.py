@@ -1,0 +1,383 @@
+"""Reproductions: the targets and their plans, the verdict rule, claims on made-up answers, and a small one whole."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from robust_unlearning import files
+from robust_unlearning.cli import main
+from robust_unlearning.errors import UserError
+from robust_unlearning.evaluate.suite import Evaluation
+from robust_unlearning.experiments.grid import expand, load_sweep
+from robust_unlearning.recipe import Recipe
+from robust_unlearning.reproduce import claims, claims_theory, paper, run
+from robust_unlearning.reproduce.estimate import make_plan
+from robust_unlearning.reproduce.grid import choose_noise, run_folder
+from robust_unlearning.reproduce.needs import missing
+from robust_unlearning.reproduce.results import Grid, Model, measured
+from robust_unlearning.reproduce.run import Found, key_of
+from robust_unlearning.reproduce.target import Roles, chosen_stages, load_target, points_of, target_names
+from robust_unlearning.reproduce.verdict import Outcome, Rule, judge
+from robust_unlearning.reproduce.verdicts import claim_table, number, outcomes, summary_table, whole
+from robust_unlearning.results.measures import Measured, Perturbed
+from robust_unlearning.stats.estimates import Estimate, over_seeds
+
+
+def test_paper_numbers_agree_with_its_own_averages() -> None:
+    # it prints 43.3 for the preference methods' reductions, whose mean is 43.5
+    for values, name in ((paper.REDUCTION, "reduction"), (paper.RECOVERY, "recovery")):
+        for titles, printed in zip((paper.REPRESENTATION, paper.PREFERENCE), paper.AVERAGE[name], strict=True):
+            assert np.mean([values[each] for each in titles]) == pytest.approx(printed, abs=0.25)
+
+
+@pytest.mark.parametrize(
+    ("rule", "low", "high", "finding"),
+    [
+        (Rule("above"), 0.1, 0.3, "holds"),
+        (Rule("above"), -0.1, 0.3, "cannot be told"),
+        (Rule("above"), -0.3, -0.1, "does not hold"),
+        (Rule("above"), 0.0, 0.0, "cannot be told"),
+        (Rule("below"), -0.3, -0.1, "holds"),
+        (Rule("below"), 0.1, 0.3, "does not hold"),
+        (Rule("below", 0.1), 0.02, 0.05, "holds"),
+        (Rule("below", 0.1), 0.02, 0.15, "cannot be told"),
+        (Rule("within", 0.05), -0.04, 0.04, "holds"),
+        (Rule("within", 0.05), -0.04, 0.06, "cannot be told"),
+        (Rule("within", 0.05), 0.06, 0.09, "does not hold"),
+        (Rule("within", 0.05), -0.09, -0.06, "does not hold"),
+        (Rule("zero"), -0.1, 0.1, "cannot be told"),
+        (Rule("zero"), 0.1, 0.2, "does not hold"),
+    ],
+)
+def test_a_verdict_rests_on_the_interval(rule: Rule, low: float, high: float, finding: str) -> None:
+    assert judge(rule, Estimate((low + high) / 2, low, high)) == finding
+
+
+def test_a_point_decides_nothing() -> None:
+    assert judge(Rule("above"), Estimate(5.0)) == "cannot be told"
+    assert judge(Rule("above"), None) == "not run"
+    assert judge(Rule("above"), Estimate(5.0, 4.0, 6.0, n=5)) == "cannot be told"
+    assert judge(Rule("above"), Estimate(5.0, 4.0, 6.0, n=6)) == "holds"
+
+
+def test_a_claim_as_a_whole() -> None:
+    good, bad, unsure = (
+        Outcome("fragile", "x", "", Estimate(value, value - 1, value + 1), "", Rule("below"))
+        for value in (-3.0, 3.0, 0.0)
+    )
+    assert str(whole([good, good])) == "holds: holds in 2 of 2 rows"
+    assert whole([good, unsure]).finding == whole([good, bad]).finding == "cannot be told"
+    assert whole([bad, unsure]).finding == "does not hold"
+    assert whole([Outcome("fragile", "", "", None, "", Rule("below"))]).finding == "not run"
+    assert number(Estimate(0.5, 0.25, 0.75, n=8, seeds=2), 100) == "+50.0 [+25.0, +75.0] (2 seeds, n=8)"
+
+
+def _measured(right: float, excess: float, forgotten: float, near: float = 1.0) -> Measured:
+    """Forty questions, so many of which are right, in an order that is the same for every model."""
+    order = np.random.default_rng(0).permutation(40)
+    odd = (order < 40 * right).astype(float)
+    ones = np.ones(40)
+    places = {"option": Perturbed(odd, ones, np.full(40, excess))}
+    return Measured(odd * 0, np.full(40, -forgotten), (order < 40 * near).astype(float), ones, ones, places)
+
+
+def _grid() -> Grid:
+    """RMU harms (90 to 50 %), noise 3 mends it (80 %) where it has forgotten as much, noise 9 less (60 %)."""
+    models = []
+    for seed in (0, 1):
+        for noise, right, excess in ((0.0, 0.5, -1.0), (3.0, 0.8, -0.2), (9.0, 0.6, -0.8)):
+            for step, part in ((1, 0.5), (2, 1.0)):
+                own = _measured(0.9 - (0.9 - right) * part, excess * part, (1.0 + 0.1 * (noise == 0)) * part)
+                models.append(
+                    Model("tiny/rmu", "RMU", seed, noise, {"noise_std": noise}, step, step == 2, "runs/x-1", "runs/x-1",
+                          10.0, own, own)
+                )  # fmt: skip
+    base = _measured(0.9, 0.0, 0.0)
+    return Grid(base, base, 0.25, models, {})
+
+
+def test_claims_on_made_up_answers() -> None:
+    grid = Grid.from_json(_grid().as_json())
+    target = load_target("tiny", ["rule=max perturbed"])
+    chosen = choose_noise(target, grid)
+    assert chosen == {"tiny/rmu": 3.0}
+    found = {each.claim: each for each in claims.main_claims(grid, chosen) if each.of != "representation methods, mean"}
+    fragile = found["fragile"]
+    assert fragile.estimate is not None
+    assert fragile.estimate.value == pytest.approx(-0.4)
+    assert "19.0" in fragile.paper
+    expected = over_seeds(np.stack([claims.right(_measured(0.5, 0, 0)) - claims.right(grid.base)] * 2))
+    assert (fragile.estimate.low, fragile.estimate.high) == (expected.low, expected.high)
+    assert {key: each.finding for key, each in found.items()} == {
+        "fragile": "holds",
+        "forget-token": "holds",
+        "po-more-fragile": "not run",
+        "recovers": "holds",
+        "mends": "holds",
+        "keeps-forgetting": "holds",
+        "keeps-retained": "holds",
+        "related": "cannot be told",
+        "free": "cannot be told",  # two pairs of runs
+    }
+    # at like forgetting: 0.5 of RNA lies at 0.5/0.55 of the way to step 1 without noise, 1.0 at 0.45/0.55 beyond it
+    at_half, at_one = -0.5 * 0.5 / 0.55, -0.5 - 0.5 * 0.45 / 0.55
+    mends = found["mends"].estimate
+    assert mends is not None
+    assert mends.value == pytest.approx(((-0.1 - at_half) + (-0.2 - at_one)) / 2)
+    greatest = claims.noise_claims(grid, chosen)
+    assert [each.finding for each in greatest] == ["holds", "holds"]
+    assert claims.main_claims(None, {})[0].finding == "not run"
+
+
+def test_what_has_forgotten_nothing_decides_nothing() -> None:
+    grid = _grid()
+    for model in grid.models:
+        model.test.forget_logp[:] = -0.1
+    found = {each.claim: each for each in claims.main_claims(grid, {"tiny/rmu": 3.0})}
+    for claim in ("fragile", "forget-token", "recovers", "keeps-forgetting", "keeps-retained"):
+        assert found[claim].finding == "cannot be told"
+        assert "less than 0.3 nats" in found[claim].undecided
+
+
+def test_the_slope_over_c_is_that_of_least_squares() -> None:
+    shares = {1.0: 0.8, 2.0: 0.6, 8.0: 0.1}
+    base = _measured(0.9, 0, 0)
+    models = [
+        Model("r", "RMU", 0, 0.0, {"steering_scale": c}, 1, True, "", "", 1.0, _measured(share, 0, 1), None)
+        for c, share in shares.items()
+    ]
+    (found,) = claims.coefficient_claims(Grid(base, None, 0.25, models, {}))
+    slope = np.polyfit(np.log2(list(shares)), list(shares.values()), 1)[0]
+    assert found.estimate is not None
+    assert found.estimate.value == pytest.approx(slope)
+    assert found.finding == "holds"
+
+
+def test_ngrams_are_compared_by_class_and_by_noise() -> None:
+    def row(label: str, value: float) -> dict[str, object]:
+        return {"label": label, "task": "near/letters/option", "length": 2,
+                "excess": {"value": value, "low": value, "high": value, "stderr": 0.1, "n": 9}}  # fmt: skip
+
+    data = {
+        "tables": {"classes": [row("base", 0.0), row("base", 1.0), row("RMU", -0.1), row("RMU", -1.0)]},
+        "subjects": [
+            {"label": "RMU", "title": "RMU", "noise": 0.0},
+            {"label": "RMU + RNA 3", "title": "RMU", "noise": 3.0},
+        ],
+        "right": {"RMU": {"2": [0, 0, 1, 0] * 2}, "RMU + RNA 3": {"2": [1, 1, 1, 1] * 2}},
+    }
+    similarity, noise, mean = claims_theory.ngram_claims(data)
+    assert similarity.estimate is not None
+    assert similarity.estimate.low == pytest.approx(-0.9 - 1.96 * 0.1 * 2**0.5)
+    assert similarity.finding == "holds"
+    assert noise.estimate is not None
+    assert noise.estimate.value == 0.75
+    assert noise.paper == mean.paper == "-0.6 points"
+
+
+def test_the_closed_form_is_judged_against_what_was_drawn() -> None:
+    drawn = {"value": 0.305, "low": 0.302, "high": 0.308, "n": 200_000}
+    empty: dict[str, list[object]] = {key: [] for key in ("shift", "output", "rejection", "trace")}
+    row = {"eta_over_nu": 1.0, "r": 1.0, "paper": 0.352, "exact": 0.304, "simulated": drawn}
+    (found,) = claims_theory.theory_claims({"tables": {**empty, "closed-forms": [row]}})
+    assert found.finding == "does not hold"
+    assert found.estimate is not None
+    assert found.estimate.value == pytest.approx(-0.047)
+
+
+def test_answers_by_role() -> None:
+    def record(task: str, logprobs: list[float], answer: int) -> dict[str, object]:
+        correct = answer == int(np.argmax(logprobs))
+        return {"task": task, "id": "1", "logprobs": logprobs, "answer": answer, "correct": correct}
+
+    records = [
+        record("sky/cloze/clean", [-1.0, -3.0], 1),
+        record("art/cloze/clean", [-1.0, -2.0], 0),
+        record("art/cloze/begin", [-2.0, -1.0], 0),
+        record("art/cloze/begin-control", [-1.0, -2.0], 0),
+    ]
+    own = measured(Evaluation({}, records), Roles(forget=("sky/*",)))
+    assert own.forget.tolist() == [0]
+    assert own.forget_logp == pytest.approx([-3 - np.logaddexp(-1, -3)])
+    assert own.near.size == 0
+    assert (own.far.tolist(), own.clean.tolist()) == ([1], [1])
+    assert own.places["begin"].excess == pytest.approx([-1.0])  # the options' total is the same in both forms
+    with pytest.raises(UserError, match="no task whose role is forget"):
+        measured(Evaluation({}, records), Roles())
+
+
+def _alike(recipe: Recipe) -> str:
+    """A recipe but for what plays no part in what it trains."""
+    return recipe.model_copy(
+        update={"snapshots": (), "checkpoint_every": 1, "noise_std": recipe.noise_std or None}
+    ).content_hash()
+
+
+@pytest.mark.parametrize("name", ["tiny", "smollm2", "zephyr-7b"])
+def test_shipped_targets_hold_what_they_should(name: str, tmp_path: Path) -> None:
+    assert name in target_names()
+    target = load_target(name)
+    said = " ".join(stage.stands_for for stage in target.stages.values())
+    assert all(f"Figure {number}" in said for number in (1, 2, 3, 4, 7, 8, 9, 10))
+    assert "Table 1" in said
+    points = points_of(target, target.stages["main"])
+    assert {point.recipe.title for point in points} == set(paper.METHODS)
+    rows = make_plan(target, target.stages, tmp_path, None)
+    assert sum(row.runs for row in rows) > sum(row.trained for row in rows) > 0  # runs are shared
+    for stage in target.stages.values():
+        assert set(stage.recipes) <= {point.source for point in points}
+        for command in stage.command.split("; "):
+            words = shlex.split(command.split(" (then")[0])
+            assert words[0] == "unlearn"
+            arguments = main._parse(main._parser(), words[1:])
+            if arguments.verb == "sweep":
+                alone = expand(load_sweep(arguments.sweep, arguments.overrides))
+                assert {_alike(each.recipe) for each in alone} <= {
+                    _alike(each.recipe) for each in points_of(target, stage)
+                }
+
+
+def test_the_plans_of_all_targets_through_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main.main(["reproduce", "zephyr-7b", "--plan", "--only", "figure2"]) == 0
+    printed = capsys.readouterr().out
+    assert "200 TFLOP/s" in printed
+    assert "bio-forget-corpus.jsonl" in printed
+    assert "set.topics.biology.forget.path" in printed
+    assert main.main(["reproduce", "zephyr-7b", "--only", "main"]) == 2
+    assert "thing(s) are missing" in capsys.readouterr().err
+    assert not (tmp_path / "reproductions").exists()
+    monkeypatch.setattr("robust_unlearning.reproduce.needs.BUNDLED_MODELS", {})
+    lacking = missing(load_target("smollm2"), {})
+    assert len(lacking) == 1
+    assert lacking[0].startswith("model smollm2-135m")
+
+
+def test_wrong_targets(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="did you mean 'tiny'"):
+        load_target("tinny")
+    with pytest.raises(UserError, match="did you mean 'seeds'"):
+        load_target("tiny", ["sedes=[0]"])
+    with pytest.raises(UserError, match="did you mean 'figure2'"):
+        load_target("tiny", ["stages.figur2.seeds=1"])
+    with pytest.raises(UserError, match="did you mean 'questions'"):
+        load_target("tiny", ["stages.theory.qestions=1"])
+    with pytest.raises(UserError, match="does not begin with max or min"):
+        load_target("tiny", ["rule=best"])
+    target = load_target("tiny")
+    with pytest.raises(UserError, match="did you mean 'main'"):
+        chosen_stages(target, ["mian"])
+    words = ["set.stepz=3", "set.topics.plague_lore.retain_wieght=2", "set.seed=x", "sedes=[0]", "stages.mian.seeds=1"]
+    with pytest.raises(UserError, match=r"did you mean 'steps'") as wrong:
+        load_target("tiny", words)
+    for part in (
+        "did you mean 'retain_weight'",
+        "seed: input should be",
+        "did you mean 'seeds'",
+        "did you mean 'main'",
+    ):
+        assert part in str(wrong.value)
+    with pytest.raises(UserError, match="63 of 63 points are wrong"):
+        points_of(load_target("tiny", ["set.layer=0", "set.train_layers=[2]"]), target.stages["main"])
+    (tmp_path / "two.yaml").write_text("about: x\nsuite: planted\nstages: {a: {title: a, kind: grid, stands_for: x, "
+                                       "command: x}}\n")  # fmt: skip
+    with pytest.raises(UserError, match=r"one stage of kind main; it has 0(.|\n)*stages.a.grids"):
+        load_target(str(tmp_path / "two.yaml"))
+
+
+def test_a_stage_is_known_by_what_its_result_depends_on() -> None:
+    target = load_target("tiny")
+
+    def key(*words: str, stage: str = "activations") -> str:
+        other = load_target("tiny", words)
+        return key_of(other, other.stages[stage])
+
+    same = key_of(target, target.stages["activations"])
+    assert key() == key("stages.activations.title=other") == key("stages.figure2.seeds=1") == same
+    assert len({same, key("limit=3"), key("set.steps=70"), key("stages.activations.questions=3")}) == 4
+
+
+SMALL = {
+    "about": "A small one.",
+    "suite": "planted",
+    "validation": "planted-validation",
+    "roles": {"related": ["near/*/clean"]},
+    "seeds": [0],
+    "limit": 2,
+    "set": {"steps": 2, "snapshots": [1], "batch_size": 2},
+    "stages": {
+        "main": {
+            "title": "Main", "kind": "main", "stands_for": "Figure 1", "command": "unlearn sweep tiny/rmu",
+            "grids": [{"recipe": ["tiny/rmu", "tiny/npo-kl"], "noise_std": [0, 3]}],
+        },
+        "figure2": {
+            "title": "Over c", "kind": "grid", "stands_for": "Figure 2", "command": "unlearn sweep tiny/rmu",
+            "grids": [{"recipe": "tiny/rmu", "steering_scale": [3, 9], "noise_std": 0}],
+        },
+        "figure7": {
+            "title": "Sensitivity", "kind": "noise-sensitivity", "stands_for": "Figure 7", "command": "unlearn analyze",
+            "recipes": ["tiny/rmu"], "documents": 2, "probes": 1, "max_tokens": 16,
+        },
+        "theory": {
+            "title": "Too few questions", "kind": "theory", "stands_for": "Theorem 4.2", "command": "unlearn analyze",
+            "recipes": ["tiny/rmu"], "documents": 1, "questions": 1, "rna": False,
+        },
+    },
+}  # fmt: skip
+
+
+def test_a_small_one_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(SMALL))
+    out = tmp_path / "out"
+    command = ["reproduce", str(tmp_path / "small.yaml"), "--out", str(out)]
+
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "look", interrupted)
+        assert main.main(command) == 130
+    printed = capsys.readouterr().out
+    assert "in all about" in printed
+    assert "measured here" in printed
+    assert files.read_json(out / "stages" / "figure7" / "stage.json")["status"] == "stopped"
+
+    assert main.main(command) == 2  # one stage cannot do
+    captured = capsys.readouterr()
+    assert "main (Figure 1): finished before" in captured.out
+    assert "figure2 (Figure 2): finished before" in captured.out
+    assert "1 stage(s) failed" in captured.err
+    assert "too few" in captured.err
+    assert len(list((out / "runs").iterdir())) == 5  # 4 in the main stage; one of figure2's two is among them
+
+    target = load_target(str(tmp_path / "small.yaml"))
+    paths = {run_folder(out, point) for stage in target.stages.values() for point in points_of(target, stage)}
+    assert paths == set((out / "runs").iterdir())
+    numbers = files.read_json(out / "reproduce.json")
+    assert {key: state["status"] for key, state in numbers["stages"].items()} == {
+        "main": "finished", "figure2": "finished", "figure7": "finished", "theory": "failed",
+    }  # fmt: skip
+    assert set(numbers["chosen_noise"]) == {"tiny/rmu", "tiny/npo-kl"}
+    assert {each["claim"] for each in numbers["outcomes"]} == set(claims.CLAIMS)
+    assert all(each["finding"] == "not run" for each in numbers["outcomes"] if each["claim"] == "trace")
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "too few" in page
+    assert "What became of the claims" in page
+    assert "right in all three" in page  # the counts of questions that flipped: the suite's own and no others
+    assert all((out / "figures" / name).exists() for name in ("figure1.png", "trade-off.svg", "figure2.csv"))
+
+
+def test_nothing_run_is_a_report_too() -> None:
+    target = load_target("tiny")
+    rows = outcomes(target, Found())
+    assert {each.claim for each in rows} == set(claims.CLAIMS)
+    assert all(each.finding == "not run" for each in rows)
+    assert len(summary_table(rows).rows) == len(claims.CLAIMS)
+    assert claim_table("fragile", rows).rows[0][0] == "all"
