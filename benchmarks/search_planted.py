@@ -21,7 +21,7 @@ import numpy as np
 from robust_unlearning import files
 from robust_unlearning.evaluate.evaluator import Evaluator, open_target
 from robust_unlearning.evaluate.suite import Evaluation, load_suite
-from robust_unlearning.experiments.side_by_side import train_all
+from robust_unlearning.experiments.runner import train_all
 from robust_unlearning.methods.table import Representation
 from robust_unlearning.recipe import load_recipe
 from robust_unlearning.results.measures import Measured

@@ -42,8 +42,7 @@ def roles(tasks: Iterable[Task], patterns: Patterns) -> dict[str, list[Task]]:
     given = {role: named(every, role, wanted) for role, wanted in patterns.items() if wanted}
     taken = {task for chosen in given.values() for task in chosen}
     return {
-        role: given.get(role, [task for task in every if role_of(task) == role and task not in taken])
-        for role in ROLES
+        role: given.get(role, [task for task in every if role_of(task) == role and task not in taken]) for role in ROLES
     }
 
 

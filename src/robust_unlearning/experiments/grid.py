@@ -62,16 +62,20 @@ class Point:
         return {key: value for key, value in self.fields.items() if key not in SEEDS}
 
 
-def point_of(source: str, fields: Mapping[str, Any], changes: Mapping[str, Any], name: str = "") -> Point:
-    """A point from a recipe and changes to it. Without a name it gets one that can be read and is unlike any other's.
+def point_of(
+    source: str, fields: Mapping[str, Any], words: Iterable[str], name: str = "", earlier: Iterable[int] = ()
+) -> Point:
+    """A point from a recipe and the `field=value` words that change it; see `Point` for the rest.
+
+    Without a name it gets one that can be read and is unlike that of any other recipe.
 
     Raises:
         UserError: the recipe or a change is wrong.
     """
-    recipe = load_recipe(source, override_words(changes))
+    recipe = load_recipe(source, words)
     readable = re.sub(r"[^\w.=+-]+", "-", label(fields).replace(", ", "_")).strip("-")
     name = name or f"{readable[:LONGEST_NAME] or 'point'}-{recipe.content_hash()[:8]}"
-    return Point(name, source, fields, recipe)
+    return Point(name, source, fields, recipe, tuple(earlier))
 
 
 def label(fields: Mapping[str, Any]) -> str:
@@ -183,7 +187,7 @@ def expand(sweep: Sweep) -> list[Point]:
         fields = {key: given[key] for key in swept if key in given}
         source = str(given["recipe"])
         try:
-            point = point_of(source, fields, changes)
+            point = point_of(source, fields, override_words(changes))
         except UserError as error:
             sentence = str(error).replace(source, "…")  # the same of another recipe is said once
             errors.setdefault(sentence, []).append(f"{source} {label(fields)}".strip())

@@ -1,9 +1,9 @@
 """Values and ranges of a recipe's fields, as they are typed: lists for a sweep, axes for a search.
 
-    noise_std=0,0.01,0.02          three values
-    noise_std=0:0.1:0.01           first:last:step, both ends in
-    noise_layers=[1],[2],[0,1,2]   commas inside brackets do not part values
-    retain_weight=1..1000          any number between; with :log, evenly in its logarithm (a search only)
+noise_std=0,0.01,0.02          three values
+noise_std=0:0.1:0.01           first:last:step, both ends in
+noise_layers=[1],[2],[0,1,2]   commas inside brackets do not part values
+retain_weight=1..1000          any number between; with :log, evenly in its logarithm (a search only)
 """
 
 from __future__ import annotations

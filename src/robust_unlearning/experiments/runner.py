@@ -86,6 +86,11 @@ class Runner(Generic[Answers]):
         self.score_models()
         return self
 
+    @property
+    def base(self) -> dict[str, Answers]:
+        """Of the first base, or of the only one: folder of the plan -> answers."""
+        return next(iter(self.bases.values()))
+
     def folder(self, point: Point) -> Path:
         """Where a point's run lies."""
         return self.out / "runs" / point.name

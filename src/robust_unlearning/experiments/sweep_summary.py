@@ -230,9 +230,7 @@ class _Summary:
             return drawn
 
         def panels(measures: Sequence[str], over: str | None) -> list[tuple[str, list[Series]]]:
-            return [
-                (COLUMNS[key].header.replace(", %", " accuracy"), series(key, over)) for key in measures
-            ]
+            return [(COLUMNS[key].header.replace(", %", " accuracy"), series(key, over)) for key in measures]
 
         measures = [key for key in MEASURES if all(key in own for own in bases.values())]
         about = f"on {suite} (95 % intervals over seeds and questions)"
