@@ -106,11 +106,8 @@ class Runner(Generic[Answers]):
         for base, points in self._by_base():
             recipe = points[0].recipe
             self.say(f"scoring the base {recipe.model}")
-            target = open_target(
-                recipe.model, allow_pickle=recipe.allow_pickle, trust_remote_code=recipe.trust_remote_code
-            )
             folder = self.out / "base" / ("" if self.one_base else base)
-            self.bases[base] = self._scores(Evaluator(recipe.dtype, recipe.device), target, folder, self.plans)
+            self.bases[base] = self._scores(Evaluator(recipe.dtype, recipe.device), bare(recipe), folder, self.plans)
 
     def train(self) -> None:
         """Train every point that has not failed before and is not finished."""
@@ -164,6 +161,11 @@ class Runner(Generic[Answers]):
     def _require_all(self) -> None:
         if self.strict and self.failed:
             raise UserError("\n".join(f"{self.out / 'runs' / name}: {why}" for name, why in self.failed.items()))
+
+
+def bare(recipe: Recipe) -> Target:
+    """A recipe's base model, to be scored as it is."""
+    return open_target(recipe.model, allow_pickle=recipe.allow_pickle, trust_remote_code=recipe.trust_remote_code)
 
 
 def scored(evaluator: Evaluator, target: Target, plan: Plan, folder: Path) -> Evaluation:
