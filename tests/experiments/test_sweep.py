@@ -15,7 +15,7 @@ from robust_unlearning import UserError, files, load_recipe, unlearn
 from robust_unlearning.cli.main import main
 from robust_unlearning.evaluate.record import Record, Task
 from robust_unlearning.evaluate.suite import Evaluation
-from robust_unlearning.experiments.answers import answers_of, role_of, roles
+from robust_unlearning.experiments.answers import answers_of
 from robust_unlearning.experiments.grid import Point, Sweep, expand, load_sweep, sweep_names
 from robust_unlearning.experiments.memory import Need, free_memory, need
 from robust_unlearning.experiments.ranges import parse_values
@@ -24,6 +24,7 @@ from robust_unlearning.experiments.runner import groups, train_all
 from robust_unlearning.experiments.sweep import run_sweep
 from robust_unlearning.methods.noise import Draws, RandomNoiseAugmentation
 from robust_unlearning.report.figures import FORMATS
+from robust_unlearning.results.roles import role_of, roles
 from robust_unlearning.run.delta import load_delta
 from robust_unlearning.run.folder import RunFolder, open_run
 from robust_unlearning.train.candidate import Candidate

@@ -7,8 +7,8 @@ from typing import Any
 
 from robust_unlearning.evaluate.record import Task, logp_among_of
 from robust_unlearning.evaluate.suite import Evaluation
-from robust_unlearning.experiments.answers import named
 from robust_unlearning.experiments.rule import Bound, Rule
+from robust_unlearning.results.roles import named
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from robust_unlearning.errors import UserError, unknown
+from robust_unlearning.results.roles import ROLES
 
-ROLES = ("forget", "retain", "perturbed")
 MEASURES = (*ROLES, "excess_harm")
 DEFAULT_RULE = "max perturbed where forget<=chance+0.1 and retain>=0.95*base"
 EXAMPLE = f"Write it like {DEFAULT_RULE!r}."
