@@ -10,7 +10,7 @@ from typing import Any
 from robust_unlearning import files
 from robust_unlearning.analyze import activations, harmfulness, inputs, noise_sensitivity
 from robust_unlearning.analyze.output import Report, write
-from robust_unlearning.analyze.subjects import Subjects
+from robust_unlearning.analyze.variants import Variants
 from robust_unlearning.data.corpora import read_documents
 from robust_unlearning.data.questions import shows_options
 from robust_unlearning.errors import UserError
@@ -55,7 +55,7 @@ def look(
     names = {str(out / model.run): text for text, model in own}
     if stage.kind == "ngrams":
         return _ngrams(target, stage, own, out, folder, say)
-    subjects = Subjects(list(names))
+    subjects = Variants(list(names))
     found = _report(target, stage, subjects, lambda name: say(f"  measuring {names.get(name, name)}"))
     layers = {text: open_run(out / model.run).recipe.layer for text, model in own}
     return {**_written(_renamed(found, names), own, folder), "layers": layers, "depth": subjects.depth}
@@ -76,13 +76,9 @@ def _listed(own: list[tuple[str, Model]]) -> list[dict[str, Any]]:
     return [{"label": text, "recipe": each.recipe, "title": each.title, "noise": each.noise} for text, each in own]
 
 
-def _report(target: Target, stage: Stage, subjects: Subjects, tick: Callable[[str], None]) -> Report:
+def _report(target: Target, stage: Stage, subjects: Variants, tick: Callable[[str], None]) -> Report:
     """The analysis of one kind, with the stage's sizes."""
-    recipe = subjects.recipe()
-    documents = {
-        side: inputs.rows(subjects.tokenizer, inputs.recipe_documents(recipe, side, stage.documents), stage.max_tokens)
-        for side in ("forget", "retain")
-    }
+    documents = {side: subjects.documents(side, stage.documents, stage.max_tokens) for side in ("forget", "retain")}
     if stage.kind == "noise-sensitivity":
         settings = noise_sensitivity.Settings(probes=stage.probes)
         return noise_sensitivity.analyse(subjects, documents["forget"], settings, tick)
@@ -92,8 +88,7 @@ def _report(target: Target, stage: Stage, subjects: Subjects, tick: Callable[[st
     used = closed_forms.Settings(subjects.layer(None), draws=stage.draws, probes=stage.probes)
     unit, found = closed_forms.measure(subjects, questions, documents["forget"], used, tick)
     about = {
-        "base": subjects.checkpoint.name,
-        "targets": [each.name for each in subjects.targets],
+        **subjects.about,
         "documents": len(documents["forget"]),
         "questions": {where: len(group) for where, group in questions.items()},
     }

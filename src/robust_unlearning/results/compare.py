@@ -1,6 +1,6 @@
 """Models that answered the same questions, compared task by task with a reference: differences, tests, rates, harm.
 
-Needs nothing but the answers on disk; no model is loaded. The statistics are in `comparison.py`.
+Needs nothing but the answers on disk; no model is loaded. The statistics are in `stats.paired`.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def compare(
 
     Raises:
         UserError: an unknown name, `unlearned` without a third model, a pattern that matches no
-            task, or what `answers.shared_tasks` raises.
+            task, or what `records.shared_tasks` raises.
     """
     names = [each.name for each in models]
     for name in (base, unlearned):

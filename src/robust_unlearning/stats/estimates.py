@@ -92,7 +92,7 @@ def mean_interval(values: ArrayLike, seed: int = 0, resamples: int = 10_000, lev
     """
     (data,) = _columns(values=values)
     stderr = float(data.std(ddof=1) / len(data) ** 0.5) if len(data) > 1 else None
-    return _bootstrap([data], lambda sums: sums[:, 0] / len(data), seed, resamples, level, stderr=stderr)
+    return bootstrap(data[:, None], lambda sums: sums[:, 0] / len(data), seed, resamples, level, stderr=stderr)
 
 
 def paired_difference(
@@ -122,7 +122,8 @@ def nats_per_token(
     total, count = total[count > 0], count[count > 0]
     if not len(count):
         raise UserError("no document has a token to predict: each is shorter than two tokens.")
-    return _bootstrap([total, count], lambda sums: sums[:, 0] / sums[:, 1], seed, resamples, level)
+    rows = np.stack([total, count], axis=1)
+    return bootstrap(rows, lambda sums: sums[:, 0] / sums[:, 1], seed, resamples, level)
 
 
 def reduction_rate(base: float, unlearned: float) -> Estimate:
@@ -161,8 +162,8 @@ def paired_reduction(
     Raises:
         UserError: no values, unequal lengths, or values that are not finite.
     """
-    columns = _columns(base=base, unlearned=unlearned)
-    return _bootstrap(columns, reductions, seed, resamples, level, undefined=NOTHING_TO_LOSE)
+    rows = np.stack(_columns(base=base, unlearned=unlearned), axis=1)
+    return bootstrap(rows, reductions, seed, resamples, level, undefined=NOTHING_TO_LOSE)
 
 
 def paired_recovery(
@@ -180,8 +181,8 @@ def paired_recovery(
     Raises:
         UserError: no values, unequal lengths, or values that are not finite.
     """
-    columns = _columns(base=base, unlearned=unlearned, rna=rna)
-    return _bootstrap(columns, recoveries, seed, resamples, level, undefined=NOTHING_TO_RECOVER)
+    rows = np.stack(_columns(base=base, unlearned=unlearned, rna=rna), axis=1)
+    return bootstrap(rows, recoveries, seed, resamples, level, undefined=NOTHING_TO_RECOVER)
 
 
 def excess_harm(
@@ -238,7 +239,7 @@ def over_seeds(per_seed_values: ArrayLike, seed: int = 0, resamples: int = 10_00
         questions = rng.integers(n, size=(size, n))
         means.append(np.take_along_axis(drawn_seeds @ table, questions, axis=1).mean(axis=1))
     note = "one seed: the interval is over questions only" if seeds == 1 else ""
-    return summarise(float(table.mean()), np.concatenate(means), n, level, seeds=seeds, note=note)
+    return _summarise(float(table.mean()), np.concatenate(means), n, level, seeds=seeds, note=note)
 
 
 def share_over_seeds(per_seed_correct: ArrayLike) -> Estimate:
@@ -247,24 +248,28 @@ def share_over_seeds(per_seed_correct: ArrayLike) -> Estimate:
     There a bootstrap has nothing to draw on, and would give an interval without width for any n.
     """
     table = np.asarray(per_seed_correct, dtype=float)
-    own = over_seeds(table)
+    share = over_seeds(table)
     if table.min() == table.max() and table.min() in (0, 1):
         wilson = accuracy(table[0])
-        return replace(own, low=wilson.low, high=wilson.high)
-    return own
+        return replace(share, low=wilson.low, high=wilson.high)
+    return share
 
 
 def reductions(sums: Array) -> Array:
     """Rows of (base, unlearned), any common scale -> rate, nan where undefined."""
     base, unlearned = sums.T
-    return np.divide(base - unlearned, base, out=np.full(len(base), np.nan), where=base > 0)
+    return _quotient(base - unlearned, base)
 
 
 def recoveries(sums: Array) -> Array:
     """Rows of (base, unlearned, rna), any common scale -> rate, nan where undefined."""
     base, unlearned, rna = sums.T
-    lost = base - unlearned
-    return np.divide(rna - unlearned, lost, out=np.full(len(base), np.nan), where=lost > 0)
+    return _quotient(rna - unlearned, base - unlearned)
+
+
+def _quotient(part: Array, whole: Array) -> Array:
+    rate: Array = np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
+    return rate
 
 
 def _one_row(*accuracies: float) -> Array:
@@ -277,25 +282,39 @@ def _estimate(rate: Array, undefined: str) -> Estimate:
     return Estimate(None, note=undefined) if np.isnan(rate[0]) else Estimate(float(rate[0]))
 
 
-def _bootstrap(
-    columns: list[Array],
+def bootstrap(
+    rows: Array,
     statistic: Callable[[Array], Array],
     seed: int,
     resamples: int,
     level: float,
+    *,
+    value: float | None = None,
     stderr: float | None = None,
+    seeds: int | None = None,
     undefined: str = "",
 ) -> Estimate:
-    """`statistic` maps sums [R, columns] over drawn questions to [R], nan where it is undefined."""
-    rows = np.stack(columns, axis=1)
-    value = float(statistic(rows.sum(axis=0, keepdims=True))[0])
+    """A statistic of the sums over n questions and its percentile interval: each resample draws n questions.
+
+    Args:
+        rows: [n, columns]; the same questions are drawn for all columns.
+        statistic: sums [R, columns] -> [R], nan where it is undefined.
+        value: the statistic of the questions as they are; left out: of their sums.
+        stderr: the standard error; left out: the spread of the resamples.
+        seeds: how many training seeds there are; for the estimate only.
+        undefined: why there is no value where the statistic is undefined on the questions as they are.
+
+    Raises:
+        UserError: fewer than 100 resamples, or a level that is none.
+    """
+    value = float(statistic(rows.sum(axis=0, keepdims=True))[0]) if value is None else value
     if np.isnan(value):
-        return Estimate(None, n=len(rows), note=undefined)
-    draws = np.concatenate([statistic(sums) for sums in resampled_sums(rows, seed, resamples)])
-    return summarise(value, draws, len(rows), level, stderr=stderr)
+        return Estimate(None, n=len(rows), seeds=seeds, note=undefined)
+    sums = np.concatenate(list(_resampled_sums(rows, seed, resamples)))
+    return _summarise(value, statistic(sums), len(rows), level, stderr, seeds)
 
 
-def resampled_sums(rows: Array, seed: int, resamples: int) -> Iterator[Array]:
+def _resampled_sums(rows: Array, seed: int, resamples: int) -> Iterator[Array]:
     """Sums over n rows drawn with replacement: chunks of [R, columns]. The same rows for all columns."""
     rng = np.random.default_rng(seed)
     distinct, counts = np.unique(rows, axis=0, return_counts=True)
@@ -316,7 +335,7 @@ def _chunks(resamples: int, width: int) -> Iterator[int]:
         yield min(step, resamples - start)
 
 
-def summarise(
+def _summarise(
     value: float,
     draws: Array,
     n: int,
