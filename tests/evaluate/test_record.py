@@ -32,12 +32,8 @@ def test_a_name_is_a_task(name: str, task: Task) -> None:
 def test_the_forms_of_a_task() -> None:
     task = Task("near", "letters", "option")
     assert (task.clean_form.name, task.control_form.name) == ("near/letters/clean", "near/letters/option-control")
-    assert [each.perturbed for each in (task, task.control_form, task.clean_form, Task("mmlu"))] == [
-        True,
-        True,
-        False,
-        False,
-    ]
+    assert [task.perturbed, task.control_form.perturbed, task.clean_form.perturbed] == [True, True, False]
+    assert not Task("mmlu").perturbed
     assert control_of(task, [task.control_form]) == task.control_form
     assert control_of(task.control_form, [task.control_form]) is None
     sets = [Task("ng_anatomy"), Task("ng_control_anatomy"), Task("quality_control"), Task("quality_control_control")]
@@ -49,8 +45,8 @@ def test_the_forms_of_a_task() -> None:
     [
         {"task": "q/cloze/clean", "id": "a", "answer": 1, "prediction": 0, "correct": False, "correct_norm": True,
          "logprobs": [-1.0, -2.5], "tokens": [1, 2], **TOKENS},
-        {"task": "mmlu", "id": "b", "doc_hash": "f0", "filter": "first", "answer": None, "prediction": 0, "correct": False,
-         "correct_norm": False, "logprobs": [-1.0], "tokens": [1], **TOKENS},
+        {"task": "mmlu", "id": "b", "doc_hash": "f0", "filter": "first", "answer": None, "prediction": 0,
+         "correct": False, "correct_norm": False, "logprobs": [-1.0], "tokens": [1], **TOKENS},
         {"task": "gsm8k", "id": "c", "doc_hash": "f1", "exact_match": 1.0, **TOKENS},
         {"task": "copa", "id": "d", "doc_hash": "f2", "acc": 1.0, "f1": 0.5, "correct": True, **TOKENS},
         {"task": "free", "id": "e", "answer": "12", "prediction": "twelve", "correct": False, **TOKENS},

@@ -8,7 +8,7 @@ plain paired bootstraps are in `estimates.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import gcd
 
@@ -19,8 +19,10 @@ from robust_unlearning.errors import UserError
 from robust_unlearning.stats.estimates import (
     NOTHING_TO_LOSE,
     NOTHING_TO_RECOVER,
+    RESAMPLES,
     Array,
     Estimate,
+    Statistic,
     bootstrap,
     recoveries,
     reductions,
@@ -177,13 +179,13 @@ def recovery(
 
 
 def paired_bootstrap(
-    statistic: Callable[[Array], Array],
+    statistic: Statistic,
     tables: Sequence[ArrayLike],
     level: float = 0.95,
     undefined: str = "",
     pair_seeds: bool = False,
     seed: int = 0,
-    resamples: int = 10_000,
+    resamples: int = RESAMPLES,
 ) -> Estimate:
     """A statistic of the means of K tables [seeds, n] and its percentile interval.
 
