@@ -5,7 +5,7 @@ that makes a `Report` of them; `output.write` puts a report on disk.
 
 | module | what |
 |---|---|
-| `subjects` | the models: a base and any number of its deltas, over one load |
+| `variants` | the models: a base and any number of its deltas, over one load |
 | `inputs` | the texts and questions, as tokens |
 | `stack` | a model's decoder layers one by one |
 | `derivatives` | Jacobian-vector products and curvature, never a whole matrix |

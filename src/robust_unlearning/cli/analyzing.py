@@ -12,7 +12,7 @@ from robust_unlearning.errors import UserError
 
 if TYPE_CHECKING:
     from robust_unlearning.analyze.output import Report
-    from robust_unlearning.analyze.subjects import Subjects
+    from robust_unlearning.analyze.variants import Variants
 
 TARGETS = "run folders, delta files or the base itself, all of one base"
 
@@ -85,26 +85,21 @@ def _positive(text: str) -> float:
     return number
 
 
-def _subjects(arguments: argparse.Namespace) -> Subjects:
-    from robust_unlearning.analyze.subjects import Subjects
+def _variants(arguments: argparse.Namespace) -> Variants:
+    from robust_unlearning.analyze.variants import Variants
 
-    return Subjects(
-        arguments.targets,
-        arguments.device,
-        allow_pickle=arguments.allow_pickle,
-        trust_remote_code=arguments.trust_remote_code,
-    )
+    options = {"allow_pickle": arguments.allow_pickle, "trust_remote_code": arguments.trust_remote_code}
+    return Variants(arguments.targets, arguments.device, **options)
 
 
-def _forget_rows(subjects: Subjects, arguments: argparse.Namespace) -> list[tuple[int, ...]]:
+def _forget_rows(variants: Variants, arguments: argparse.Namespace) -> list[tuple[int, ...]]:
     """The documents of --texts, or the forget texts of the first run."""
     from robust_unlearning.analyze import inputs
 
-    if arguments.texts:
-        texts = inputs.text_file(arguments.texts, arguments.documents)
-    else:
-        texts = inputs.recipe_documents(subjects.recipe(), "forget", arguments.documents)
-    return inputs.rows(subjects.tokenizer, texts, arguments.max_tokens)
+    if not arguments.texts:
+        return variants.documents("forget", arguments.documents, arguments.max_tokens)
+    texts = inputs.text_file(arguments.texts, arguments.documents)
+    return inputs.rows(variants.tokenizer, texts, arguments.max_tokens)
 
 
 def _tick(name: str) -> None:
@@ -121,15 +116,15 @@ def _noise_sensitivity(arguments: argparse.Namespace) -> None:
     from robust_unlearning.analyze.noise_sensitivity import Settings, analyse
     from robust_unlearning.models.layers import check_layers
 
-    subjects = _subjects(arguments)
+    variants = _variants(arguments)
     layers = None
     if arguments.layer != "all":
         if not arguments.layer.isdecimal():
             raise UserError(f"--layer {arguments.layer!r}: give the number of a layer, or 'all'.")
         layers = [int(arguments.layer)]
-        check_layers(layers, subjects.depth, "--layer")
+        check_layers(layers, variants.depth, "--layer")
     settings = Settings(layers, arguments.probes, arguments.noise_std, arguments.seed)
-    _print(analyse(subjects, _forget_rows(subjects, arguments), settings, _tick), arguments.out)
+    _print(analyse(variants, _forget_rows(variants, arguments), settings, _tick), arguments.out)
 
 
 def _theory(arguments: argparse.Namespace) -> None:
@@ -145,22 +140,20 @@ def _theory(arguments: argparse.Namespace) -> None:
     from robust_unlearning.evaluate.suite import load_suite
     from robust_unlearning.reproduce.theory.closed_forms import Settings, measure
 
-    suite = load_suite(arguments.tasks)
-    subjects = _subjects(arguments)
+    suite, variants = load_suite(arguments.tasks), _variants(arguments)
     settings = Settings(
-        subjects.layer(arguments.layer), draws=arguments.draws, probes=arguments.probes, seed=arguments.seed
+        variants.layer(arguments.layer), draws=arguments.draws, probes=arguments.probes, seed=arguments.seed
     )
-    questions = inputs.prompts(suite, subjects.tokenizer, arguments.questions)
-    documents = _forget_rows(subjects, arguments)
-    unit, found = measure(subjects, questions, documents, settings, _tick)
+    questions = inputs.prompts(suite, variants.tokenizer, arguments.questions)
+    documents = _forget_rows(variants, arguments)
+    unit, measured = measure(variants, questions, documents, settings, _tick)
     about = {
-        "base": subjects.checkpoint.name,
-        "targets": [each.name for each in subjects.targets],
+        **variants.about,
         "tasks": arguments.tasks,
         "documents": len(documents),
         "questions": {where: len(group) for where, group in questions.items()},
     }
-    _print(report(unit, found, settings, about), arguments.out)
+    _print(report(unit, measured, settings, about), arguments.out)
 
 
 def _activations(arguments: argparse.Namespace) -> None:
@@ -168,21 +161,15 @@ def _activations(arguments: argparse.Namespace) -> None:
     from robust_unlearning.analyze.activations import analyse
     from robust_unlearning.evaluate.suite import load_suite
 
-    suite = load_suite(arguments.tasks)
-    subjects = _subjects(arguments)
-    recipe = subjects.recipe()
-    texts = {
-        side: inputs.rows(
-            subjects.tokenizer, inputs.recipe_documents(recipe, side, arguments.documents), arguments.max_tokens
-        )
-        for side in ("forget", "retain")
-    }
-    questions = inputs.prompts(suite, subjects.tokenizer, arguments.questions)
-    _print(analyse(subjects, texts, questions, _tick), arguments.out)
+    suite, variants = load_suite(arguments.tasks), _variants(arguments)
+    sizes = (arguments.documents, arguments.max_tokens)
+    texts = {side: variants.documents(side, *sizes) for side in ("forget", "retain")}
+    questions = inputs.prompts(suite, variants.tokenizer, arguments.questions)
+    _print(analyse(variants, texts, questions, _tick), arguments.out)
 
 
 def _harmfulness(arguments: argparse.Namespace) -> None:
-    from robust_unlearning.analyze.harmfulness import analyse, read_classes, read_records
+    from robust_unlearning.analyze.harmfulness import analyse, read_classes, read_folder
 
     classes = read_classes(arguments.classes)
     records = {}
@@ -191,5 +178,5 @@ def _harmfulness(arguments: argparse.Namespace) -> None:
         label, folder = (label, folder) if equals else (Path(word).name, word)
         if label in records:
             raise UserError(f"the label {label!r} is given twice; write LABEL=FOLDER with other labels.")
-        records[label] = read_records(folder)
+        records[label] = read_folder(folder)
     _print(analyse(records, classes), arguments.out)

@@ -5,8 +5,10 @@ This is the one place that reads and writes tasks' names.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -105,6 +107,17 @@ class Record:
     filter: str | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def of_choices(
+        cls, task: Task, id: str, answer: int | None, options: Sequence[str], scored: Sequence[tuple[float, int]]
+    ) -> Record:
+        """The record of a question whose options have been scored: (log p in nats, tokens) of each."""
+        logprobs = tuple(logp for logp, _ in scored)
+        per_byte = [logp / len(option.encode()) for logp, option in zip(logprobs, options, strict=True)]
+        prediction, normed = int(np.argmax(logprobs)), int(np.argmax(per_byte))
+        tokens = tuple(count for _, count in scored)
+        return cls(task, id, answer, prediction, prediction == answer, normed == answer, logprobs, tokens)
+
     @property
     def right(self) -> float:
         """1 right, 0 wrong."""
@@ -157,6 +170,11 @@ class Record:
 
 
 _FIELDS = {each.name for each in fields(Record)} - {"metrics"}
+
+
+def read_records(file: Path) -> list[Record]:
+    """The records that an evaluation wrote."""
+    return [Record.from_dict(json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def by_task(records: Iterable[Record]) -> dict[Task, list[Record]]:

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Generic, Self, TypeVar
 
 from robust_unlearning.errors import UserError
-from robust_unlearning.evaluate.evaluator import Evaluator, Target, open_target
-from robust_unlearning.evaluate.suite import Evaluation, Plan
+from robust_unlearning.evaluate.evaluator import Evaluator, Variant, open_target
+from robust_unlearning.evaluate.suite import Evaluation, TaskSet
 from robust_unlearning.experiments.grid import Point
 from robust_unlearning.experiments.memory import free_memory, in_words, need
 from robust_unlearning.recipe import Recipe
@@ -50,20 +50,20 @@ class Runner(Generic[Answers]):
 
     Attributes:
         points: what is trained.
-        plans: folder below a model's own -> what it is scored on there. Earlier steps are scored on that of "" only.
+        task_sets: folder below a model's own -> what it is scored on there; earlier steps only on that of "".
         out: folder of the experiment.
         read: what is kept of an evaluation.
         one_base: all points must have one base model.
         strict: every point must get its scores; else those that fail stop no other.
         at_once: how many points are trained side by side at most; None for as many as memory allows.
         say: told what is done.
-        bases: `base_of` of its recipes, or "base" where there is one -> folder of the plan -> answers.
+        bases: `base_of` of its recipes, or "base" where there is one -> folder of the task set -> answers.
         models: (name of the point, step) -> the same.
         failed: name of the point -> why it has no model.
     """
 
     points: Sequence[Point]
-    plans: Mapping[str, Plan]
+    task_sets: Mapping[str, TaskSet]
     out: Path
     read: Callable[[Evaluation], Answers]
     one_base: bool = False
@@ -75,10 +75,10 @@ class Runner(Generic[Answers]):
     failed: dict[str, str] = field(default_factory=dict)
 
     def run(self) -> Self:
-        """All of it. What is wrong with the plans or the base is known before anything is trained.
+        """All of it. What is wrong with the task sets or the base is known before anything is trained.
 
         Raises:
-            UserError: a plan or a base cannot be used, a folder holds a run of another recipe, or no point (with
+            UserError: a task set or a base cannot be used, a folder holds a run of another recipe, or no point (with
                 `strict`: not every point) could be trained and scored.
         """
         self.score_bases()
@@ -88,7 +88,7 @@ class Runner(Generic[Answers]):
 
     @property
     def base(self) -> dict[str, Answers]:
-        """Of the first base, or of the only one: folder of the plan -> answers."""
+        """Of the first base, or of the only one: folder of the task set -> answers."""
         return next(iter(self.bases.values()))
 
     def folder(self, point: Point) -> Path:
@@ -107,7 +107,9 @@ class Runner(Generic[Answers]):
             recipe = points[0].recipe
             self.say(f"scoring the base {recipe.model}")
             folder = self.out / "base" / ("" if self.one_base else base)
-            self.bases[base] = self._scores(Evaluator(recipe.dtype, recipe.device), bare(recipe), folder, self.plans)
+            self.bases[base] = self._scores(
+                Evaluator(recipe.dtype, recipe.device), bare(recipe), folder, self.task_sets
+            )
 
     def train(self) -> None:
         """Train every point that has not failed before and is not finished."""
@@ -124,7 +126,7 @@ class Runner(Generic[Answers]):
             name, why = next(iter(self.failed.items()))
             raise UserError(f"all {len(self.points)} points failed, {name} for instance: {why}")
         self._require_all()
-        if self.plans:
+        if self.task_sets:
             self.say(f"scoring {len(self.points) - len(self.failed)} points over one loaded base")
         for _, points in self._by_base():
             evaluator = Evaluator(points[0].recipe.dtype, points[0].recipe.device)  # lets the model before go
@@ -137,24 +139,27 @@ class Runner(Generic[Answers]):
         run = RunFolder(self.folder(point), point.recipe)
         for step in (*point.earlier, point.recipe.steps):
             last = step == point.recipe.steps
-            plans = self.plans if last else {"": self.plans[""]}
+            task_sets = self.task_sets if last else {"": self.task_sets[""]}
             try:
-                target = open_target(str(run.path if last else run.snapshot(step)))
-                self.models[point.name, step] = self._scores(evaluator, target, target.folder, plans)
+                variant = open_target(str(run.path if last else run.snapshot(step)))
+                self.models[point.name, step] = self._scores(evaluator, variant, variant.folder, task_sets)
             except UserError as error:  # the base could be scored: it is this model's weights
                 self.failed[point.name] = f"trained, but cannot be scored after {step} steps: {error}"
                 return
 
     def _scores(
-        self, evaluator: Evaluator, target: Target, folder: Path | None, plans: Mapping[str, Plan]
+        self, evaluator: Evaluator, variant: Variant, folder: Path | None, task_sets: Mapping[str, TaskSet]
     ) -> dict[str, Answers]:
         assert folder is not None  # only a bare model has none of its own
-        return {below: self.read(scored(evaluator, target, plan, folder / below)) for below, plan in plans.items()}
+        return {
+            below: self.read(scored(evaluator, variant, task_set, folder / below))
+            for below, task_set in task_sets.items()
+        }
 
     def _by_base(self) -> Iterator[tuple[str, list[Point]]]:
         """Points by their base, in order of the first; none where nothing is scored."""
         bases: dict[str, list[Point]] = {}
-        for point in self.points if self.plans else ():
+        for point in self.points if self.task_sets else ():
             bases.setdefault("base" if self.one_base else base_of(point.recipe), []).append(point)
         yield from bases.items()
 
@@ -163,15 +168,15 @@ class Runner(Generic[Answers]):
             raise UserError("\n".join(f"{self.out / 'runs' / name}: {why}" for name, why in self.failed.items()))
 
 
-def bare(recipe: Recipe) -> Target:
+def bare(recipe: Recipe) -> Variant:
     """A recipe's base model, to be scored as it is."""
     return open_target(recipe.model, allow_pickle=recipe.allow_pickle, trust_remote_code=recipe.trust_remote_code)
 
 
-def scored(evaluator: Evaluator, target: Target, plan: Plan, folder: Path) -> Evaluation:
+def scored(evaluator: Evaluator, variant: Variant, task_set: TaskSet, folder: Path) -> Evaluation:
     """An evaluation that is kept in `folder`, with its progress shown."""
     with EvaluationProgress(folder.name) as progress:
-        return evaluator.evaluate(target, plan, folder, progress.tick)
+        return evaluator.evaluate(variant, task_set, folder, progress.tick)
 
 
 def groups(runs: Sequence[RunFolder]) -> list[list[RunFolder]]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robust_unlearning.errors import UserError
-from robust_unlearning.evaluate.evaluator import Evaluator, Target, open_target
+from robust_unlearning.evaluate.evaluator import Evaluator, Variant, open_target
 from robust_unlearning.evaluate.suite import Suite, load_suite
 from robust_unlearning.experiments.aim import Aim, Judged, judge
 from robust_unlearning.experiments.ranges import Axis
@@ -170,8 +170,8 @@ class _Worker:
         self.few = suite.limited(search.subset)
         self.evaluator = Evaluator(recipe.dtype, recipe.device)
         self.base, self.base_few = (
-            judge(self.evaluator.evaluate(bare(recipe), plan, search.out / name), search.aim)
-            for name, plan in (("base", self.suite), ("base-subset", self.few))
+            judge(self.evaluator.evaluate(bare(recipe), task_set, search.out / name), search.aim)
+            for name, task_set in (("base", self.suite), ("base-subset", self.few))
         )
 
     def objective(self, trial: optuna.Trial) -> float:
@@ -218,8 +218,8 @@ class _Worker:
 
         recipe = run.recipe
         options = {"allow_pickle": recipe.allow_pickle, "trust_remote_code": recipe.trust_remote_code}
-        target = Target(run.path.name, recipe.model, trainer.delta(candidate), None, options)
-        judged = judge(self.evaluator.evaluate(target, self.few), self.search.aim)
+        variant = Variant(run.path.name, recipe.model, trainer.delta(candidate), None, options)
+        judged = judge(self.evaluator.evaluate(variant, self.few), self.search.aim)
         trial.report(judged.penalised(self.base_few), candidate.step)
         if trial.should_prune():
             trial.set_user_attr("pruned_at", candidate.step)

@@ -21,8 +21,8 @@ from typing import Any
 
 from robust_unlearning import files
 from robust_unlearning.errors import UserError
-from robust_unlearning.evaluate.harness import load_plans
-from robust_unlearning.evaluate.suite import Plan
+from robust_unlearning.evaluate.harness import load_task_sets
+from robust_unlearning.evaluate.suite import TaskSet
 from robust_unlearning.experiments.answers import Answers, answers_of
 from robust_unlearning.experiments.grid import Point, Sweep
 from robust_unlearning.experiments.rule import DEFAULT_RULE, Rule, parse_rule
@@ -70,21 +70,21 @@ def run_sweep(
     rule and the base models' scores are known to be in order.
 
     Args:
-        settings: how much is asked, and where tasks of lm-evaluation-harness lie; see `harness.load_plans`.
+        settings: how much is asked, and where tasks of lm-evaluation-harness lie; see `harness.load_task_sets`.
 
     Raises:
         UserError: a suite or the rule is wrong, or not one point could be trained.
     """
     validation = sweep.validation or OWN_VALIDATION.get(sweep.tasks or "")
-    suites = {name: _plan(name, settings or {}) for name in (validation, sweep.tasks) if name}
+    suites = {name: _task_set(name, settings or {}) for name in (validation, sweep.tasks) if name}
     _require_apart(validation, sweep.tasks, suites)
     rule = parse_rule(sweep.select or DEFAULT_RULE) if validation else None
     if sweep.select and not validation:
         raise UserError(f"--select {sweep.select!r} needs questions to choose on: add --validation SUITE.")
     patterns = {"forget": sweep.forget, "retain": sweep.retain, "perturbed": sweep.perturbed}
     folders = {name: "" if name == sweep.tasks else f"scores/{Path(name).stem}" for name in suites}
-    plans = {folders[name]: suite for name, suite in suites.items()}
-    runner = Runner(points, plans, out, partial(answers_of, patterns=patterns), at_once=at_once, say=say)
+    task_sets = {folders[name]: suite for name, suite in suites.items()}
+    runner = Runner(points, task_sets, out, partial(answers_of, patterns=patterns), at_once=at_once, say=say)
 
     def result() -> SweepResult:
         def by_suite(answers: Mapping[str, Answers]) -> Scores:
@@ -108,19 +108,19 @@ def run_sweep(
     return result()
 
 
-def _plan(name: str, settings: Mapping[str, Any]) -> Plan:
+def _task_set(name: str, settings: Mapping[str, Any]) -> TaskSet:
     """A suite, or tasks of lm-evaluation-harness."""
-    plans = load_plans(name, **settings)
-    if len(plans) != 1:
+    task_sets = load_task_sets(name, **settings)
+    if len(task_sets) != 1:
         raise UserError(f"a sweep is scored on one suite, or on tasks of lm-evaluation-harness; {name!r} names both.")
-    return next(iter(plans.values()))
+    return next(iter(task_sets.values()))
 
 
-def _require_apart(validation: str | None, tasks: str | None, suites: Mapping[str, Plan]) -> None:
+def _require_apart(validation: str | None, tasks: str | None, suites: Mapping[str, TaskSet]) -> None:
     """Refuse suites that share a question: a choice made on it would flatter what is reported."""
     if not validation or not tasks:
         return
-    if shared := suites[validation].asked() & suites[tasks].asked():
+    if shared := suites[validation].question_texts() & suites[tasks].question_texts():
         raise UserError(
             f"{len(shared)} questions are both in --validation {validation} and in --tasks {tasks} (one is "
             f"{min(shared)[0][:60]!r}). What a point is chosen on must not be what is reported: split them."
