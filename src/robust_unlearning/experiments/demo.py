@@ -79,12 +79,12 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> None:
     """
     suite = load_suite("demo")
     points = points_of(overrides)
-    runner = Runner(points, {"": suite}, out, DemoAnswers.of, one_base=True, strict=True).run()
+    runner = Runner(points, {"suite": suite}, out, DemoAnswers.of, one_base=True, strict=True).run()
     recipe = points[0].recipe
     last = recipe.steps
 
     def answers(name: str, run: str, step: int = last) -> DemoAnswers:
-        return replace(runner.models[run, step][""], name=name)
+        return replace(runner.models[run, step]["suite"], name=name)
 
     line = [(step, answers(f"RMU, step {step}", "rmu", step)) for step in (*points[0].earlier, last)]
     slower = answers(f"RMU, retain weight {SLOWER:g}", "rmu-slower")
@@ -92,7 +92,7 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> None:
         Level(std, [answers(f"RNA {std:g}, seed {seed}", _rna(std, seed)) for seed in NOISE_SEEDS])
         for std in NOISE_LEVELS
     ]
-    text = report(replace(runner.base[""], name="base"), line, slower, levels, out, _about(suite, recipe))
+    text = report(replace(runner.base["suite"], name="base"), line, slower, levels, out, _about(suite, recipe))
     print(f"\n{text}\n\nwritten: {out / 'demo.md'}, .json, .png, .svg, .csv; runs in {out / 'runs'}")
 
 

@@ -50,14 +50,16 @@ class Runner(Generic[Answers]):
 
     Attributes:
         points: what is trained.
-        task_sets: folder below a model's own -> what it is scored on there; earlier steps only on that of "".
+        task_sets: name -> what every model is scored on.
         out: folder of the experiment.
         read: what is kept of an evaluation.
+        own: the task set whose scores lie in a model's own folder, those of the others in `scores/NAME` below it.
+            Earlier steps are scored on it alone.
         one_base: all points must have one base model.
         strict: every point must get its scores; else those that fail stop no other.
         at_once: how many points are trained side by side at most; None for as many as memory allows.
         say: told what is done.
-        bases: `base_of` of its recipes, or "base" where there is one -> folder of the task set -> answers.
+        bases: `base_of` of its recipes, or "base" where there is one -> task set -> answers.
         models: (name of the point, step) -> the same.
         failed: name of the point -> why it has no model.
     """
@@ -66,6 +68,7 @@ class Runner(Generic[Answers]):
     task_sets: Mapping[str, TaskSet]
     out: Path
     read: Callable[[Evaluation], Answers]
+    own: str | None = "suite"
     one_base: bool = False
     strict: bool = False
     at_once: int | None = None
@@ -88,7 +91,7 @@ class Runner(Generic[Answers]):
 
     @property
     def base(self) -> dict[str, Answers]:
-        """Of the first base, or of the only one: folder of the task set -> answers."""
+        """Of the first base, or of the only one."""
         return next(iter(self.bases.values()))
 
     def folder(self, point: Point) -> Path:
@@ -103,13 +106,10 @@ class Runner(Generic[Answers]):
         models = {point.recipe.model for point in self.points}
         if self.one_base and len(models) > 1:
             raise UserError(f"all must have one base model; these recipes name {', '.join(sorted(models))}.")
-        for base, points in self._by_base():
-            recipe = points[0].recipe
-            self.say(f"scoring the base {recipe.model}")
+        for base, evaluator, (first, *_) in self._by_base():
+            self.say(f"scoring the base {first.recipe.model}")
             folder = self.out / "base" / ("" if self.one_base else base)
-            self.bases[base] = self._scores(
-                Evaluator(recipe.dtype, recipe.device), bare(recipe), folder, self.task_sets
-            )
+            self.bases[base] = self._scores(evaluator, bare(first.recipe), folder, self.task_sets)
 
     def train(self) -> None:
         """Train every point that has not failed before and is not finished."""
@@ -128,8 +128,7 @@ class Runner(Generic[Answers]):
         self._require_all()
         if self.task_sets:
             self.say(f"scoring {len(self.points) - len(self.failed)} points over one loaded base")
-        for _, points in self._by_base():
-            evaluator = Evaluator(points[0].recipe.dtype, points[0].recipe.device)  # lets the model before go
+        for _, evaluator, points in self._by_base():
             for point in points:
                 if point.name not in self.failed:
                     self._score(evaluator, point)
@@ -139,7 +138,7 @@ class Runner(Generic[Answers]):
         run = RunFolder(self.folder(point), point.recipe)
         for step in (*point.earlier, point.recipe.steps):
             last = step == point.recipe.steps
-            task_sets = self.task_sets if last else {"": self.task_sets[""]}
+            task_sets = {name: each for name, each in self.task_sets.items() if last or name == self.own}
             try:
                 variant = open_target(str(run.path if last else run.snapshot(step)))
                 self.models[point.name, step] = self._scores(evaluator, variant, variant.folder, task_sets)
@@ -151,17 +150,19 @@ class Runner(Generic[Answers]):
         self, evaluator: Evaluator, variant: Variant, folder: Path | None, task_sets: Mapping[str, TaskSet]
     ) -> dict[str, Answers]:
         assert folder is not None  # only a bare model has none of its own
+        below = {name: "" if name == self.own else f"scores/{Path(name).stem}" for name in task_sets}
         return {
-            below: self.read(scored(evaluator, variant, task_set, folder / below))
-            for below, task_set in task_sets.items()
+            name: self.read(scored(evaluator, variant, task_set, folder / below[name]))
+            for name, task_set in task_sets.items()
         }
 
-    def _by_base(self) -> Iterator[tuple[str, list[Point]]]:
-        """Points by their base, in order of the first; none where nothing is scored."""
+    def _by_base(self) -> Iterator[tuple[str, Evaluator, list[Point]]]:
+        """Points by their base, in order of the first, and what scores them; none where nothing is scored."""
         bases: dict[str, list[Point]] = {}
         for point in self.points if self.task_sets else ():
             bases.setdefault("base" if self.one_base else base_of(point.recipe), []).append(point)
-        yield from bases.items()
+        for base, points in bases.items():  # an evaluator of its own lets the base before go
+            yield base, Evaluator(points[0].recipe.dtype, points[0].recipe.device), points
 
     def _require_all(self) -> None:
         if self.strict and self.failed:

@@ -96,5 +96,5 @@ def run_study(study: Study, out: Path) -> StudyResult:
         UserError: the folder holds runs of other recipes, the recipes differ in their model, or a run failed.
     """
     suite = load_suite(study.suite).limited(study.limit)
-    runner = Runner(points_of(study), {"": suite}, out, Measured.of, one_base=True, strict=True).run()
-    return StudyResult(study, runner.base[""], {key: answers[""] for key, answers in runner.models.items()})
+    runner = Runner(points_of(study), {"suite": suite}, out, Measured.of, one_base=True, strict=True).run()
+    return StudyResult(study, runner.base["suite"], {key: answers["suite"] for key, answers in runner.models.items()})

@@ -13,7 +13,7 @@ A point is a recipe with its fields, known by the recipe's content hash; its run
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,30 +32,31 @@ from robust_unlearning.run.folder import RunFolder
 OWN_VALIDATION = {"planted": "planted-validation", "planted-texts": "planted-texts-validation"}
 """Suites that come with a validation split."""
 INDEX, ERROR = "sweep.json", "error.txt"
-Scores = dict[str, Answers]
-"""A model's answers by suite."""
 
 
 @dataclass(frozen=True)
 class SweepResult:
-    """A finished sweep.
+    """A finished sweep, or one on its way.
 
     Attributes:
-        points: in order of the grids.
-        scores: by point name; a point that failed has none.
-        bases: by model and type of the forward pass, see `runner.base_of`.
-        failed: point name -> why.
+        runner: its points, their answers by suite, and which failed.
         tasks, validation: names of the suites, None where there is none.
         rule: of the choice; None where there is no validation suite.
     """
 
-    points: Sequence[Point]
-    scores: Mapping[str, Scores]
-    bases: Mapping[str, Scores]
-    failed: Mapping[str, str]
+    runner: Runner[Answers]
     tasks: str | None
     validation: str | None
     rule: Rule | None
+
+    @property
+    def failed(self) -> Mapping[str, str]:
+        """Point name -> why it has no model."""
+        return self.runner.failed
+
+    def answers(self, point: Point) -> dict[str, Answers] | None:
+        """A point's answers by suite; None where it has no model."""
+        return self.runner.models.get((point.name, point.recipe.steps))
 
 
 def run_sweep(
@@ -82,30 +83,21 @@ def run_sweep(
     if sweep.select and not validation:
         raise UserError(f"--select {sweep.select!r} needs questions to choose on: add --validation SUITE.")
     patterns = {"forget": sweep.forget, "retain": sweep.retain, "perturbed": sweep.perturbed}
-    folders = {name: "" if name == sweep.tasks else f"scores/{Path(name).stem}" for name in suites}
-    task_sets = {folders[name]: suite for name, suite in suites.items()}
-    runner = Runner(points, task_sets, out, partial(answers_of, patterns=patterns), at_once=at_once, say=say)
-
-    def result() -> SweepResult:
-        def by_suite(answers: Mapping[str, Answers]) -> Scores:
-            return {name: answers[folder] for name, folder in folders.items()}
-
-        scores = {name: by_suite(answers) for (name, _), answers in runner.models.items()}
-        bases = {base: by_suite(answers) for base, answers in runner.bases.items()}
-        return SweepResult(points, scores, bases, runner.failed, sweep.tasks, validation, rule)
-
+    read = partial(answers_of, patterns=patterns)
+    runner = Runner(points, suites, out, read, own=sweep.tasks, at_once=at_once, say=say)
+    result = SweepResult(runner, sweep.tasks, validation, rule)
     runner.score_bases()
     for point in points:
         apart = RunFolder(out / "failed" / point.name, point.recipe)
         if apart.status == "failed":  # its loss would be as it was
             runner.failed[point.name] = apart.record["error"]
-    write_index(result(), out)
+    write_index(result)
     runner.train()
-    _put_apart(runner, say)
-    write_index(result(), out)
+    _put_apart(runner)
+    write_index(result)
     runner.score_models()
-    write_index(result(), out)
-    return result()
+    write_index(result)
+    return result
 
 
 def _task_set(name: str, settings: Mapping[str, Any]) -> TaskSet:
@@ -127,49 +119,49 @@ def _require_apart(validation: str | None, tasks: str | None, suites: Mapping[st
         )
 
 
-def _put_apart(runner: Runner[Answers], say: Say) -> None:
+def _put_apart(runner: Runner[Answers]) -> None:
     """Move runs that failed into `failed/`; one that is finished is no longer there."""
     apart = runner.out / "failed"
     for point in runner.points:
         path, place = runner.folder(point), apart / point.name
-        if point.name not in runner.failed:
+        if point.name not in runner.failed or path.exists():
             shutil.rmtree(place, ignore_errors=True)  # of an earlier start
-        elif path.exists():
-            shutil.rmtree(place, ignore_errors=True)
+        if point.name in runner.failed and path.exists():
             apart.mkdir(exist_ok=True)
             path.rename(place)
             files.write_text(place / ERROR, runner.failed[point.name] + "\n")
     if runner.failed:
-        say(f"{len(runner.failed)} points failed; {apart} says why. Remove a folder there to try it again.")
+        runner.say(f"{len(runner.failed)} points failed; {apart} says why. Remove a folder there to try it again.")
 
 
-def write_index(result: SweepResult, out: Path, **more: Any) -> None:
+def write_index(result: SweepResult, **more: Any) -> None:
     """Write `sweep.json`: what is known of every point so far, and `more`."""
 
-    def means(scores: Scores) -> dict[str, dict[str, float]]:
-        return {name: answers.means() for name, answers in scores.items()}
+    def means(answers: Mapping[str, Answers]) -> dict[str, dict[str, float]]:
+        return {suite: own.means() for suite, own in answers.items()}
 
+    runner = result.runner
     rows = []
-    for point in result.points:
-        apart = out / "failed" / point.name
-        run = RunFolder(apart if apart.exists() else out / "runs" / point.name, point.recipe)
+    for point in runner.points:
+        apart = runner.out / "failed" / point.name
+        run = RunFolder(apart if apart.exists() else runner.folder(point), point.recipe)
         row: dict[str, Any] = {
             "name": point.name,
             "recipe": point.source,
             "fields": dict(point.fields),
             "recipe_hash": point.recipe.content_hash(),
-            "status": "failed" if point.name in result.failed else run.status or "waiting",
-            "folder": str(run.path.relative_to(out)),
+            "status": "failed" if point.name in runner.failed else run.status or "waiting",
+            "folder": str(run.path.relative_to(runner.out)),
         }
-        if point.name in result.failed:
-            row["error"] = result.failed[point.name]
-        if point.name in result.scores:
-            row["scores"] = means(result.scores[point.name])
+        if point.name in runner.failed:
+            row["error"] = runner.failed[point.name]
+        if answers := result.answers(point):
+            row["scores"] = means(answers)
         rows.append(row)
     about = {
         "tasks": result.tasks,
         "validation": result.validation,
         "rule": result.rule.text if result.rule else None,
-        "bases": {base: means(scores) for base, scores in result.bases.items()},
+        "bases": {base: means(answers) for base, answers in runner.bases.items()},
     }
-    files.write_json(out / INDEX, {**about, **more, "points": rows})
+    files.write_json(runner.out / INDEX, {**about, **more, "points": rows})

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,14 +34,15 @@ Estimates = dict[str, Estimate]
 
 @dataclass(frozen=True)
 class Setting:
-    """Points that differ in their seeds only. `failed` counts those without a model."""
+    """Points that differ in their seeds only. `failed` counts those without a model; `cells` are of each suite."""
 
     name: str
     source: str
     fields: Mapping[str, Any]
     base: str
-    points: tuple[Point, ...]
+    points: Sequence[Point]
     failed: int
+    cells: Mapping[str, Estimates]
 
 
 def pooled(models: Sequence[Answers]) -> Estimates:
@@ -51,203 +51,176 @@ def pooled(models: Sequence[Answers]) -> Estimates:
     return {key: over_seeds(np.stack([model.values[key] for model in models])) for key in measures}
 
 
-def summarise(result: SweepResult, out: Path) -> str:
+def settings_of(result: SweepResult) -> list[Setting]:
+    """The settings of a sweep, in order of their first point."""
+    grouped: dict[tuple[str, str], list[Point]] = {}
+    for point in result.runner.points:
+        grouped.setdefault((base_of(point.recipe), repr(point.setting)), []).append(point)
+    settings = []
+    for (base, _), points in grouped.items():
+        models = [answers for point in points if (answers := result.answers(point))]
+        cells = {suite: pooled([answers[suite] for answers in models]) for suite in result.runner.task_sets}
+        source, fields = points[0].source, points[0].setting
+        failed = sum(point.name in result.failed for point in points)
+        settings.append(Setting(label(fields) or source, source, fields, base, points, failed, cells))
+    return settings
+
+
+def summarise(result: SweepResult) -> str:
     """Choose, write `sweep.md`, the figures and the choice into `sweep.json`; returns the text for the terminal."""
-    summary = _Summary(result)
-    verdict = summary.verdict()
+    out, settings = result.runner.out, settings_of(result)
+    choices = _choices(result, settings)
+    verdict = _verdict(result, settings, choices)
+    tables = {suite: _table(result, settings, choices, suite) for suite in result.runner.task_sets}
     text, sections, notes = [], ["# Sweep", *verdict], []
-    tables = {suite: summary.table(suite) for suite in summary.suites}
     for table in tables.values():
         text += [table.title, table.text()]
         sections += [f"## {table.title}", table.markdown()]
-    if reported := result.tasks or result.validation:
-        notes.append(summary.about())
+    if suite := result.tasks or result.validation:
+        notes.append(_about(result, settings))
         try:
-            summary.draw(reported, out)
+            _draw(result, settings, {choice.index for choice in choices.values()}, suite)
             sections += [f"![{name}]({name})" for name in (TRADE_OFF, CURVE) if (out / name).exists()]
         except UserError as error:
             notes.append(f"No figure: {error}")
     notes += [f"failed: {name}: {why}" for name, why in result.failed.items()]
     files.write_text(out / "sweep.md", "\n\n".join([*sections, *notes]) + "\n")
-    rows = {suite: table.as_json() for suite, table in tables.items()}
-    write_index(result, out, choices=summary.choices_json(), settings=rows)
+    chosen = [_as_dict(settings, source, choice) for source, choice in choices.items()]
+    write_index(result, choices=chosen, settings={name: table.as_json() for name, table in tables.items()})
     return "\n\n".join([*text, *notes, *verdict])
 
 
-class _Summary:
-    """Settings, their estimates by suite, and what the rule chose of each recipe's; indices are those of settings."""
-
-    def __init__(self, result: SweepResult) -> None:
-        self.result = result
-        grouped: dict[tuple[str, str], list[Point]] = {}
-        for point in result.points:
-            grouped.setdefault((base_of(point.recipe), repr(point.setting)), []).append(point)
-        self.settings = [
-            Setting(
-                label(points[0].setting) or points[0].source,
-                points[0].source,
-                points[0].setting,
-                base,
-                tuple(points),
-                sum(point.name in result.failed for point in points),
-            )
-            for (base, _), points in grouped.items()
+def _choices(result: SweepResult, settings: Sequence[Setting]) -> dict[str, Choice]:
+    """What the rule chose of each recipe's settings; indices are those of `settings`."""
+    suite = result.validation
+    if result.rule is None or suite is None:
+        return {}
+    values = [
+        None if setting.failed else {key: cell.value or 0.0 for key, cell in setting.cells[suite].items()}
+        for setting in settings
+    ]
+    bases = [result.runner.bases[setting.base][suite] for setting in settings]
+    choices = {}
+    for source in dict.fromkeys(setting.source for setting in settings):
+        of_source = [
+            value if setting.source == source else None for setting, value in zip(settings, values, strict=True)
         ]
-        scores = result.scores
-        self.suites = list(dict.fromkeys(suite for suite in (result.validation, result.tasks) if suite))
-        self.cells = {
-            suite: [
-                pooled([scores[point.name][suite] for point in setting.points if point.name in scores])
-                for setting in self.settings
-            ]
-            for suite in self.suites
-        }
-        self.bases = {
-            suite: {base: pooled([answers[suite]]) for base, answers in result.bases.items()} for suite in self.suites
-        }
-        self.choices = self._choices()
+        choices[source] = choose(result.rule, of_source, [base.means() for base in bases], bases[0].chance)
+    return choices
 
-    def _choices(self) -> dict[str, Choice]:
-        rule, suite = self.result.rule, self.result.validation
-        if rule is None or suite is None:
-            return {}
-        values = [
-            None if setting.failed else {key: cell.value or 0.0 for key, cell in cells.items()}
-            for setting, cells in zip(self.settings, self.cells[suite], strict=True)
+
+def _verdict(result: SweepResult, settings: Sequence[Setting], choices: Mapping[str, Choice]) -> list[str]:
+    """What was chosen: the rule, then a sentence for each recipe."""
+    if result.rule is None:
+        wanted = "--validation SUITE" if result.tasks else "--tasks SUITE and --validation SUITE"
+        return [f"No point is chosen: that needs questions of its own ({wanted})."]
+    sentences = [f"Rule, on {result.validation}: {result.rule.text}."]
+    for source, choice in choices.items():
+        broken = [choice.broken[index] for index, own in enumerate(settings) if own.source == source and not own.failed]
+        tried = f"{sum(setting.source == source for setting in settings)} settings tried"
+        if choice.index is not None:
+            folders = ", ".join(f"runs/{point.name}" for point in settings[choice.index].points)
+            counts = f"{tried}, {broken.count(())} within the bounds"
+            sentences.append(f"{source}: chosen {settings[choice.index].name} ({counts}): {folders}")
+        elif choice.nearest is None:
+            sentences.append(f"{source}: no point is chosen, as every setting has a seed that failed ({tried}).")
+        else:
+            near = f"{settings[choice.nearest].name}, with {' and '.join(choice.broken[choice.nearest])}"
+            sentences.append(f"{source}: no point satisfies the bounds ({tried}); the nearest is {near}.")
+    return sentences
+
+
+def _as_dict(settings: Sequence[Setting], source: str, choice: Choice) -> dict[str, Any]:
+    """A choice for `sweep.json`."""
+
+    def setting(index: int | None) -> dict[str, Any] | None:
+        if index is None:
+            return None
+        return {"fields": dict(settings[index].fields), "points": [point.name for point in settings[index].points]}
+
+    near = setting(choice.nearest) if choice.index is None else None
+    return {"recipe": source, "chosen": setting(choice.index), "nearest": near}
+
+
+def _bases(result: SweepResult, suite: str) -> dict[str, Estimates]:
+    """The base models, `base` where there is one."""
+    bases = result.runner.bases
+    return {f"base {name}" if len(bases) > 1 else "base": pooled([own[suite]]) for name, own in bases.items()}
+
+
+def _table(result: SweepResult, settings: Sequence[Setting], choices: Mapping[str, Choice], suite: str) -> Table:
+    """One suite, the base models first."""
+    rows: list[dict[str, Any]] = [{"name": name, "note": "", **cells} for name, cells in _bases(result, suite).items()]
+    for index, setting in enumerate(settings):
+        note = f"{setting.failed} of {len(setting.points)} failed" if setting.failed else ""
+        choice = choices.get(setting.source)
+        if choice and index == choice.index:
+            note = "chosen"
+        elif choice and suite == result.validation and choice.broken[index]:
+            note = "; ".join(choice.broken[index])
+        rows.append({"name": setting.name, "note": note, **setting.cells[suite]})
+    measured = {key: column for key, column in COLUMNS.items() if any(key in row for row in rows)}
+    use = "what the choice is made on" if suite == result.validation else "reported; no part in the choice"
+    return Table(f"{suite} ({use})", {"name": "setting", **measured, "note": ""}, rows)
+
+
+def _about(result: SweepResult, settings: Sequence[Setting]) -> str:
+    seeds = sorted({len(setting.points) for setting in settings})
+    counts = []
+    for suite, answers in result.runner.base.items():
+        sizes = ", ".join(f"{len(values)} {measure}" for measure, values in answers.values.items())
+        counts.append(f"{suite}: {sizes}")
+    return (
+        f"95 % intervals over seeds and questions; seeds a setting: {', '.join(map(str, seeds))}. Questions: "
+        f"{'; '.join(counts)}. Perturbed: retain questions with a forget-token in them."
+    )
+
+
+def _draw(result: SweepResult, settings: Sequence[Setting], chosen: set[int | None], suite: str) -> None:
+    """`TRADE_OFF`: retain, perturbed and excess harm over forget accuracy; `CURVE`: all of them over the field with
+    most values, in order of the values and equally spaced, the base first. A line for each other combination.
+    """
+    axis, bases = _axis(settings), _bases(result, suite)
+    cells, names = [setting.cells[suite] for setting in settings], [_value(setting, axis) for setting in settings]
+    places = {name: Estimate(float(place)) for place, name in enumerate(dict.fromkeys(["base", *names]))}
+    lines: dict[str, list[int]] = {}
+    for index, setting in enumerate(settings):
+        rest = {key: value for key, value in setting.fields.items() if key != axis}
+        lines.setdefault(label(rest) or f"over {axis}", []).append(index)
+
+    def panel(measure: str, over: str | None) -> tuple[str, list[Series]]:
+        def series(name: str, indices: Sequence[int], marker: str) -> Series:
+            line = [index for index in indices if measure in cells[index]]
+            xs = [cells[index][over] if over else places[names[index]] for index in line]
+            notes = [names[index] for index in line] if over and marker == "o" else ()
+            points = [(x, cells[index][measure]) for x, index in zip(xs, line, strict=True)]
+            return Series(name, points, marker, marker == "o", notes)
+
+        drawn = [
+            Series(name, [(base[over] if over else places["base"], base[measure])], "s") for name, base in bases.items()
         ]
-        bases = [self.result.bases[setting.base][suite] for setting in self.settings]
-        choices = {}
-        for source in dict.fromkeys(setting.source for setting in self.settings):
-            own = [
-                value if setting.source == source else None
-                for setting, value in zip(self.settings, values, strict=True)
-            ]
-            choices[source] = choose(rule, own, [base.means() for base in bases], bases[0].chance)
-        return choices
+        drawn += [series(name, indices, "o") for name, indices in lines.items()]
+        stars = series("chosen", [index for index in range(len(cells)) if index in chosen], "*")
+        return COLUMNS[measure].header.replace(", %", " accuracy"), [*drawn, *([stars] if stars.points else [])]
 
-    def verdict(self) -> list[str]:
-        """What was chosen: the rule, then a sentence for each recipe."""
-        if self.result.rule is None:
-            wanted = "--validation SUITE" if self.result.tasks else "--tasks SUITE and --validation SUITE"
-            return [f"No point is chosen: that needs questions of its own ({wanted})."]
-        sentences = [f"Rule, on {self.result.validation}: {self.result.rule.text}."]
-        for source, choice in self.choices.items():
-            own = [index for index, setting in enumerate(self.settings) if setting.source == source]
-            tried = f"{len(own)} settings tried"
-            if choice.index is not None:
-                setting = self.settings[choice.index]
-                within = sum(not choice.broken[index] and not self.settings[index].failed for index in own)
-                folders = ", ".join(f"runs/{point.name}" for point in setting.points)
-                sentences.append(f"{source}: chosen {setting.name} ({tried}, {within} within the bounds): {folders}")
-            elif choice.nearest is None:
-                sentences.append(f"{source}: no point is chosen, as every setting has a seed that failed ({tried}).")
-            else:
-                broken = " and ".join(choice.broken[choice.nearest])
-                near = self.settings[choice.nearest].name
-                sentences.append(
-                    f"{source}: no point satisfies the bounds ({tried}); the nearest is {near}, with {broken}."
-                )
-        return sentences
-
-    def choices_json(self) -> list[dict[str, Any]]:
-        """The choices for `sweep.json`."""
-
-        def setting(index: int | None) -> dict[str, Any] | None:
-            if index is None:
-                return None
-            chosen = self.settings[index]
-            return {"fields": dict(chosen.fields), "points": [point.name for point in chosen.points]}
-
-        return [
-            {
-                "recipe": source,
-                "chosen": setting(choice.index),
-                "nearest": setting(choice.nearest) if choice.index is None else None,
-            }
-            for source, choice in self.choices.items()
-        ]
-
-    def table(self, suite: str) -> Table:
-        """One suite, the base models first."""
-        bases = self.bases[suite]
-        rows: list[dict[str, Any]] = [
-            {"name": "base" if len(bases) == 1 else f"base {name}", "note": "", **cells}
-            for name, cells in bases.items()
-        ]
-        for index, (setting, cells) in enumerate(zip(self.settings, self.cells[suite], strict=True)):
-            note = f"{setting.failed} of {len(setting.points)} failed" if setting.failed else ""
-            choice = self.choices.get(setting.source)
-            if choice and index == choice.index:
-                note = "chosen"
-            elif choice and suite == self.result.validation and choice.broken[index]:
-                note = "; ".join(choice.broken[index])
-            rows.append({"name": setting.name, "note": note, **cells})
-        measured = {key: column for key, column in COLUMNS.items() if any(key in row for row in rows)}
-        use = "what the choice is made on" if suite == self.result.validation else "reported; no part in the choice"
-        return Table(f"{suite} ({use})", {"name": "setting", **measured, "note": ""}, rows)
-
-    def about(self) -> str:
-        """What the intervals rest on."""
-        seeds = sorted({len(setting.points) for setting in self.settings})
-        counts = []
-        for suite, answers in next(iter(self.result.bases.values())).items():
-            sizes = ", ".join(f"{len(values)} {measure}" for measure, values in answers.values.items())
-            counts.append(f"{suite}: {sizes}")
-        return (
-            f"95 % intervals over seeds and questions; seeds a setting: {', '.join(map(str, seeds))}. Questions: "
-            f"{'; '.join(counts)}. Perturbed: retain questions with a forget-token in them."
-        )
-
-    def draw(self, suite: str, out: Path) -> None:
-        """`TRADE_OFF`: retain, perturbed and excess harm over forget accuracy; `CURVE`: all of them over the field
-        with most values, in order of the values and equally spaced, the base first. A line for each other combination.
-        """
-        axis, cells, bases = self._axis(), self.cells[suite], self.bases[suite]
-        names = [_value(setting, axis) for setting in self.settings]
-        places = {name: Estimate(float(place)) for place, name in enumerate(dict.fromkeys(["base", *names]))}
-        lines: dict[str, list[int]] = {}
-        for index, setting in enumerate(self.settings):
-            rest = {key: value for key, value in setting.fields.items() if key != axis}
-            lines.setdefault(label(rest) or f"over {axis}", []).append(index)
-        chosen = [index for index in range(len(cells)) if index in {choice.index for choice in self.choices.values()}]
-
-        def series(measure: str, over: str | None) -> list[Series]:
-            def those(indices: Sequence[int]) -> list[int]:
-                return [index for index in indices if measure in cells[index]]
-
-            def at(index: int) -> tuple[Estimate, Estimate]:
-                return cells[index][over] if over else places[names[index]], cells[index][measure]
-
-            drawn = [
-                Series(name if len(bases) > 1 else "base", [(own[over] if over else Estimate(0.0), own[measure])], "s")
-                for name, own in bases.items()
-            ]
-            for name, indices in lines.items():
-                notes = [names[index] for index in those(indices)] if over else ()
-                drawn.append(Series(name, [at(index) for index in those(indices)], "o", joined=True, notes=notes))
-            if those(chosen):
-                drawn.append(Series("chosen", [at(index) for index in those(chosen)], "*"))
-            return drawn
-
-        def panels(measures: Sequence[str], over: str | None) -> list[tuple[str, list[Series]]]:
-            return [(COLUMNS[key].header.replace(", %", " accuracy"), series(key, over)) for key in measures]
-
-        measures = [key for key in MEASURES if all(key in own for own in bases.values())]
-        about = f"on {suite} (95 % intervals over seeds and questions)"
-        trade_off(panels(measures, None), axis, f"Over {axis} {about}", out / CURVE, ticks=list(places))
-        if "forget" in measures and len(measures) > 1:
-            over = panels([key for key in measures if key != "forget"], "forget")
-            title = f"Trade-off {about}; beside the points: {axis}"
-            trade_off(over, "forget accuracy (less is more forgotten)", title, out / TRADE_OFF)
-
-    def _axis(self) -> str:
-        """The field with most values, the recipe only where there is no other: what a line of a figure runs along."""
-        values: dict[str, set[str]] = {}
-        for setting in self.settings:
-            for key, value in setting.fields.items():
-                values.setdefault(key, set()).add(repr(value))
-        return max(values, key=lambda key: (key != "recipe", len(values[key])), default="setting")
+    measures = [key for key in MEASURES if all(key in base for base in bases.values())]
+    about, out = f"on {suite} (95 % intervals over seeds and questions)", result.runner.out
+    curve = [panel(key, None) for key in measures]
+    trade_off(curve, axis, f"Over {axis} {about}", out / CURVE, ticks=list(places))
+    if "forget" in measures and len(measures) > 1:
+        panels = [panel(key, "forget") for key in measures if key != "forget"]
+        title = f"Trade-off {about}; beside the points: {axis}"
+        trade_off(panels, "forget accuracy (less is more forgotten)", title, out / TRADE_OFF)
 
 
 def _value(setting: Setting, axis: str) -> str:
     return label({axis: setting.fields[axis]}).partition("=")[2] if axis in setting.fields else "none"
+
+
+def _axis(settings: Sequence[Setting]) -> str:
+    """The field with most values, the recipe only where there is no other: what a line of a figure runs along."""
+    values: dict[str, set[str]] = {}
+    for setting in settings:
+        for key, value in setting.fields.items():
+            values.setdefault(key, set()).add(repr(value))
+    return max(values, key=lambda key: (key != "recipe", len(values[key])), default="setting")

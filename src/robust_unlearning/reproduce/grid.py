@@ -17,9 +17,6 @@ from robust_unlearning.reproduce.target import Stage, Target, points_of
 from robust_unlearning.results.measures import Measured
 from robust_unlearning.run.folder import RunFolder
 
-VALIDATION = "scores/validation"
-"""Where a model's evaluation on the suite for choices lies, below its own."""
-
 
 def suites_of(target: Target) -> tuple[Suite, Suite | None]:
     """The target's suite and the one for choices, cut to `limit` questions a set."""
@@ -34,7 +31,7 @@ def run_grid(target: Target, stage: Stage, out: Path, say: Say) -> Grid:
         UserError: the recipes have several base models, the suite lacks a role, or not one run has a model.
     """
     suite, validation = suites_of(target)
-    task_sets = {"": suite, **({VALIDATION: validation} if validation and stage.kind == "main" else {})}
+    task_sets = {"suite": suite, **({"validation": validation} if validation and stage.kind == "main" else {})}
 
     def read(evaluation: Evaluation) -> tuple[Measured, float]:
         chance = np.mean([1 / len(record.logprobs) for record in evaluation.records])
@@ -62,12 +59,12 @@ def run_grid(target: Target, stage: Stage, out: Path, say: Say) -> Grid:
                     run=str(run.path.relative_to(out)),
                     scores=str(scores.relative_to(out)),
                     seconds=run.record["seconds"]["train"],
-                    test=answers[""][0],
-                    validation=answers[VALIDATION][0] if VALIDATION in answers else None,
+                    test=answers["suite"][0],
+                    validation=answers["validation"][0] if "validation" in answers else None,
                 )
             )
-    (base, chance), *more = runner.base.values()
-    return Grid(base, more[0][0] if more else None, chance, models, runner.failed)
+    (base, chance), *checks = runner.base.values()
+    return Grid(base, checks[0][0] if checks else None, chance, models, runner.failed)
 
 
 def choose_noise(target: Target, grid: Grid) -> dict[str, float]:
