@@ -110,8 +110,8 @@ def _rates(comparison: Comparison) -> Table:
     }  # fmt: skip
     if comparison.unlearned is None:
         del columns["recovery"]
-    answers = [each for row in comparison.rows for each in row.task.models.values() if each.tokens is not None]
-    if not any((each.tokens != 1).any() for each in answers):
+    tokens = [answers.tokens for row in comparison.rows for answers in row.task.models.values()]
+    if not any(counts is not None and (counts != 1).any() for counts in tokens):
         del columns["logp_per_token"]
     rows = [
         {**_first(comparison, row), **vars(row.against), "added_harm": _with_n(row.against)}
@@ -139,7 +139,7 @@ def _rates(comparison: Comparison) -> Table:
 
 def _spreads(comparison: Comparison) -> Table:
     accuracy = Form(".1f", scale=100.0)
-    columns = {
+    columns: dict[str, str | Column] = {
         **FIRST, "seeds": "seeds", "accuracy": Column("accuracy, %", accuracy),
         "lowest": Column("lowest seed", accuracy), "highest": Column("highest seed", accuracy),
         "by_question": Column("SE by question", ERROR), "by_seed": Column("SE by seed", ERROR),

@@ -56,7 +56,9 @@ class Column:
             return text
         if value.value is None:
             return value.note or text
-        return f"{text} ({sizes(value)})" if sizes(value) else text
+        if not sizes(value):
+            return text
+        return f"{text[:-1]}, {sizes(value)})" if text.endswith(")") else f"{text} ({sizes(value)})"
 
 
 @dataclass(frozen=True)
