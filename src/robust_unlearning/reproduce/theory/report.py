@@ -15,7 +15,7 @@ from robust_unlearning.report.tables import Table
 from robust_unlearning.reproduce.theory.measure import Measurements, TheorySettings, measure
 from robust_unlearning.reproduce.theory.rejection import closed_forms, exact_probability, paper_probability, rejects
 from robust_unlearning.reproduce.verdicts import FIRST_ORDER
-from robust_unlearning.stats.estimates import Array, Estimate, accuracy, as_estimate, mean_interval, paired_difference
+from robust_unlearning.stats.estimates import Array, Estimate, accuracy, mean_interval, paired_difference
 
 
 def closed_form_table() -> Table:
@@ -163,7 +163,7 @@ def _traces(targets: Sequence[Measurements]) -> Table:
             "target": target.name,
             "loss": mean_interval(target.loss.loss),
             "trace": mean_interval(target.loss.trace),
-            "positive": as_estimate(accuracy(target.loss.trace > 0)),
+            "positive": accuracy(target.loss.trace > 0),
             "n": len(target.loss.trace),
         }
         for target in targets
@@ -205,7 +205,7 @@ def _rejection(unit: float, targets: Sequence[Measurements], settings: TheorySet
     for target in targets:
         for where, answers in target.answers.items():
             eta = target.shifts[where]["forget-token"].eta.value or 0.0
-            harmed = as_estimate(accuracy(answers.change > 0))
+            harmed = accuracy(answers.change > 0)
             about = {"target": target.name, "where": where, "r": _median(answers.r), "n": len(answers.r)}
             for std, shares in answers.injected.items():
                 predicted = _predicted(eta / std**2, answers.r)
@@ -256,7 +256,7 @@ def _trained(targets: Sequence[Measurements]) -> Table:
         for where, answers in rna.answers.items():
             eta = plain.shifts[where]["forget-token"].eta.value or 0.0
             forms = _forms(_predicted(eta / rna.recipe.noise_scale**2, plain.answers[where].r))
-            observed = as_estimate(accuracy(rejects(answers.change, plain.answers[where].change)))
+            observed = accuracy(rejects(answers.change, plain.answers[where].change))
             about = {"target": rna.name, "against": plain.name, "where": where}
             rows.append({**about, **forms, "observed": observed, "n": observed.n})
     return Table("Theorem 5.2 for models trained with RNA: P[ΔJ_rna / ΔJ_u ≤ 0]", columns, rows, key="trained")
