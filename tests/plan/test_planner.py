@@ -239,6 +239,17 @@ def test_code_of_a_model_s_own_is_not_run(tiny_recipe: dict[str, Any], tmp_path:
         config_of(load_recipe(tiny_recipe), tmp_path)
 
 
+def test_a_forward_pass_that_depends_on_values_has_no_plan(
+    tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    forward = LlamaMLP.forward
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: forward(self, x if x.sum() > 0 else -x))
+    with pytest.raises(UserError, match="its forward depends on values"):
+        _plan(tiny_recipe)
+
+
 def test_layers_and_tensors_that_are_not_there(tiny_recipe: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="layers 0 to 5"):
         _plan(tiny_recipe, "layer=9")

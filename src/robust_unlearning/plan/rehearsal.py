@@ -11,11 +11,12 @@ Shapes: b sequences, t tokens, d width.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ from robust_unlearning.plan.meter import Meter
 from robust_unlearning.recipe import Recipe
 from robust_unlearning.run.folder import RunFolder
 from robust_unlearning.train.candidate import Candidate, Key, metrics_row
-from robust_unlearning.train.engine import BandEngine, Trunk, Weights
+from robust_unlearning.train.engine import BandEngine
 from robust_unlearning.train.objective import View, sequence_logp
 from robust_unlearning.train.references import BLOCK
 
@@ -55,110 +56,70 @@ _COMPARISONS = {getattr(_aten, name).Scalar: getattr(operator, name) for name in
 class _Answers(TorchDispatchMode):
     """Answers what training asks of its tensors' values: every number is 1, every condition holds, no mask hides.
 
-    Inside the model's own modules nothing is answered, as a forward pass that depends on values has no one cost.
+    Inside a model's own modules nothing is answered, as a forward pass that depends on values has no one cost.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.depth = 0
-        self._hooks: list[Any] = []
+        self._depth = 0
         self._compared = WeakIdKeyDictionary()
 
-    def __enter__(self) -> _Answers:
-        def enters(*_call: object) -> None:
-            self.depth += 1
+    def entering(self, *_call: object) -> None:
+        """Hook: a module's forward pass begins."""
+        self._depth += 1
 
-        def leaves(*_call: object) -> None:
-            self.depth -= 1
-
-        self._hooks = [
-            register_module_forward_pre_hook(enters),
-            register_module_forward_hook(leaves, always_call=True),
-        ]
-        return super().__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        for hook in self._hooks:
-            hook.remove()
+    def leaving(self, *_call: object) -> None:
+        """Hook: it is over."""
+        self._depth -= 1
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operation, or answer it."""
-        if self.depth == 0:
+        if self._depth == 0:
             if func is _aten._local_scalar_dense.default:
                 return self._compared.get(args[0], 1.0 if args[0].is_floating_point() else 1)
-            if func in _COMPARISONS and not args[0].ndim:
-                out = func(*args)
-                self._compared[out] = _COMPARISONS[func](1, args[1])
-                return out
             if func is _aten.allclose.default:
                 return True
             if func is _aten.nonzero.default:
                 return args[0].new_empty((args[0].numel(), args[0].ndim), dtype=torch.long)
             if func is _aten.index.Tensor and args[1][0].dtype == torch.bool:
-                (mask,) = args[1]
-                return args[0].flatten(0, mask.ndim - 1).clone()
-        return func(*args, **(kwargs or {}))
+                return args[0].flatten(0, args[1][0].ndim - 1).clone()
+        out = func(*args, **(kwargs or {}))
+        if func in _COMPARISONS:
+            self._compared[out] = _COMPARISONS[func](1, args[1])
+        return out
 
 
-class _Noted(BandEngine):
-    """An engine as the batch of one side uses it: the meter is told which part runs, and which side it runs for.
+_ENGINE_PARTS = {
+    "trunk": TRUNK, "band": BAND, "tail": TAIL, "head": HEAD, "reference": REFERENCE, "reference_tail": REFERENCE,
+}  # fmt: skip
+_BACKWARD = {BAND: BAND_BACK, TAIL: TAIL_BACK}
 
-    A part lasts until the next begins; between the engine's parts it is the losses, after the LM head the head.
+
+class _Noted:
+    """An engine as the batch of one side uses it: the meter is told which part runs, and for which side.
+
+    A part lasts until the next begins: between the engine's parts run the losses, after the LM head what is made of
+    its logits.
     """
 
     def __init__(self, engine: BandEngine, meter: Meter, side: str, only: str = "") -> None:
-        self.__dict__.update(engine.__dict__)
-        self._meter, self._side, self._only = meter, side, only
+        self._engine, self._meter, self._side, self._only = engine, meter, side, only
 
-    def _begins(self, part: str) -> None:
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(self._engine, name)
+        return partial(self._run, _ENGINE_PARTS[name], attribute) if name in _ENGINE_PARTS else attribute
+
+    def _begins(self, part: str, _gradient: Tensor | None = None) -> None:
         self._meter.part = (self._side, self._only or part)
 
-    def trunk(self, batch: TokenBatch) -> Trunk:
-        """See `BandEngine`."""
-        self._begins(TRUNK)
-        trunk = super().trunk(batch)
-        self._begins(LOSS)
-        return trunk
-
-    def band(self, trunk: Trunk, weights: Weights) -> Tensor:
-        """See `BandEngine`; the output's gradient opens the band's backward pass."""
-        if not weights:  # the reference's
-            return super().band(trunk, weights)
-        self._begins(BAND)
-        hidden = super().band(trunk, weights)
-        hidden.register_hook(lambda _gradient: self._begins(BAND_BACK))
-        self._begins(LOSS)
-        return hidden
-
-    def tail(self, trunk: Trunk, hidden: Tensor, *, recompute: bool = False) -> Tensor:
-        """See `BandEngine`; the output's gradient opens the tail's backward pass."""
-        if not hidden.requires_grad:  # the reference's
-            return super().tail(trunk, hidden)
-        self._begins(TAIL)
-        final = super().tail(trunk, hidden, recompute=recompute)
-        final.register_hook(lambda _gradient: self._begins(TAIL_BACK))
-        self._begins(LOSS)
-        return final
-
-    def head(self, rows: Tensor) -> Tensor:
-        """See `BandEngine`."""
-        self._begins(HEAD)
-        return super().head(rows)
-
-    def reference(self, trunk: Trunk, rna: RandomNoiseAugmentation | None = None) -> Tensor:
-        """See `BandEngine`."""
-        self._begins(NOISED if rna else REFERENCE)
-        hidden = super().reference(trunk, rna)
-        self._begins(LOSS)
-        return hidden
-
-    def reference_tail(self, trunk: Trunk, hidden: Tensor, rna: RandomNoiseAugmentation | None = None) -> Tensor:
-        """See `BandEngine`."""
-        self._begins(NOISED if rna else REFERENCE)
-        final = super().reference_tail(trunk, hidden, rna)
-        self._begins(LOSS)
-        return final
+    def _run(self, part: str, method: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        self._begins(NOISED if any(isinstance(value, RandomNoiseAugmentation) for value in args) else part)
+        output = method(*args, **options)
+        if part in _BACKWARD:
+            output.register_hook(partial(self._begins, _BACKWARD[part]))
+        if part != HEAD:
+            self._begins(LOSS)
+        return output
 
 
 @dataclass(frozen=True)
@@ -188,7 +149,12 @@ def without_data(name: str) -> Iterator[None]:
         UserError: the model `name` asks for a tensor's value.
     """
     try:
-        with FakeTensorMode(), _Answers(), quiet():
+        answers = _Answers()
+        hooks = (
+            register_module_forward_pre_hook(answers.entering),
+            register_module_forward_hook(answers.leaving, always_call=True),
+        )
+        with FakeTensorMode(), answers, quiet(), hooks[0], hooks[1]:
             yield
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise UserError(
@@ -245,7 +211,7 @@ def rehearse_step(stage: Stage, widths: Mapping[str, int]) -> Meter:
         candidate.optimiser.zero_grad(set_to_none=True)
         losses.total.backward()
         for side in ("forget", "retain"):
-            views[side].engine = _Noted(stage.engine, meter, side, only=METRICS)
+            views[side].engine = cast(BandEngine, _Noted(stage.engine, meter, side, only=METRICS))
         metrics_row(candidate, topic, losses, views["forget"], views["retain"])
     return meter
 
@@ -261,5 +227,5 @@ def rehearse_scoring(stage: Stage, width: int) -> Meter:
 
 def _view(stage: Stage, meter: Meter, side: str, sequences: int, width: int) -> View:
     ids = torch.ones(sequences, width, dtype=torch.long)
-    engine = _Noted(stage.engine, meter, side)
+    engine = cast(BandEngine, _Noted(stage.engine, meter, side))
     return View(engine, TokenBatch(ids, torch.ones_like(ids)), torch.zeros(sequences))
