@@ -52,7 +52,7 @@ def read_classes(path: str) -> dict[str, Ngram]:
         raise UserError(
             f'{path}: expected {{"ngrams": [{{"text", "n", "class", "similarity"}}, …]}} with one at least.'
         )
-    found: dict[str, Ngram] = {}
+    ngrams: dict[str, Ngram] = {}
     for index, row in enumerate(rows):
         try:
             ngram = Ngram.model_validate(row)
@@ -60,9 +60,9 @@ def read_classes(path: str) -> dict[str, Ngram]:
             raise UserError(
                 f"{path}, n-gram {index}: " + " ".join(explain(error, lambda _: Ngram.model_fields))
             ) from error
-        if found.setdefault(ngram.text, ngram) != ngram:
+        if ngrams.setdefault(ngram.text, ngram) != ngram:
             raise UserError(f"{path}: {ngram.text!r} stands there twice, with different classes.")
-    return found
+    return ngrams
 
 
 def read_folder(folder: str) -> list[Record]:

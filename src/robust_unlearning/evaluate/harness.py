@@ -120,8 +120,8 @@ class Harness:
             name: {"version": str(task.VERSION), "num_fewshot": task.get_config("num_fewshot")}
             for name, task in self.loaded["tasks"].items()
         }
-        groups = {name: [each.task_name for each in group.get_all_tasks()] for name, group in self._groups()}
-        packages = {each: version(each) for each in ("lm_eval", "datasets", "transformers", "torch")}
+        groups = {name: [task.task_name for task in group.get_all_tasks()] for name, group in self._groups()}
+        packages = {package: version(package) for package in ("lm_eval", "datasets", "transformers", "torch")}
         return {"tasks": tasks, "groups": groups, "scorer": self.scorer, "limit": self.limit, "packages": packages}
 
     def run(
@@ -171,17 +171,17 @@ class Harness:
 
     def _scores(self, results: Mapping[str, Any], records: Mapping[str, list[Record]]) -> dict[str, Any]:
         """Groups, the outermost first, then tasks."""
-        members = {name: [each.task_name for each in group.get_all_tasks()] for name, group in self._groups()}
+        members = {name: [task.task_name for task in group.get_all_tasks()] for name, group in self._groups()}
         scores = {}
-        for name, own in {**members, **{name: [name] for name in self.loaded["tasks"]}}.items():
-            names = list(dict.fromkeys(own))
-            row = _row(results["results"][name], [record for each in names for record in records[each]])
+        for name, of in {**members, **{name: [name] for name in self.loaded["tasks"]}}.items():
+            names = list(dict.fromkeys(of))
+            row = _row(results["results"][name], [record for task in names for record in records[task]])
             if not row:
                 continue  # a group without an average
-            counts = [results["n-samples"][each] for each in names]
-            if sum(each["effective"] for each in counts) < (of := sum(each["original"] for each in counts)):
-                row |= {"partial": True, "of": of}
-            kinds = {_scored(self.loaded["tasks"][each]) for each in names}
+            counts = [results["n-samples"][task] for task in names]
+            if sum(count["effective"] for count in counts) < (all_of := sum(count["original"] for count in counts)):
+                row |= {"partial": True, "of": all_of}
+            kinds = {_scored(self.loaded["tasks"][task]) for task in names}
             scores[name] = row | {"scored": kinds.pop() if len(kinds) == 1 else "mixed"}
         return scores
 

@@ -156,9 +156,9 @@ class Record:
             "logprobs": self.logprobs or None,
             "tokens": self.tokens or None,
         }
-        kept = {key: value for key, value in row.items() if value is not None or (key == "answer" and self.logprobs)}
+        there = {key: value for key, value in row.items() if value is not None or (key == "answer" and self.logprobs)}
         tokens = {"forget_token": self.forget_token, "control_token": self.control_token}
-        return {"task": self.task.name, "id": self.id, **kept, **tokens}
+        return {"task": self.task.name, "id": self.id, **there, **tokens}
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Record:
