@@ -102,7 +102,7 @@ class Group:
         accuracy: with the n-gram in the question.
         control: of the same questions with a control word; None where the evaluation has none.
         clean: of the same questions as they are; None where the evaluation has none.
-        excess: excess harm, nats per answer token (see `estimates.excess_harm`).
+        excess: excess harm, nats per answer token (see `record.excess_of`).
         similarity: mean over the class's n-grams that occur.
         ngrams: how many of them occur.
         n: questions.

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robust_unlearning import files
+from robust_unlearning.evaluate.harness import TaskSet
 from robust_unlearning.evaluate.record import read_records
-from robust_unlearning.evaluate.suite import Evaluation, Progress, TaskSet
+from robust_unlearning.evaluate.suite import Evaluation, Progress
 from robust_unlearning.models import checkpoint
 from robust_unlearning.parallel.processes import join
 from robust_unlearning.recipe import Recipe

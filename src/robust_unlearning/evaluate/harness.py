@@ -26,7 +26,7 @@ from robust_unlearning.data.questions import LETTERS
 from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate.local_datasets import local_data
 from robust_unlearning.evaluate.record import Record, Task
-from robust_unlearning.evaluate.suite import BUNDLED_SUITES, Evaluation, TaskSet, load_suite, require_finite
+from robust_unlearning.evaluate.suite import BUNDLED_SUITES, Evaluation, Suite, load_suite, require_finite
 from robust_unlearning.evaluate.task_index import check_names, is_task_file, task_manager
 from robust_unlearning.parallel.processes import Processes
 from robust_unlearning.stats.estimates import accuracy
@@ -189,6 +189,10 @@ class Harness:
         """Groups with their members after them."""
         groups = self.loaded["groups"]
         yield from sorted(groups.items(), key=lambda item: -len(item[1].get_all_tasks()))
+
+
+TaskSet = Suite | Harness
+"""What an evaluation runs."""
 
 
 def load_task_sets(tasks: str, limit: int | None = None, **settings: Any) -> dict[str, TaskSet]:

@@ -23,8 +23,7 @@ from typing import Any
 from robust_unlearning import files
 from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate.evaluator import Evaluator, open_target
-from robust_unlearning.evaluate.harness import load_task_sets
-from robust_unlearning.evaluate.suite import TaskSet
+from robust_unlearning.evaluate.harness import TaskSet, load_task_sets
 from robust_unlearning.experiments.grid import Point, Sweep
 from robust_unlearning.experiments.selection import DEFAULT_RULE, Answers, Rule, answers_of, parse_rule
 from robust_unlearning.experiments.side_by_side import Say, train_all
