@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -26,7 +26,7 @@ from robust_unlearning.data.questions import LETTERS
 from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate.local_datasets import local_data
 from robust_unlearning.evaluate.record import Record, Task
-from robust_unlearning.evaluate.suite import BUNDLED_SUITES, Evaluation, Suite, load_suite, require_finite
+from robust_unlearning.evaluate.suite import BUNDLED_SUITES, Evaluation, Progress, Suite, load_suite, require_finite
 from robust_unlearning.evaluate.task_index import check_names, is_task_file, task_manager
 from robust_unlearning.parallel.processes import Processes
 from robust_unlearning.stats.estimates import accuracy
@@ -44,7 +44,7 @@ class Harness:
 
     Attributes:
         names: tasks, groups and tags of lm-eval or of this package, or YAML files of tasks.
-        data_root: folder of local copies of data sets, see `task_data`; None for the hub.
+        data_root: folder of local copies of data sets, see `local_datasets`; None for the hub.
         include_paths: folders of further task YAMLs.
         scorer: `fast`, or `hf` for lm-eval's own model class.
         limit: only the first so many questions of each task; scores are then marked as partial.
@@ -120,15 +120,15 @@ class Harness:
             name: {"version": str(task.VERSION), "num_fewshot": task.get_config("num_fewshot")}
             for name, task in self.loaded["tasks"].items()
         }
-        groups = {name: [task.task_name for task in group.get_all_tasks()] for name, group in self._groups()}
         packages = {package: version(package) for package in ("lm_eval", "datasets", "transformers", "torch")}
-        return {"tasks": tasks, "groups": groups, "scorer": self.scorer, "limit": self.limit, "packages": packages}
+        settings = {"scorer": self.scorer, "limit": self.limit, "packages": packages}
+        return {"tasks": tasks, "groups": self._groups(), **settings}
 
     def run(
         self,
         model: Any,
         tokenizer: Any,
-        progress: Callable[[str, int, int], None] | None = None,
+        progress: Progress | None = None,
         token_budget: int | None = None,
         processes: Processes | None = None,
     ) -> Evaluation:
@@ -171,10 +171,9 @@ class Harness:
 
     def _scores(self, results: Mapping[str, Any], records: Mapping[str, list[Record]]) -> dict[str, Any]:
         """Groups, the outermost first, then tasks."""
-        members = {name: [task.task_name for task in group.get_all_tasks()] for name, group in self._groups()}
         scores = {}
-        for name, of in {**members, **{name: [name] for name in self.loaded["tasks"]}}.items():
-            names = list(dict.fromkeys(of))
+        for name, members in {**self._groups(), **{name: [name] for name in self.loaded["tasks"]}}.items():
+            names = list(dict.fromkeys(members))
             row = _row(results["results"][name], [record for task in names for record in records[task]])
             if not row:
                 continue  # a group without an average
@@ -185,10 +184,12 @@ class Harness:
             scores[name] = row | {"scored": kinds.pop() if len(kinds) == 1 else "mixed"}
         return scores
 
-    def _groups(self) -> Iterator[tuple[str, Any]]:
-        """Groups with their members after them."""
-        groups = self.loaded["groups"]
-        yield from sorted(groups.items(), key=lambda item: -len(item[1].get_all_tasks()))
+    def _groups(self) -> dict[str, list[str]]:
+        """Group -> its tasks; a group stands before the groups that are in it."""
+        groups = {
+            name: [task.task_name for task in group.get_all_tasks()] for name, group in self.loaded["groups"].items()
+        }
+        return dict(sorted(groups.items(), key=lambda item: -len(item[1])))
 
 
 TaskSet = Suite | Harness
