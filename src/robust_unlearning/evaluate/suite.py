@@ -24,7 +24,8 @@ from robust_unlearning.evaluate.likelihood import option_logprobs, text_nats
 from robust_unlearning.evaluate.score_table import format_scores as format_scores
 from robust_unlearning.files import locate, read_yaml, sha256_file
 from robust_unlearning.parallel.processes import Processes
-from robust_unlearning.perturb.places import QuestionSet, TokenPair, match_controls
+from robust_unlearning.perturb.controls import match_controls
+from robust_unlearning.perturb.forms import Form, QuestionSet
 from robust_unlearning.recipe import Strict, TextSource, explain
 from robust_unlearning.stats.estimates import accuracy, excess_harm, nats_per_token
 
@@ -217,7 +218,7 @@ def evaluate(
 
     divided = processes.divided if processes else _alone
     perturbs = any(source.perturb for source in suite.questions.values())
-    pairs = match_controls(tokenizer, suite.forget_tokens, suite.control_tokens) if perturbs else []
+    pairs = match_controls(tokenizer, suite.forget_tokens, suite.control_tokens) if perturbs else {}
     scores: dict[str, dict[str, Any]] = {}
     records: list[dict[str, Any]] = []
     for name, source in suite.questions.items():
@@ -258,7 +259,7 @@ def _alone(items: Sequence[Any], function: Callable[[Sequence[Any]], Sequence[An
 
 
 def _record(
-    question: Question, pair: TokenPair | None, options: Sequence[str], result: Sequence[tuple[float, int]]
+    question: Question, pair: Form | None, options: Sequence[str], result: Sequence[tuple[float, int]]
 ) -> dict[str, Any]:
     logprobs = [logp for logp, _ in result]
     per_byte = [logp / len(option.encode()) for logp, option in zip(logprobs, options, strict=True)]
@@ -271,8 +272,7 @@ def _record(
         "correct_norm": int(np.argmax(per_byte)) == question.answer,
         "logprobs": logprobs,
         "tokens": [tokens for _, tokens in result],
-        "forget_token": pair.forget if pair else None,
-        "control_token": pair.control if pair else None,
+        **(pair.tokens if pair else {"forget_token": None, "control_token": None}),
     }
 
 
