@@ -243,8 +243,10 @@ class QuestionSet(BaseModel, extra="forbid", frozen=True):
     perturb: tuple[Literal["begin", "end", "parenthesis", "sentence", "option"], ...] = ()
     limit: int | None = Field(None, ge=1, description="use so many, drawn by id; a smaller draw is in a larger")
 
-    def forms(self, controls: Mapping[str, Sequence[str]], seed: int) -> dict[str, list[tuple[Question, Form | None]]]:
-        """The questions under `clean`, and for each `WHERE` of `perturb` under `WHERE` and `WHERE-control`.
+    def forms(
+        self, controls: Mapping[str, Sequence[str]], seed: int
+    ) -> dict[tuple[str, bool], list[tuple[Question, Form | None]]]:
+        """(form, with control words?) -> questions: the form is `clean`, or each `WHERE` of `perturb`, both ways.
 
         Args:
             controls: forget-token -> its control, as `controls.match_controls` pairs them.
@@ -257,10 +259,12 @@ class QuestionSet(BaseModel, extra="forbid", frozen=True):
             drawn = sorted(questions, key=lambda question: draw(seed, question.id, "limit"))[: self.limit]
             ids = {question.id for question in drawn}
             questions = [question for question in questions if question.id in ids]
-        asked: dict[str, list[tuple[Question, Form | None]]] = {"clean": [(question, None) for question in questions]}
+        asked: dict[tuple[str, bool], list[tuple[Question, Form | None]]] = {
+            ("clean", False): [(question, None) for question in questions]
+        }
         for where in self.perturb:
             settings = Perturbation(where=where, seed=seed, control=True)
             forms, _ = perturbed_forms(questions, controls, settings, pairs=True)
-            asked[where] = [(form.perturbed, form) for form in forms]
-            asked[f"{where}-control"] = [(form.control, form) for form in forms if form.control]
+            asked[where, False] = [(form.perturbed, form) for form in forms]
+            asked[where, True] = [(form.control, form) for form in forms if form.control]
         return asked
