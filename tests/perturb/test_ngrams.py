@@ -163,9 +163,9 @@ def test_a_sample_depends_on_the_document_and_the_seed_alone(tmp_path: Path) -> 
     used = ngrams.Similarities(documents, 3, drawn)
     alone = ngrams.Similarities(documents[-3:], 3, drawn)
     other = ngrams.Similarities(documents, 3, drawn.model_copy(update={"seed": 1}))
-    assert used._used(documents[-2]) == alone._used(documents[-2])
-    assert [used._used(each) for each in documents] != [other._used(each) for each in documents]
-    assert all(set(used._used(each)) <= set(distinct_ngrams(each, 3)) for each in documents)
+    assert used.used(documents[-2]) == alone.used(documents[-2])
+    assert [used.used(each) for each in documents] != [other.used(each) for each in documents]
+    assert all(set(used.used(each)) <= set(distinct_ngrams(each, 3)) for each in documents)
     record, _ = select_ngrams(documents, HashEmbedder(), drawn, tmp_path)
     assert record["similarity"]["3"]["count"] == sum(min(4, len(distinct_ngrams(each, 3))) for each in documents)
 

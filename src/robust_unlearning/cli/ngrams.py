@@ -39,18 +39,12 @@ def _ngrams(arguments: argparse.Namespace) -> None:
     from robust_unlearning.recipe import TextSource, checked
     from robust_unlearning.train.progress import EvaluationProgress
 
-    given = {
-        "n": None if arguments.n is None else arguments.n.split(","),
-        "each": arguments.each,
-        "sample": arguments.sample,
-        "document_embedding": arguments.document_embedding,
-        "seed": arguments.seed,
-    }
-    settings = checked(NgramSettings, {key: value for key, value in given.items() if value is not None}, (), "ngrams")
-    where: dict[str, Any] = {"path": arguments.corpus}
-    if arguments.max_documents is not None:
-        where["max_documents"] = arguments.max_documents
-    source = checked(TextSource, where, arguments.overrides, arguments.corpus)
+    given = {name: value for name in NgramSettings.model_fields if (value := getattr(arguments, name)) is not None}
+    if "n" in given:
+        given["n"] = given["n"].split(",")
+    settings = checked(NgramSettings, given, (), "ngrams")
+    limit = {} if arguments.max_documents is None else {"max_documents": arguments.max_documents}
+    source = checked(TextSource, {"path": arguments.corpus, **limit}, arguments.overrides, arguments.corpus)
     documents = read_documents(source)
     embedder = load_embedder(arguments.embedder or DEFAULT, arguments.device)
 

@@ -37,6 +37,8 @@ NO_PAIR = "a word of every pair is mentioned in the question"
 TOO_FEW_OPTIONS = "too few wrong options"
 NO_SUCH_OPTION = "the chosen option does not exist"
 RIGHT_OPTION = "the chosen option is the right answer"
+STYLES: tuple[Literal["letters", "continuation"], ...] = ("letters", "continuation")
+"""How lm-eval's tasks of a set ask, see `lm_eval_tasks`."""
 SEPARATOR = "; "
 """Between several words in `forget_token` and `control_token`."""
 
@@ -56,7 +58,7 @@ class Perturbation(BaseModel, extra="forbid", frozen=True):
     options: tuple[int, ...] = ()
     seed: int = 0
     control: bool = False
-    styles: tuple[Literal["letters", "continuation"], ...] = ("letters", "continuation")
+    styles: tuple[Literal["letters", "continuation"], ...] = STYLES
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Form:
     controls: tuple[str, ...]
 
     @property
-    def tokens(self) -> dict[str, str | None]:
+    def tokens(self) -> dict[str, Any]:
         """`forget_token` and `control_token` (None without a control form), as records and data sets have them."""
         return {
             "forget_token": SEPARATOR.join(self.keywords),
@@ -199,26 +201,33 @@ def _none_of(questions: Sequence[Question], left_out: Counter[str]) -> str:
     )
 
 
-def perturbation(where: str, count: int | None, options: str | None, **others: Any) -> Perturbation:
-    """Settings from what a user types: `options` as letters or indices, 'C' or 'B,C' or '2'.
+def perturbation(
+    where: str = "option", count: int | None = None, option: str | None = None, style: str | None = None, **others: Any
+) -> Perturbation:
+    """Settings from what a user types: `option` as letters or indices, 'C' or 'B,C' or '2'.
 
     Raises:
-        UserError: an unknown place, a count below 1, options that make no sense or do not fit place or count.
+        UserError: an unknown place or style, a count below 1, options that make no sense or do not fit place or count.
     """
     if where not in WHERE:
         raise UserError(unknown("place for a keyword", where, WHERE))
+    if style is not None and style not in STYLES:
+        raise UserError(unknown("style of asking", style, STYLES))
     if count is not None and count < 1:
         raise UserError(f"--count {count}: give a count of 1 or more.")
-    if options is None:
-        return Perturbation(where=where, count=count or 1, **others)
-    if where != "option":
-        raise UserError(f"--option {options} names an answer option, but --where is {where!r}: leave one of them out.")
-    indices = tuple(_index(text.strip()) for text in options.split(","))
-    if len(set(indices)) < len(indices):
-        raise UserError(f"--option {options} names one option twice.")
-    if count not in (None, len(indices)):
-        raise UserError(f"--option {options} replaces {len(indices)}, but --count is {count}: leave the count out.")
-    return Perturbation(where=where, count=len(indices), options=indices, **others)
+    indices: tuple[int, ...] = ()
+    if option is not None:
+        if where != "option":
+            raise UserError(
+                f"--option {option} names an answer option, but --where is {where!r}: leave one of them out."
+            )
+        indices = tuple(_index(text.strip()) for text in option.split(","))
+        if len(set(indices)) < len(indices):
+            raise UserError(f"--option {option} names one option twice.")
+        if count not in (None, len(indices)):
+            raise UserError(f"--option {option} replaces {len(indices)}, but --count is {count}: leave the count out.")
+    settings = {"where": where, "count": count or len(indices) or 1, "options": indices, **others}
+    return Perturbation.model_validate(settings | ({"styles": (style,)} if style else {}))
 
 
 def _index(text: str) -> int:
