@@ -55,7 +55,7 @@ def test_lm_eval_asks_the_set_as_it_asks_mmlu(
     made = make_set(
         Source(path=str(hub)), read_keywords(KEYWORDS), Perturbation(control=True), tmp_path / "out" / "quiz-keywords"
     )
-    assert made.groups == (
+    assert made.manifest.groups == (
         "quiz_keywords",
         "quiz_keywords_control",
         "quiz_keywords_continuation",
@@ -67,7 +67,7 @@ def test_lm_eval_asks_the_set_as_it_asks_mmlu(
         "": {each.id: each for each in read_questions(made.folder)},
         "_control": {each.id: each for each in read_questions(made.folder / "control")},
     }
-    tasks = lm_eval_tasks(made.folder, *made.groups)["tasks"]
+    tasks = lm_eval_tasks(made.folder, *made.manifest.groups)["tasks"]
     assert len(tasks) == 12
     for style, folder in (("", "default"), ("_continuation", "continuation")):
         template = yaml.safe_load((own / folder / f"_{folder}_template_yaml").read_text())
@@ -123,7 +123,7 @@ def test_lm_eval_scores_the_set(hub: Path, tmp_path: Path, tiny_model: Path) -> 
     results = lm_eval.simple_evaluate(
         "hf",
         model_args={"pretrained": str(tiny_model), "dtype": "float32"},
-        tasks=list(made.groups),
+        tasks=list(made.manifest.groups),
         task_manager=manager,
         device="cpu",
         batch_size=8,

@@ -216,7 +216,7 @@ def test_too_few_ngrams(document: str, advice: str, tmp_path: Path) -> None:
 
 
 def test_an_unknown_embedder_gets_the_nearest_bundled_one(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="Did you mean the bundled 'all-minilm-l6-v2'"):
+    with pytest.raises(UserError, match="Did you mean the bundled embedder 'all-minilm-l6-v2'"):
         embedders.load_embedder("all-MiniLM-L6")
     with pytest.raises(UserError, match=r"holds no modules\.json"):
         embedders.load_embedder(str(tmp_path))
@@ -336,7 +336,7 @@ def test_command_line(sentence_bert: Path, tmp_path: Path, capsys: pytest.Captur
         (["--n", "0"], "1 error\n  - n.0: input should be greater than or equal to 1"),
         (["--each", "0"], "each: input should be greater than or equal to 1"),
         (["feild=body"], "did you mean 'field'?"),
-        (["--embedder", "all-minilm-l6"], "Did you mean the bundled 'all-minilm-l6-v2'"),
+        (["--embedder", "all-minilm-l6"], "Did you mean the bundled embedder 'all-minilm-l6-v2'"),
     ],
 )
 def test_mistakes_on_the_command_line(

@@ -11,7 +11,7 @@ from robust_unlearning.cli import AddVerb
 from robust_unlearning.errors import UserError
 
 if TYPE_CHECKING:
-    from robust_unlearning.perturb.dataset import PerturbedSet
+    from robust_unlearning.perturb.dataset import Manifest, PerturbedSet
 
 SETTINGS = ("where", "count", "option", "seed", "control", "style")
 OF_A_NEW_SET = ("keyword", "keywords", "config", "split", *SETTINGS)
@@ -64,7 +64,7 @@ def _perturb(arguments: argparse.Namespace) -> None:
     print(f"written to {arguments.to}: README.md, manifest.json, replaced.jsonl, tasks")
     print(
         f"next: lm_eval --model hf --model_args pretrained=MODEL --include_path {arguments.to / 'tasks'} "
-        f"--tasks {','.join(made.groups)}"
+        f"--tasks {','.join(made.manifest.groups)}"
     )
 
 
@@ -100,22 +100,22 @@ def _flag(names: Iterable[str]) -> str:
     return f"--{next(iter(names)).replace('_', '-')}"
 
 
-def _summary(manifest: dict[str, Any]) -> str:
+def _summary(manifest: Manifest) -> str:
     """What was done, with the counts it rests on."""
-    counts, settings = manifest["counts"], manifest["settings"]
-    matches = manifest["controls"].get("keywords", ())
-    subjects = sum(1 for name in manifest["files"] if name.endswith(".parquet") and not name.startswith("control/"))
+    counts, settings = manifest.counts, manifest.settings
+    matches = manifest.controls.get("keywords", ())
+    subjects = sum(1 for name in manifest.files if name.endswith(".parquet") and not name.startswith("control/"))
     lines = [
         f"{counts['perturbed']:,} of {counts['questions']:,} questions perturbed in {subjects} subjects; "
-        f"{settings['where']}, {settings['count']} a question, "
-        f"{len(counts['keywords'])} of {len(manifest['keywords'])} keywords used"
+        f"{settings.where}, {settings.count} a question, "
+        f"{len(counts['keywords'])} of {len(manifest.keywords)} keywords used"
     ]
     lines += [f"left out: {number:,} ({reason})" for reason, number in counts["left_out"].items()]
     for match in matches[:10]:
         near = ", ".join(map(_measured, match["controls"][:3]))
         lines.append(f"{len(match['controls'])} controls of {_measured(match)}: {near}, …")
-    if settings["control"]:
-        words = manifest["controls"]["words_counted"]
+    if settings.control:
+        words = manifest.controls["words_counted"]
         lines.append(f"× is how often in {words:,} words; all controls are in the manifest")
     if from_questions := [match["text"] for match in matches if match.get("own_words")]:
         more = f" and {len(from_questions) - 1} more keywords" if from_questions[1:] else ""

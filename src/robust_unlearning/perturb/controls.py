@@ -172,12 +172,11 @@ def match_harmless(
     folded = {keyword: _folded(keyword) for keyword in keywords}
     sizes = {keyword: max(1, len(_WORD.findall(keyword))) for keyword in keywords}
     phrases, total = _count(texts, set(sizes.values()), set(folded.values()))
-    allowed = phrases if subjects is None else _harmless(phrases, _subjects_of_words(texts, subjects))
-    everywhere = _Wording(keyword for keyword, size in sizes.items() if size == 1)
-    wording = {keyword: _Wording([keyword]) for keyword in keywords}
+    allowed = phrases if subjects is None else _harmless(phrases, texts, subjects)
+    everywhere = {word for keyword, size in sizes.items() if size == 1 for word in _words(keyword)}
 
     def apart(keyword: str, candidate: str) -> bool:
-        return not (wording[keyword].shares(candidate) or everywhere.shares(candidate))
+        return not _begin_alike(_words(candidate), everywhere | _words(keyword))
 
     @cache
     def pool(size: int, whole: bool) -> _Pool:
@@ -257,32 +256,25 @@ def _function_words() -> frozenset[str]:
     return frozenset(locate(FUNCTION).read_text(encoding="utf-8").split())
 
 
-def _subjects_of_words(texts: Iterable[str], subjects: Sequence[str]) -> dict[str, set[str]]:
-    """Casefolded word -> the subjects whose texts hold it; empty where there are fewer than `SUBJECTS`."""
-    found: dict[str, set[str]] = {}
-    if len(set(subjects)) >= SUBJECTS:
-        for text, subject in zip(texts, subjects, strict=True):
-            for word in _WORD.findall(text):
-                found.setdefault(word.casefold(), set()).add(subject)
-    return found
-
-
-def _harmless(phrases: Phrases, subjects: dict[str, set[str]]) -> Phrases:
+def _harmless(phrases: Phrases, texts: Iterable[str], subjects: Sequence[str]) -> Phrases:
     """The phrases of words that are no subject's topic, and the package's list: its words, or pairs of its nouns."""
-    needed = max(SUBJECTS, len(set().union(*subjects.values())) / 2)
-    common = {word for word, own in subjects.items() if len(own) >= needed}
+    subjects_of: dict[str, set[str]] = {}
+    for text, subject in zip(texts, subjects, strict=True):
+        for word in _WORD.findall(text):
+            subjects_of.setdefault(word.casefold(), set()).add(subject)
+    needed = max(SUBJECTS, len(set(subjects)) / 2)
+    common = {word for word, of_word in subjects_of.items() if len(of_word) >= needed}
     allowed = {
         size: {
-            folded: found
-            for folded, found in own.items()
-            if common.issuperset(folded.split(" ")) and (size != 2 or found[1] > 1)
+            folded: (form, count)
+            for folded, (form, count) in of_size.items()
+            if common.issuperset(folded.split(" ")) and (size != 2 or count > 1)
         }
-        for size, own in phrases.items()
+        for size, of_size in phrases.items()
     }
-    listed = locate(HARMLESS).read_text(encoding="utf-8").split()
-    nouns = [word for word in listed if word.isalpha() and word.islower()]
-    bundled = {1: listed}
+    bundled = {1: locate(HARMLESS).read_text(encoding="utf-8").split()}
     if len(allowed.get(2, ())) < SHORTLIST:
+        nouns = [word for word in bundled[1] if word.isalpha() and word.islower()]
         bundled[2] = [" ".join(pair) for pair in permutations(nouns, 2)]
     for size in bundled.keys() & phrases.keys():
         for form in bundled[size]:
@@ -312,25 +304,14 @@ class _Pool:
         return [self.candidates[index] for index in np.argsort(distances, kind="stable")[:SHORTLIST]]
 
 
-class _Wording:
-    """The words of four letters or more in some texts, hyphens undone."""
-
-    def __init__(self, texts: Iterable[str]) -> None:
-        self.words = {word for text in texts for word in _parts(text)}
-        self.beginnings = _beginnings(self.words)
-
-    def shares(self, text: str) -> bool:
-        """Whether a word of `text` begins with one of these words, or one of them with a word of `text`."""
-        own = _parts(text)
-        return not (own.isdisjoint(self.beginnings) and self.words.isdisjoint(_beginnings(own)))
-
-
-def _parts(text: str) -> set[str]:
+def _words(text: str) -> set[str]:
+    """The words of four letters or more, hyphens undone, in one case."""
     return {part for part in re.split(r"[\W_]+", text.casefold()) if len(part) > 3}
 
 
-def _beginnings(words: Iterable[str]) -> set[str]:
-    return {word[:end] for word in words for end in range(4, len(word) + 1)}
+def _begin_alike(some: Iterable[str], others: Iterable[str]) -> bool:
+    """Whether one of some words begins with one of the others, or one of the others with one of them."""
+    return any(one.startswith(other) or other.startswith(one) for one in some for other in others)
 
 
 def _folded(text: str) -> str:

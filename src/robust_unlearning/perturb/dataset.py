@@ -38,6 +38,17 @@ from robust_unlearning.recipe import explain
 
 MANIFEST, REPLACED, CONTROL, README = "manifest.json", "replaced.jsonl", "control", "README.md"
 RESERVED = ("all", CONTROL, TASKS)
+CARD = "shipped:perturbed_set.md"
+CONTROL_NOTE = """\
+Configs named `-control` have a harmless word of like length, and frequency as far as may be, in its place.
+Of both, `forget_token` and `control_token` say which words a question got.
+
+"""
+CONTINUATION_NOTE = """\
+In the continuation style the prompt does not show the options: a keyword in place of one is never read
+before the right answer, so only the letters style measures what it does.
+
+"""
 
 
 class Source(BaseModel, frozen=True):
@@ -84,18 +95,23 @@ class Origin(BaseModel, frozen=True):
     controls: dict[str, Any] = {}
 
 
+class Manifest(Origin, frozen=True):
+    """What a set was made from, and what came out; `files` has the SHA-256 of each."""
+
+    counts: dict[str, Any]
+    groups: tuple[str, ...]
+    rows_sha256: str
+    files: dict[str, str]
+    versions: dict[str, str]
+
+
 @dataclass(frozen=True)
 class PerturbedSet:
     """What was written: where, its manifest, and a note for the user."""
 
     folder: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
     note: str = ""
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        """Its groups of lm-eval tasks."""
-        return tuple(self.manifest["groups"])
 
 
 def make_set(
@@ -150,32 +166,28 @@ def rebuild(manifest_path: Path, to: Path, source_path: str | None = None) -> Pe
         UserError: the manifest is damaged, the source's files are not those it was made from, or what comes out
             has other rows than what the manifest was written for.
     """
+    place = files.locate(manifest_path)
     try:
-        manifest = json.loads(files.locate(manifest_path).read_text(encoding="utf-8"))
-        origin = Origin.model_validate(manifest)
-        rows, sums, versions = (manifest[key] for key in ("rows_sha256", "files", "versions"))
-    except UserError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        manifest = Manifest.model_validate(json.loads(place.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
         why = " ".join(explain(error)) if isinstance(error, ValidationError) else str(error)
-        why = f"it has no {why}." if isinstance(error, KeyError) else why
         raise UserError(f"{str(manifest_path)!r} is no {MANIFEST} of unlearn perturb, or is damaged: {why}") from error
-    source = origin.source.model_copy(update={"path": source_path or origin.source.path})
-    found, wanted = source.hashed().sha256, origin.source.sha256
-    if found != wanted:
-        differ = sorted(file for file in {*found, *wanted} if found.get(file) != wanted.get(file))
+    source = manifest.source.model_copy(update={"path": source_path or manifest.source.path})
+    present, wanted = source.hashed().sha256, manifest.source.sha256
+    if present != wanted:
+        differ = sorted(file for file in {*present, *wanted} if present.get(file) != wanted.get(file))
         raise UserError(
             f"the questions of {source.path!r} are not those that {str(manifest_path)!r} was made from: "
             f"{len(differ)} of {len(wanted)} files differ, the first is {differ[0]!r}. Name the right ones: "
             f"unlearn perturb SOURCE --from {manifest_path} --to {to}"
         )
-    built = _write(origin, source.read(), to, rows)
-    if built.manifest["files"] == sums:
+    origin = Origin.model_validate(manifest.model_dump(include=set(Origin.model_fields)))
+    built = _write(origin, source.read(), to, manifest.rows_sha256)
+    if built.manifest.files == manifest.files:
         return built
-    made_by = ", ".join(f"{name} {version}" for name, version in versions.items())
-    return replace(
-        built, note=f"every row is the same, but not every byte: the manifest's set was written by {made_by}"
-    )
+    made_by = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
+    note = f"every row is the same, but not every byte: the manifest's set was written by {made_by}"
+    return replace(built, note=note)
 
 
 def _write(origin: Origin, questions: Sequence[Question], to: Path, expected_rows: str | None = None) -> PerturbedSet:
@@ -189,13 +201,14 @@ def _write(origin: Origin, questions: Sequence[Question], to: Path, expected_row
         controls[match["text"]] = [control["text"] for control in match["controls"]]
     forms, left_out = perturbed_forms(questions, controls, origin.settings)
     configs = _configs([form.clean.subject for form in forms])
+    settings, split = origin.settings, origin.source.split
     with files.replacing_folder(to) as new:
         digest = hashlib.sha256()
         for subject, config in configs.items():
             of_subject = [form for form in forms if form.clean.subject == subject]
-            shard = f"{config}/{origin.source.split}-00000-of-00001.parquet"
+            shard = f"{config}/{split}-00000-of-00001.parquet"
             digest.update(_write_rows(new / shard, [(form.perturbed, form) for form in of_subject]))
-            if origin.settings.control:
+            if settings.control:
                 controlled = [(form.control, form) for form in of_subject if form.control]
                 digest.update(_write_rows(new / CONTROL / shard, controlled))
         if expected_rows is not None and digest.hexdigest() != expected_rows:
@@ -204,26 +217,24 @@ def _write(origin: Origin, questions: Sequence[Question], to: Path, expected_row
                 f"another version. Install the one it names under 'versions'; this is {__version__}."
             )
         files.write_jsonl(new / REPLACED, [form.as_dict() for form in forms])
-        tasks = {"": {config: subject for subject, config in configs.items()}}
-        if origin.settings.control:
-            tasks["_control"] = {f"{config}-control": subject for subject, config in configs.items()}
-        groups = write_tasks(new, origin.name, tasks, origin.settings.styles, origin.source.split, to)
+        subjects = {config: subject for subject, config in configs.items()}
+        groups = write_tasks(new, origin.name, subjects, settings.control, settings.styles, split, to)
         (new / README).write_text(_card(origin, configs, len(forms), left_out, groups), encoding="utf-8")
         paths = sorted(path for path in new.rglob("*") if path.is_file() and path.name != LOCATION)
-        manifest = {
-            **origin.model_dump(mode="json"),
-            "counts": {
+        manifest = Manifest(
+            **dict(origin),
+            counts={
                 "questions": len(questions),
                 "perturbed": len(forms),
                 "left_out": dict(sorted(left_out.items())),
                 "keywords": dict(sorted(Counter(word for form in forms for word in form.keywords).items())),
             },
-            "groups": groups,
-            "rows_sha256": digest.hexdigest(),
-            "files": {path.relative_to(new).as_posix(): files.sha256_file(path) for path in paths},
-            "versions": {"robust_unlearning": __version__, "pyarrow": pyarrow.__version__},
-        }
-        files.write_json(new / MANIFEST, manifest)
+            groups=tuple(groups),
+            rows_sha256=digest.hexdigest(),
+            files={path.relative_to(new).as_posix(): files.sha256_file(path) for path in paths},
+            versions={"robust_unlearning": __version__, "pyarrow": pyarrow.__version__},
+        )
+        files.write_json(new / MANIFEST, manifest.model_dump(mode="json"))
     return PerturbedSet(to, manifest)
 
 
@@ -267,28 +278,12 @@ def _card(origin: Origin, configs: dict[str, str], written: int, left_out: Count
     entries = [
         {"config_name": config, "data_files": [{"split": split, "path": path}]} for config, path in shards.items()
     ]
+    left = "".join(f"; {number:,} left out: {reason}" for reason, number in sorted(left_out.items()))
+    words = ", ".join(keyword["text"] for keyword in origin.keywords[:10]) + ", …" * (len(origin.keywords) > 10)
+    counts = {"written": written, "left_out": left, "keywords": len(origin.keywords), "words": words}
+    notes = CONTROL_NOTE if settings.control else ""
+    if settings.where == "option" and "continuation" in settings.styles:
+        notes += CONTINUATION_NOTE
     head = yaml.safe_dump({"configs": entries}, sort_keys=False, allow_unicode=True)
-    words = ", ".join(each["text"] for each in origin.keywords[:10]) + (", …" if len(origin.keywords) > 10 else "")
-    missing = "".join(f"; {number:,} left out: {reason}" for reason, number in sorted(left_out.items()))
-    style = (
-        "In the continuation style the prompt does not show the options: a keyword in place of one is never read\n"
-        "before the right answer, so only the letters style measures what it does.\n\n"
-        if settings.where == "option" and "continuation" in settings.styles
-        else ""
-    )
-    control = (
-        "Configs named `-control` have a harmless word of like length, and frequency as far as may be, in its place.\n"
-        "Of both, `forget_token` and `control_token` say which words a question got.\n\n"
-    )
-    return (
-        f"---\n{head}---\n# {origin.name}\n\n"
-        f"{written:,} multiple-choice questions of `{Path(origin.source.path).name}` ({split}), perturbed by "
-        f"robust-unlearning{missing}.\n\n"
-        f"Keywords ({len(origin.keywords)}): {words}. Put into: {settings.where}, {settings.count} a question, seed "
-        f"{settings.seed}. Right answers and their places are untouched; the questions keep their source's licence.\n\n"
-        f"{control if settings.control else ''}{style}"
-        "`replaced.jsonl` says what was replaced by what; `manifest.json` rebuilds the set:\n\n"
-        f"    unlearn perturb SOURCE --from manifest.json --to DIR\n\n"
-        f"    lm_eval --model hf --model_args pretrained=MODEL --include_path {TASKS} --tasks {','.join(groups)}\n\n"
-        f"`{TASKS}/{LOCATION}` holds the absolute path of this folder: change it when the folder moves.\n"
-    )
+    about = {"origin": origin, "source": Path(origin.source.path).name, "configs": head, "notes": notes, **counts}
+    return files.locate(CARD).read_text(encoding="utf-8").format(groups=",".join(groups), **about)
