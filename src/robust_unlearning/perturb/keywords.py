@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from robust_unlearning.errors import UserError, nearest
+from robust_unlearning.errors import UserError, no_column
 from robust_unlearning.files import locate, read_json, read_jsonl
 
 LISTS = ("ngrams", "keywords")
@@ -71,9 +71,7 @@ def _keyword(row: Any, where: str) -> Keyword:
     about: dict[str, Any] = {}
     if isinstance(row, dict):
         if "text" not in row:
-            close = nearest("text", row)
-            hint = f" Rename {close!r} to 'text'?" if close else ""
-            raise UserError(f"{where}: no 'text'; the keyword has {', '.join(row) or 'nothing'}.{hint}")
+            raise no_column(where, "text", row, "keyword")
         about = dict(row)
         row = about.pop("text")
     if not isinstance(row, str) or not row.strip():

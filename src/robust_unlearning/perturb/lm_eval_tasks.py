@@ -69,12 +69,9 @@ def write_tasks(
             note = f" ({ending[1:].replace('_', ', ')})" if ending else ""
             for config, subject in subjects.items():
                 task = {"include": f"../_{style}_yaml", "task": f"{name}_{config}{ending}", "task_alias": config + note}
+                task["dataset_name"] = config + form.replace("_", "-")
                 about = f" about {subject.replace('_', ' ')}" if subject else ""
-                data = {
-                    "dataset_name": config + form.replace("_", "-"),
-                    "description": HEADS[style].format(about=about),
-                }
-                _dump(place / f"{config}.yaml", {**task, **data})
+                _dump(place / f"{config}.yaml", {**task, "description": HEADS[style].format(about=about)})
             averaged = [{"metric": metric, "weight_by_size": True} for metric in METRICS[style]]
             groups.append(name + ending)
             group = {"group": groups[-1], "task": [f"{name}_{config}{ending}" for config in subjects]}
