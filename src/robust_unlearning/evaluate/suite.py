@@ -24,7 +24,8 @@ from robust_unlearning.evaluate.likelihood import option_logprobs, text_nats
 from robust_unlearning.evaluate.record import Record, Task, by_task, excess_of
 from robust_unlearning.files import locate, read_yaml, sha256_file
 from robust_unlearning.parallel.processes import Processes
-from robust_unlearning.perturb.places import QuestionSet, TokenPair, match_controls
+from robust_unlearning.perturb.controls import match_controls
+from robust_unlearning.perturb.forms import Form, QuestionSet
 from robust_unlearning.recipe import Strict, TextSource, explain
 from robust_unlearning.stats.estimates import Estimate, accuracy, mean_interval, nats_per_token
 
@@ -122,7 +123,7 @@ class Suite(Strict):
         """
         divided = processes.divided if processes else _alone
         perturbs = any(source.perturb for source in self.questions.values())
-        pairs = match_controls(tokenizer, self.forget_tokens, self.control_tokens) if perturbs else []
+        pairs = match_controls(tokenizer, self.forget_tokens, self.control_tokens) if perturbs else {}
         scores: dict[str, dict[str, Any]] = {}
         records: list[Record] = []
         for name, source in self.questions.items():
@@ -222,10 +223,10 @@ def _alone(items: Sequence[Any], function: Callable[[Sequence[Any]], Sequence[An
 
 
 def _record(
-    task: Task, question: Question, pair: TokenPair | None, options: Sequence[str], scored: Sequence[tuple[float, int]]
+    task: Task, question: Question, pair: Form | None, options: Sequence[str], scored: Sequence[tuple[float, int]]
 ) -> Record:
     record = Record.of_choices(task, question.id, question.answer, options, scored)
-    return replace(record, forget_token=pair.forget, control_token=pair.control) if pair else record
+    return replace(record, **pair.tokens) if pair else record
 
 
 def accuracy_score(share: Estimate) -> dict[str, Any]:
