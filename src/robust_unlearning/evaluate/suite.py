@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from robust_unlearning.data.corpora import HUB
 from robust_unlearning.data.questions import STYLES, Question, read_questions, shows_options
-from robust_unlearning.errors import UserError, unknown
+from robust_unlearning.errors import UserError, explain, unknown
 from robust_unlearning.evaluate.likelihood import option_logprobs, text_nats
 from robust_unlearning.evaluate.score_table import format_scores as format_scores
 from robust_unlearning.files import locate, read_yaml, sha256_file
 from robust_unlearning.parallel.processes import Processes
 from robust_unlearning.perturb.places import QuestionSet, TokenPair, match_controls
-from robust_unlearning.recipe import Strict, TextSource, explain
+from robust_unlearning.recipe import Strict, TextSource
 from robust_unlearning.stats.estimates import accuracy, excess_harm, nats_per_token
 
 Progress = Callable[[str, int, int], None]
@@ -155,7 +155,7 @@ def load_suite(path_or_name: str | os.PathLike[str]) -> Suite:
     try:
         suite = Suite.model_validate(data)
     except ValidationError as error:
-        errors = explain(error, _fields_at)
+        errors = explain(error.errors(), Suite)
     else:
         if not suite.questions and not suite.texts:
             errors = ["it has neither questions nor texts."]
@@ -180,13 +180,6 @@ def _missing_files(data: dict[str, Any]) -> list[str]:
             except UserError as error:
                 errors.append(f"{group}.{key}.path: {error}")
     return errors
-
-
-def _fields_at(location: tuple[int | str, ...]) -> Iterable[str]:
-    """Names of the fields allowed where a pydantic error points."""
-    models: dict[str, type[BaseModel]] = {"questions": QuestionSet, "texts": Text}
-    model = models.get(str(location[0]), Suite) if len(location) > 1 else Suite
-    return model.model_fields
 
 
 def evaluate(

@@ -58,7 +58,7 @@ def need(recipes: Sequence[Recipe]) -> Need:
     from transformers import AutoModel, AutoModelForCausalLM
 
     from robust_unlearning.models import checkpoint
-    from robust_unlearning.models.layers import check_layers, decoder_layers, match_tensors
+    from robust_unlearning.models.layers import check_layers, decoder_layers, trained_tensors
 
     recipe = recipes[0]
     tail = any(each.needs_tail for each in recipes)
@@ -73,11 +73,8 @@ def need(recipes: Sequence[Recipe]) -> Need:
         model = auto.from_config(config, trust_remote_code=recipe.trust_remote_code)
     _, layers = decoder_layers(model)
     check_layers(recipe.band_layers, len(layers), "layer")
-    trained = sum(
-        layers[layer].get_parameter(name).numel()
-        for layer in recipe.band_layers
-        for name in match_tensors(layers[layer], recipe.train_tensors)
-    )
+    tensors = trained_tensors(layers, recipe.band_layers, recipe.train_tensors)
+    trained = sum(tensor.numel() for tensor in tensors.values())
     numbers = 16 * text.hidden_size + 4 * (getattr(text, "intermediate_size", None) or 4 * text.hidden_size)
     tokens = 2 * recipe.batch_size * max(recipe.of_topic(topic, "max_tokens") for topic in recipe.topics)
     depth = len(layers) - min(recipe.band_layers)

@@ -29,12 +29,11 @@ from pydantic import BaseModel, ValidationError
 
 from robust_unlearning import files
 from robust_unlearning.data.questions import Question, question_files, read_questions
-from robust_unlearning.errors import UserError
+from robust_unlearning.errors import UserError, explain
 from robust_unlearning.perturb.controls import match_harmless
 from robust_unlearning.perturb.forms import Form, Perturbation, perturbed_forms
 from robust_unlearning.perturb.keywords import Keyword
 from robust_unlearning.perturb.lm_eval_tasks import LOCATION, TASKS, write_tasks
-from robust_unlearning.recipe import explain
 
 MANIFEST, REPLACED, CONTROL, README = "manifest.json", "replaced.jsonl", "control", "README.md"
 SEPARATOR = "; "
@@ -155,7 +154,7 @@ def rebuild(manifest_path: Path, to: Path, source_path: str | None = None) -> Pe
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, UserError):
             raise
-        why = " ".join(explain(error)) if isinstance(error, ValidationError) else str(error)
+        why = " ".join(explain(error.errors(), Origin)) if isinstance(error, ValidationError) else str(error)
         why = f"it has no {why}." if isinstance(error, KeyError) else why
         raise UserError(f"{str(manifest_path)!r} is no {MANIFEST} of unlearn perturb, or is damaged: {why}") from error
     source = origin.source.model_copy(update={"path": source_path or origin.source.path})

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from robust_unlearning.data.corpora import TokenBatch
@@ -27,16 +27,19 @@ from robust_unlearning.methods.table import Preference
 from robust_unlearning.models import checkpoint
 from robust_unlearning.models.checkpoint import Checkpoint
 from robust_unlearning.models.convert import quiet
-from robust_unlearning.models.layers import match_tensors
+from robust_unlearning.models.layers import trained_tensors
 from robust_unlearning.parallel.processes import Processes
 from robust_unlearning.plan.meter import Meter
 from robust_unlearning.recipe import Recipe
 from robust_unlearning.run.folder import RunFolder
 from robust_unlearning.train.candidate import Candidate, Key
-from robust_unlearning.train.engine import BandEngine, Weights
-from robust_unlearning.train.lm_head import losses_by_row
+from robust_unlearning.train.engine import BandEngine, Weights, losses_by_row
 from robust_unlearning.train.objective import View
 from robust_unlearning.train.references import BLOCK
+from robust_unlearning.train.step import band_weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 CPU = torch.device("cpu")
 TRUNK, REFERENCE, NOISED, BAND, TAIL, HEAD, LOSS, BAND_BACK, TAIL_BACK, GRADIENTS, METRICS, CAST = (
@@ -67,7 +70,7 @@ class Stage:
 
     recipe: Recipe
     engine: BandEngine
-    model: nn.Module
+    model: PreTrainedModel
     trained: dict[Key, Tensor]
     depth: int
     stored: torch.dtype
@@ -110,11 +113,7 @@ def set_stage(recipe: Recipe, base: Checkpoint) -> Stage:
     model.eval().requires_grad_(False)
     lowest = min([*recipe.band_layers, *recipe.noised_layers, recipe.layer])
     engine = _Unchecked(model, lowest, recipe.layer, tail=recipe.needs_tail)
-    trained = {
-        (layer, name): engine.layers[layer].get_parameter(name)
-        for layer in recipe.band_layers
-        for name in match_tensors(engine.layers[layer], recipe.train_tensors)
-    }
+    trained = trained_tensors(engine.layers, recipe.band_layers, recipe.train_tensors)
     depth = checkpoint.read_config(base).get_text_config().num_hidden_layers
     return Stage(recipe, engine, model, trained, depth, stored)
 
@@ -133,7 +132,7 @@ def rehearse_step(stage: Stage, widths: Mapping[str, int]) -> Meter:
         for master in candidate.masters.values():
             master.grad = torch.zeros_like(master)
         meter.part = ("", CAST)
-        weights = candidate.weights()
+        weights = band_weights(candidate)
         loss = recipe.forget_weight * _forget(meter, candidate, weights, views)
         loss = loss + recipe.retain_weight * _retain(meter, candidate, weights, views["retain"])
         candidate.optimiser.zero_grad(set_to_none=True)

@@ -7,9 +7,10 @@ from typing import Literal
 
 from pydantic import Field
 
+from robust_unlearning.files import shipped_or_own
 from robust_unlearning.planted.lessons import Curriculum
 from robust_unlearning.planted.world import Part, WorldSize
-from robust_unlearning.recipe import Strict, checked, shipped_or_own
+from robust_unlearning.recipe import Strict, checked
 
 
 class Start(Strict):
@@ -52,6 +53,4 @@ def load_plan(name: str, overrides: Iterable[str] = ()) -> Plan:
         UserError: no such plan, or fields that are unknown or wrong; all of them in one message.
     """
     data = shipped_or_own("plan", name, "planted/plans", "curriculum, steps and others")
-    return checked(
-        Plan, data, overrides, f"plan {name}", {"world": WorldSize, "curriculum": Curriculum, "start": Start}
-    )
+    return checked(Plan, data, overrides, f"plan {name}")

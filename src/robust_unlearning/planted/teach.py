@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
@@ -31,6 +31,9 @@ from robust_unlearning.planted.students import make_tiny, make_tokenizer
 from robust_unlearning.planted.world import Entity, Role, World, make_world
 from robust_unlearning.run.folder import environment
 from robust_unlearning.stats.estimates import accuracy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 LOG, STATE, EXAM, PLAN = "log.jsonl", "state.pt", "exam.json", "plan.yaml"
 BLOCK = 4
@@ -71,7 +74,7 @@ def encode(lessons: list[Lesson], tokenizer: Any) -> tuple[Tensor, Tensor]:
     return collate(rows, tokenizer.pad_token_id).ids, nn.utils.rnn.pad_sequence(weights, batch_first=True)
 
 
-def lesson_loss(model: nn.Module, ids: Tensor, weights: Tensor) -> Tensor:
+def lesson_loss(model: PreTrainedModel, ids: Tensor, weights: Tensor) -> Tensor:
     """Weighted mean of -log p over tokens 1 to t - 1, in nats; tokens of weight 0 never reach the LM head.
 
     Pads stand on the right and have weight 0, so that no token sees one and no mask is needed.
@@ -230,7 +233,7 @@ def _rate(plan: Plan, step: int, started: int | None) -> float:
     return min(rise, max(0.01, (started + plan.steps - step) / (plan.steps * plan.cooldown)))
 
 
-def _student(plan: Plan, world: World, device: torch.device) -> tuple[nn.Module, Any]:
+def _student(plan: Plan, world: World, device: torch.device) -> tuple[PreTrainedModel, Any]:
     if plan.base is None:
         tokenizer = make_tokenizer(world)
         return make_tiny(tokenizer, plan.width, plan.layers, plan.seed).to(device), tokenizer

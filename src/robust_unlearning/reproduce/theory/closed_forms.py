@@ -120,7 +120,7 @@ def measure(
             eta = next(iter(shifts.values()))["forget-token"].eta.value or 0.0
             stds = [scale * each for each in settings.scales]
             recipe = recipe_of(target)
-            injected = [] if recipe is not None and recipe.noise_scale else stds
+            injected = [] if recipe is not None and recipe.rna_std else stds
             output = output_of(latent, questions, subjects.pad, [*stds, eta**0.5], settings)
             loss = loss_of(latent, documents, subjects.pad, stds, settings)
             answers = {

@@ -249,7 +249,7 @@ def _trained(found: Sequence[Measured]) -> Table:
             continue
         for where, answers in rna.answers.items():
             eta = plain.shifts[where]["forget-token"].eta.value or 0.0
-            paper, exact = _predicted(eta / rna.recipe.noise_scale**2, plain.answers[where].r)
+            paper, exact = _predicted(eta / rna.recipe.rna_std**2, plain.answers[where].r)
             observed = accuracy(rejects(answers.change, plain.answers[where].change))
             rows.append(
                 {
@@ -267,7 +267,7 @@ def _trained(found: Sequence[Measured]) -> Table:
 
 def _without_noise(plain: Measured, rna: Measured) -> bool:
     """Whether `plain` was trained by the same method without noise."""
-    if plain.recipe is None or rna.recipe is None or not rna.recipe.noise_scale or plain.recipe.noise_scale:
+    if plain.recipe is None or rna.recipe is None or not rna.recipe.rna_std or plain.recipe.rna_std:
         return False
     return plain.recipe.title == rna.recipe.title
 
