@@ -96,10 +96,10 @@ def compare(fast: Evaluation, hf: Evaluation) -> dict[str, Any]:
     """That both answer alike, and how far apart their log-probabilities are."""
     differences, margins = [], []
     for ours, theirs in zip(fast.records, hf.records, strict=True):
-        assert (ours["task"], ours["id"]) == (theirs["task"], theirs["id"])
-        assert ours["prediction"] == theirs["prediction"], (ours, theirs)
-        differences.append(np.abs(np.subtract(ours["logprobs"], theirs["logprobs"])).max())
-        second, first = np.sort(theirs["logprobs"])[-2:]
+        assert (ours.task, ours.id) == (theirs.task, theirs.id)
+        assert ours.prediction == theirs.prediction, (ours, theirs)
+        differences.append(np.abs(np.subtract(ours.logprobs, theirs.logprobs)).max())
+        second, first = np.sort(theirs.logprobs)[-2:]
         margins.append(first - second)
     assert {name: row["acc"] for name, row in fast.scores.items()} == {
         name: row["acc"] for name, row in hf.scores.items()

@@ -90,8 +90,7 @@ def choose(rows: list[dict[str, Any]], base: dict[str, float]) -> dict[str, Any]
 
 def _scores(evaluation: Evaluation) -> dict[str, float]:
     found = Measured.of(evaluation)
-    kept = [row for row in evaluation.records if not row["task"].startswith("forget/")]
-    logps = [row["logprobs"][row["answer"]] - np.logaddexp.reduce(row["logprobs"]) for row in kept]
+    logps = [record.logp_among for record in evaluation.records if record.task.set != "forget"]
     accuracies = {name: float(getattr(found, name).mean()) for name in ("forget", "near", "far")}
     return {**accuracies, "forget_logp": float(found.forget_logp.mean()), "retain_logp": float(np.mean(logps))}
 

@@ -7,7 +7,10 @@
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import Any
+
+from robust_unlearning import files
 
 __version__ = "0.1.0"
 
@@ -28,3 +31,12 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(f"robust_unlearning.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _planted_world() -> Path:
+    from robust_unlearning.planted.export import built_world
+
+    return built_world()
+
+
+files.BUILT["planted:"] = _planted_world

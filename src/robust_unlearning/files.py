@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
@@ -17,26 +17,24 @@ import yaml
 
 from robust_unlearning.errors import UserError, nearest, unknown
 
-BUNDLED = {
-    "demo:": "assets/demo",
-    "planted:": "planted/data",
-    "reproduce:": "reproduce/suites",
-    "shipped:": "assets/texts",
-}
+BUNDLED = {"demo:": "assets/demo", "reproduce:": "assets/reproduce/suites", "shipped:": "assets/texts"}
 """Prefixes of the names of files that the package ships, and the folders they lie in."""
+BUILT: dict[str, Callable[[], Path]] = {}
+"""Prefixes of the names of files that are built on first use, and what builds their folder where it is not there yet
+and returns it. The package's `__init__` enters them, as a builder's room comes after this one."""
 RECIPE, RECORDS = "recipe.yaml", "records.jsonl"
 """Names of a run's recipe and of an evaluation's answers, one line a question."""
 
 
 def cache_dir() -> Path:
-    """Where converted models lie: $ROBUST_UNLEARNING_CACHE, else ~/.cache/robust-unlearning."""
+    """Where converted models and built files lie: $ROBUST_UNLEARNING_CACHE, else ~/.cache/robust-unlearning."""
     given = os.environ.get("ROBUST_UNLEARNING_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(given) if given else Path(base) / "robust-unlearning"
 
 
 def package_dir() -> Path:
-    """The folder of the installed package, which holds the demo's texts and the shipped recipes."""
+    """The folder of the installed package; every data file that is shipped lies in its `assets/`."""
     return Path(str(resources.files("robust_unlearning")))
 
 
@@ -47,9 +45,9 @@ def locate(path: str | os.PathLike[str]) -> Path:
         UserError: nothing is there; the message says where was looked and the nearest name beside it.
     """
     text = os.fspath(path)
-    prefix = next((each for each in BUNDLED if text.startswith(each)), None)
+    prefix = next((each for each in (*BUNDLED, *BUILT) if text.startswith(each)), None)
     if prefix:
-        folder = package_dir() / BUNDLED[prefix]
+        folder = BUILT[prefix]() if prefix in BUILT else package_dir() / BUNDLED[prefix]
         found = folder / text.removeprefix(prefix)
         if not found.exists():
             within = [each for each in folder.rglob("*") if each.suffix in {".jsonl", ".yaml", ".txt"}]
@@ -118,6 +116,32 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def build_once(target: Path, build: Callable[[Path], None]) -> Path:
+    """`target`, built by `build` into a temporary folder and moved into place at once, if not there already.
+
+    One process at a time builds; the others wait and find it there.
+
+    Raises:
+        UserError: the folder that `target` is to lie in cannot be written to.
+    """
+    from filelock import FileLock
+
+    if target.exists():
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        held = FileLock(target.with_name(f".{target.name}.lock")).acquire()
+    except OSError as error:
+        raise UserError(
+            f"{target} cannot be built ({error}); name another folder in ROBUST_UNLEARNING_CACHE."
+        ) from error
+    with held:
+        if not target.exists():
+            with replacing_folder(target) as folder:
+                build(folder)
+    return target
 
 
 def write_text(path: Path, text: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from robust_unlearning import files
 from robust_unlearning.analyze import harmfulness, output
 from robust_unlearning.cli import main
 from robust_unlearning.errors import UserError
+from robust_unlearning.evaluate.record import Record
 from robust_unlearning.stats.estimates import Estimate
 from robust_unlearning.train.trainer import unlearn
 
@@ -38,6 +40,10 @@ def harmful_records(count: int = 40) -> list[dict[str, Any]]:
                  "logprobs": [logp, -3], "forget_token": held, "control_token": held and "zu"}
             )  # fmt: skip
     return records
+
+
+def typed(rows: Iterable[dict[str, Any]]) -> list[Record]:
+    return [Record.from_dict(row) for row in rows]
 
 
 CLASSES = {
@@ -77,18 +83,18 @@ def test_harmfulness_of_perturbed_sets_is_that_of_suites() -> None:
         if each["task"] == "mmlu_facts"
         for task, change in (("a_continuation", {}), ("b", {"tokens": [2, 2]}), ("c", {"answer": 1}))
     ]
-    expected = [replace(each, task="ng_facts") for each in harmfulness.group(suite, classes)]
-    assert harmfulness.group([*others, *records], classes) == expected
+    expected = [replace(each, task="ng_facts") for each in harmfulness.group(typed(suite), classes)]
+    assert harmfulness.group(typed([*others, *records]), classes) == expected
     unpaired = [{**each, "control_token": "other"} if each["task"] == "ng_facts_control" else each for each in records]
-    assert all(each.clean and not each.control for each in harmfulness.group(unpaired, classes))
+    assert all(each.clean and not each.control for each in harmfulness.group(typed(unpaired), classes))
 
 
 def test_harmfulness_says_what_is_missing(tmp_path: Path) -> None:
     classes = harmfulness.Ngram.model_validate({"text": "ba dur", "n": 2, "class": "most", "similarity": 1})
     with pytest.raises(UserError, match=r"none of the 2 forget-tokens .*nearest: 'ba dur'"):
-        harmfulness.group(harmful_records(), {"ba dur": classes})
+        harmfulness.group(typed(harmful_records()), {"ba dur": classes})
     with pytest.raises(UserError, match="no record has a forget-token"):
-        harmfulness.group([row for row in harmful_records() if row["forget_token"] is None], {"ba dur": classes})
+        harmfulness.group(typed(row for row in harmful_records() if row["forget_token"] is None), {"ba dur": classes})
     with pytest.raises(UserError, match=r"unlearn eval TARGET"):
         harmfulness.read_records(str(tmp_path))
     files.write_json(tmp_path / "wrong.json", {"ngrams": [{"text": "ba", "n": 0, "class": "a"}]})

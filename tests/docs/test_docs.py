@@ -142,9 +142,9 @@ def _materials(text: str, folder: Path) -> None:
     ngrams = [("barn and nobody", "most_similar", 0.8), ("of the last", "least_similar", 0.1)]
     rows = [{"text": text, "n": 3, "class": name, "similarity": like} for text, name, like in ngrams]
     files.write_json(folder / "ngrams.json", {"ngrams": rows})
-    config = json.loads((files.package_dir() / "planted" / "tiny" / "config.json").read_text(encoding="utf-8"))
+    config = files.read_json(files.package_dir() / "assets" / "planted" / "tiny" / "config.json")
     (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 16}), encoding="utf-8")
-    shutil.copytree(files.package_dir() / "planted" / "data" / "questions" / "far", folder / "mmlu")
+    shutil.copytree(files.locate("planted:questions/far"), folder / "mmlu")
     own = (ROOT / "docs" / "own-model-and-data.md").read_text(encoding="utf-8")
     for name, block in (named(own) | named(text)).items():
         (folder / name).write_text(block, encoding="utf-8")
@@ -247,7 +247,7 @@ def test_python(name: str, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, tm
             (tmp_path / "models").mkdir(exist_ok=True)
             if not (tmp_path / "models" / "unlearned").exists():
                 (tmp_path / "models" / "unlearned").symlink_to(tiny_model)
-            reference = AutoModelForCausalLM.from_pretrained(files.package_dir() / "planted" / "tiny")
+            reference = AutoModelForCausalLM.from_pretrained(files.package_dir() / "assets" / "planted" / "tiny")
             ids = torch.tensor([[4, 5, 6]])
             exec(code, {"reference": reference, "retain_batch": {"input_ids": ids}, "torch": torch})
         elif "class Trainer(" not in block:

@@ -229,8 +229,8 @@ def test_groups_average_as_lm_eval_does(
     row = result.scores["quiz"]
     assert row["acc"] == pytest.approx((9 * alpha["acc"] + 4 * beta["acc"]) / 13)
     assert row["n"] == 13
-    wilson = accuracy([each["correct"] for each in result.records])
-    assert (row["low"], row["high"]) == (wilson["low"], wilson["high"])
+    wilson = accuracy([each.right for each in result.records])
+    assert (row["low"], row["high"]) == (wilson.low, wilson.high)
 
     even = Harness(("quiz_even",), root, (tasks,)).run(model, tokenizer).scores["quiz_even"]
     assert even["acc"] == pytest.approx((alpha["acc"] + beta["acc"]) / 2)

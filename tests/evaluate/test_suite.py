@@ -18,6 +18,7 @@ from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate import likelihood as module
 from robust_unlearning.evaluate import prefix_tree
 from robust_unlearning.evaluate.prefix_tree import Tree
+from robust_unlearning.evaluate.record import Record
 from robust_unlearning.evaluate.suite import (
     QuestionSet,
     Suite,
@@ -246,33 +247,34 @@ def test_evaluate(folder: Path, llama: Any, tokenizer: Any) -> None:
     assert (name, done) == ("set", total)
     assert total >= 12 * len(tasks)  # distinct sequences; a question has several where its answers are texts
     assert json.loads(json.dumps(result.scores, allow_nan=False)) == result.scores
-    assert json.loads(json.dumps(result.records, allow_nan=False)) == result.records
+    lines = json.loads(json.dumps([record.as_dict() for record in result.records], allow_nan=False))
+    assert [Record.from_dict(line) for line in lines] == result.records
 
-    by_task = {task: [each for each in result.records if each["task"] == task] for task in tasks}
+    by_task = {task: [each for each in result.records if each.task.name == task] for task in tasks}
     questions = {each.id: each for each in read_questions(folder / "set.jsonl")}
     for task in tasks:
         own, row = by_task[task], result.scores[task]
-        assert [each["id"] for each in own] == list(questions)
-        assert row["acc"] == np.mean([each["prediction"] == each["answer"] for each in own])
+        assert [each.id for each in own] == list(questions)
+        assert row["acc"] == np.mean([each.prediction == each.answer for each in own])
         assert row["low"] <= row["acc"] <= row["high"]
         assert row["n"] == 12
         for each in own:
-            assert each["prediction"] == int(np.argmax(each["logprobs"]))
-            assert (each["forget_token"] in ("supernova", "comet")) == (not task.endswith("clean"))
+            assert each.prediction == int(np.argmax(each.logprobs))
+            assert (each.forget_token in ("supernova", "comet")) == (not task.endswith("clean"))
     for prompt, task in ((cloze_prompt, "set/cloze/clean"), (letters_prompt, "set/letters/clean")):
         norm = []
         for each in by_task[task]:
-            text, options = prompt(questions[each["id"]])
+            text, options = prompt(questions[each.id])
             expected = [alone(llama, tokenizer, text, " " + option) for option in options]
-            assert each["logprobs"] == pytest.approx([logp for logp, _ in expected], abs=1e-3)
-            assert each["tokens"] == [tokens for _, tokens in expected]
+            assert list(each.logprobs) == pytest.approx([logp for logp, _ in expected], abs=1e-3)
+            assert list(each.tokens) == [tokens for _, tokens in expected]
             per_byte = [logp / len(option) for (logp, _), option in zip(expected, options, strict=True)]
-            norm.append(int(np.argmax(per_byte)) == each["answer"])
+            norm.append(int(np.argmax(per_byte)) == each.answer)
         assert result.scores[task]["acc_norm"] == pytest.approx(np.mean(norm))
 
     def right(form: str) -> Any:
         rows = by_task[f"set/letters/{form}"]
-        return np.array([each["logprobs"][each["answer"]] / each["tokens"][each["answer"]] for each in rows])
+        return np.array([each.logprobs[each.answer] / each.tokens[each.answer] for each in rows])
 
     forget, control = result.scores["set/letters/option"], result.scores["set/letters/option-control"]
     assert forget["excess_harm"]["value"] == pytest.approx((right("option") - right("option-control")).mean())

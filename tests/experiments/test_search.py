@@ -16,6 +16,7 @@ import pytest
 
 from robust_unlearning import UserError
 from robust_unlearning.cli.main import main
+from robust_unlearning.evaluate.record import Record, Task
 from robust_unlearning.evaluate.suite import Evaluation
 from robust_unlearning.experiments import search as searching
 from robust_unlearning.experiments.search import Search, check, run_search
@@ -120,7 +121,7 @@ def test_every_end_of_the_space_is_checked_before_anything_runs(make: Callable[.
 def test_the_rule_counts_forget_answers_and_what_each_retain_task_lost() -> None:
     def evaluation(**acc: float) -> Evaluation:
         scores = {f"{name}/cloze/clean": {"acc": value, "n": 10} for name, value in acc.items()}
-        records = [{"task": task, "answer": 1, "logprobs": [-1.0, -2.0]} for task in scores]
+        records = [Record(Task.parse(task), "1", answer=1, logprobs=(-1.0, -2.0)) for task in scores]
         return Evaluation(scores, records)
 
     base = judge(evaluation(forget=1.0, near=0.9, far=0.8), Rule())

@@ -12,6 +12,7 @@ import yaml
 from robust_unlearning import files
 from robust_unlearning.cli import main
 from robust_unlearning.errors import UserError
+from robust_unlearning.evaluate.record import Record, Task
 from robust_unlearning.evaluate.suite import Evaluation
 from robust_unlearning.experiments.study import Study, forgetting, load_study, matched_difference, run_study
 from robust_unlearning.planted.export import export
@@ -21,8 +22,9 @@ from robust_unlearning.planted.world import WorldSize, make_world
 from robust_unlearning.results.measures import Measured, Perturbed
 
 
-def _row(task: str, logprobs: list[float], answer: int) -> dict[str, object]:
-    return {"task": task, "id": "x", "logprobs": logprobs, "answer": answer, "correct": answer == np.argmax(logprobs)}
+def _row(task: str, logprobs: list[float], answer: int) -> Record:
+    correct = answer == int(np.argmax(logprobs))
+    return Record(Task.parse(task), "x", answer=answer, correct=correct, logprobs=tuple(logprobs))
 
 
 def test_measured_pools_near_and_far() -> None:

@@ -13,6 +13,7 @@ import yaml
 
 from robust_unlearning import UserError, files, load_recipe, unlearn
 from robust_unlearning.cli.main import main
+from robust_unlearning.evaluate.record import Record, Task
 from robust_unlearning.evaluate.suite import Evaluation
 from robust_unlearning.experiments import side_by_side
 from robust_unlearning.experiments.grid import Point, Sweep, expand, load_sweep, parse_values, sweep_names
@@ -326,11 +327,12 @@ def test_a_measure_without_tasks_is_asked_for() -> None:
     ],
 )
 def test_roles_by_name(task: str, role: str | None) -> None:
-    assert role_of(task) == role
+    assert role_of(Task.parse(task)) == role
 
 
 def test_roles_by_pattern_take_tasks_from_the_others() -> None:
-    tasks = ["astronomy/cloze/clean", "general/cloze/clean", "general/cloze/parenthesis"]
+    names = ["astronomy/cloze/clean", "general/cloze/clean", "general/cloze/parenthesis"]
+    tasks = [Task.parse(name) for name in names]
     found = roles(tasks, {"forget": ["astronomy/*"], "retain": (), "perturbed": ()})
     assert found == {"forget": tasks[:1], "retain": tasks[1:2], "perturbed": tasks[2:]}
     with pytest.raises(UserError, match="no task has that name"):
@@ -338,8 +340,8 @@ def test_roles_by_pattern_take_tasks_from_the_others() -> None:
 
 
 def test_answers_are_means_by_question() -> None:
-    def row(task: str, name: str, logprobs: list[float], correct: bool) -> dict[str, Any]:
-        return {"task": task, "id": name, "logprobs": logprobs, "answer": 0, "correct": correct, "tokens": [2, 2]}
+    def row(task: str, name: str, logprobs: list[float], correct: bool) -> Record:
+        return Record(Task.parse(task), name, 0, correct=correct, logprobs=tuple(logprobs), tokens=(2, 2))
 
     records = [
         row("forget/letters/clean", "a", [-1, -2], True),

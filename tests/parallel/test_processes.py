@@ -213,9 +213,9 @@ def test_questions_divided_among_the_processes_have_the_same_scores(
     for each in said:
         assert each["same"]
         assert set(each["tasks"]) == {"q/cloze/clean", "t/text"} == set(scores)
-    assert [row["id"] for row in records] == [row["id"] for row in alone.records]
+    assert [row["id"] for row in records] == [row.id for row in alone.records]
     for own, other in zip(records, alone.records, strict=True):
-        np.testing.assert_allclose(own["logprobs"], other["logprobs"], rtol=1e-5)
+        np.testing.assert_allclose(own["logprobs"], other.logprobs, rtol=1e-5)
     assert scores["t/text"]["n"] == 20
     assert scores["t/text"]["nats_per_token"] == pytest.approx(alone.scores["t/text"]["nats_per_token"], rel=1e-5)
 

@@ -181,13 +181,14 @@ def test_set_in_its_forms(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "set.jsonl", answers)
     whole = QuestionSet(path=str(tmp_path / "set.jsonl"), perturb=("option", "sentence"))
     forms = whole.forms(PAIRS, seed=0)
-    assert list(forms) == ["clean", "option", "option-control", "sentence", "sentence-control"]
-    assert [each for each, _ in forms["clean"]] == [replace(each, subject="") for each in questions]
+    perturbed = [(where, control) for where in ("option", "sentence") for control in (False, True)]
+    assert list(forms) == [("clean", False), *perturbed]
+    assert [each for each, _ in forms["clean", False]] == [replace(each, subject="") for each in questions]
     for form in ("option", "sentence"):
-        assert [pair for _, pair in forms[form]] == [pair for _, pair in forms[f"{form}-control"]]
+        assert [pair for _, pair in forms[form, False]] == [pair for _, pair in forms[form, True]]
 
     def ids(limit: int) -> list[str]:
-        return [each.id for each, _ in whole.model_copy(update={"limit": limit}).forms(PAIRS, 0)["clean"]]
+        return [each.id for each, _ in whole.model_copy(update={"limit": limit}).forms(PAIRS, 0)["clean", False]]
 
     order = [each.id for each in questions]
     assert len(ids(10)) == 10

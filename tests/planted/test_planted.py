@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -129,20 +132,47 @@ def test_export_writes_the_layouts_of_the_real_benchmarks(world: World, tmp_path
         export(world, folder)
 
 
-def test_the_shipped_world_is_the_default_one(tmp_path: Path) -> None:
-    shipped, made = files.locate("planted:"), export(make_world(), tmp_path / "world", prefix="planted:")
-    names = {path.relative_to(made).as_posix() for path in made.rglob("*") if path.is_file()}
-    assert names == {path.relative_to(shipped).as_posix() for path in shipped.rglob("*") if path.is_file()}
-    for name in names - {"manifest.json"}:
+def test_the_built_world_is_the_default_one_to_the_byte() -> None:
+    """Against a manifest that is kept here: run folders and evaluations of earlier versions rest on these bytes."""
+    expected = files.read_json(Path(__file__).parent / "manifest.json")
+    folder, whole = files.locate("planted:"), make_world()
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert names == {*expected["sha256"], "manifest.json"}
+    manifest = files.read_json(folder / "manifest.json")
+    assert {key: value for key, value in manifest.items() if key != "sha256"} == {
+        key: value for key, value in expected.items() if key != "sha256"
+    }
+    for name, digest in expected["sha256"].items():
         if name.endswith(".parquet"):  # bytes differ with the version of the library that writes them
-            assert read_questions(shipped / name) == read_questions(made / name)
+            _, _, domain, file = name.split("/")
+            assert read_questions(folder / name) == whole.questions(domain, file.partition("-")[0])
+            assert files.sha256_file(folder / name) == manifest["sha256"][name]
         else:
-            assert (shipped / name).read_bytes() == (made / name).read_bytes(), name
+            assert files.sha256_file(folder / name) == digest == manifest["sha256"][name], name
     for name in BUNDLED_SUITES.keys() - {"demo"}:
         near = load_suite(name).questions["near"]
         assert near.perturb == ("option", "sentence")
         assert near.styles == (("texts",) if "texts" in name else ("letters",))
         assert near.split == ("validation" if "validation" in name else "test")
+
+
+def test_processes_that_begin_together_build_the_world_once(tmp_path: Path) -> None:
+    script = "from robust_unlearning import files; print(files.locate('planted:suite.yaml'))"
+    environment = {**os.environ, "ROBUST_UNLEARNING_CACHE": str(tmp_path)}
+    command = [sys.executable, "-c", script]
+    running = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    printed = {process.communicate()[0] for process in running}
+    assert [process.returncode for process in running] == [0, 0]
+    (path,) = printed
+    folders = [path for path in (tmp_path / "planted").iterdir() if path.is_dir()]
+    assert folders == [Path(path.strip()).parent]
+
+
+def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    monkeypatch.setenv("ROBUST_UNLEARNING_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match="name another folder in ROBUST_UNLEARNING_CACHE"):
+        files.locate("planted:suite.yaml")
 
 
 def test_every_text_of_the_world_is_in_the_vocabulary(world: World, tokenizer: Any, tmp_path: Path) -> None:

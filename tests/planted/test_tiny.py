@@ -20,7 +20,7 @@ LEAST = {"forget/clean": 0.97, "retain/clean": 0.97, "retain/option": 0.95, "ret
 
 @pytest.mark.parametrize("name", ["tiny", "smollm2"])
 def test_the_shipped_models_were_taught_the_shipped_world(name: str) -> None:
-    folder = files.package_dir() / "planted" / name
+    folder = files.package_dir() / "assets" / "planted" / name
     record = files.read_json(folder / EXAM)
     assert record["world_fingerprint"] == make_world().fingerprint()
     assert (folder / LOG).read_text(encoding="utf-8").count("\n") > 3

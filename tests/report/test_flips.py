@@ -11,6 +11,7 @@ import pytest
 from robust_unlearning import files
 from robust_unlearning.data.questions import Question
 from robust_unlearning.errors import UserError
+from robust_unlearning.evaluate.record import Record, Task
 from robust_unlearning.perturb.places import perturb
 from robust_unlearning.report.flips import (
     BACK,
@@ -62,10 +63,10 @@ def rows(model: int, where: str = "option") -> list[dict[str, Any]]:
 
 
 def source(records: list[dict[str, Any]]) -> Source:
-    tasks: dict[str, dict[Any, dict[str, Any]]] = {}
-    for each in records:
-        key = (each["id"], each["forget_token"] or "", each["control_token"] or "")
-        tasks.setdefault(each["task"], {})[key] = each
+    tasks: dict[Task, dict[Any, Record]] = {}
+    for each in map(Record.from_dict, records):
+        key = (each.id, each.forget_token or "", each.control_token or "")
+        tasks.setdefault(each.task, {})[key] = each
     return Source(Path("."), tasks, {})
 
 
@@ -123,9 +124,9 @@ def test_without_the_clean_form_the_control_form_stands_for_it() -> None:
 
 def test_only_questions_that_all_were_asked_count() -> None:
     models = {name: source(rows(index)) for index, name in enumerate(("base", "RMU", "RNA"))}
-    del models["RNA"].tasks["near/letters/option"]["back", FORGET, CONTROL]
+    del models["RNA"].tasks[Task("near", "letters", "option")]["back", FORGET, CONTROL]
     assert len(flips({"near": QUESTIONS}, 0, models).cases) == len(SAID) - 1
-    del models["RNA"].tasks["near/letters/option"]
+    del models["RNA"].tasks[Task("near", "letters", "option")]
     with pytest.raises(UserError, match=r"no perturbed question in common.*near/letters/option"):
         flips({"near": QUESTIONS}, 0, models)
 

@@ -12,6 +12,7 @@ import yaml
 from robust_unlearning import files
 from robust_unlearning.cli import main
 from robust_unlearning.errors import UserError
+from robust_unlearning.evaluate.record import Record, Task
 from robust_unlearning.evaluate.suite import Evaluation
 from robust_unlearning.experiments.grid import expand, load_sweep
 from robust_unlearning.recipe import Recipe
@@ -191,9 +192,9 @@ def test_the_closed_form_is_judged_against_what_was_drawn() -> None:
 
 
 def test_answers_by_role() -> None:
-    def record(task: str, logprobs: list[float], answer: int) -> dict[str, object]:
+    def record(task: str, logprobs: list[float], answer: int) -> Record:
         correct = answer == int(np.argmax(logprobs))
-        return {"task": task, "id": "1", "logprobs": logprobs, "answer": answer, "correct": correct}
+        return Record(Task.parse(task), "1", answer=answer, correct=correct, logprobs=tuple(logprobs))
 
     records = [
         record("sky/cloze/clean", [-1.0, -3.0], 1),

@@ -11,6 +11,7 @@ import pytest
 
 from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate.score_table import format_scores
+from robust_unlearning.evaluate.suite import accuracy_score
 from robust_unlearning.stats import estimates
 from robust_unlearning.stats.estimates import Estimate, accuracy, over_seeds, share_over_seeds
 
@@ -35,13 +36,13 @@ def test_rates_are_undefined_rather_than_numbers(unlearned: float) -> None:
 
 def test_accuracy_is_wilson() -> None:
     row = estimates.accuracy([True] * 8 + [False] * 2)
-    assert row["acc"] == 0.8
-    assert row["n"] == 10
-    assert row["stderr"] == pytest.approx(np.std([1] * 8 + [0] * 2, ddof=1) / 10**0.5)
-    assert (row["low"], row["high"]) == pytest.approx((0.4901625, 0.9433178), abs=1e-6)  # a textbook value
-    assert estimates.accuracy([1, 1, 1])["high"] == 1
-    assert estimates.accuracy([1, 1, 1])["low"] == pytest.approx(0.4385, abs=1e-4)
-    assert estimates.accuracy([0])["stderr"] is None
+    assert row.value == 0.8
+    assert row.n == 10
+    assert row.stderr == pytest.approx(np.std([1] * 8 + [0] * 2, ddof=1) / 10**0.5)
+    assert (row.low, row.high) == pytest.approx((0.4901625, 0.9433178), abs=1e-6)  # a textbook value
+    assert estimates.accuracy([1, 1, 1]).high == 1
+    assert estimates.accuracy([1, 1, 1]).low == pytest.approx(0.4385, abs=1e-4)
+    assert estimates.accuracy([0]).stderr is None
     with pytest.raises(UserError, match="only 0 and 1"):
         estimates.accuracy([0.5])
 
@@ -208,9 +209,9 @@ def test_table_is_aligned() -> None:
     harm = Estimate(-0.5, -0.7, -0.3, 0.1, 10).as_dict()
     table = format_scores(
         {
-            "general/cloze/clean": {**estimates.accuracy([1, 0] * 5), "acc_norm": 0.5},
-            "general/cloze/option": {**estimates.accuracy([1] * 10), "acc_norm": 1.0, "excess_harm": harm},
-            "single/cloze/clean": {**estimates.accuracy([1]), "acc_norm": 1.0},
+            "general/cloze/clean": {**accuracy_score(accuracy([1, 0] * 5)), "acc_norm": 0.5},
+            "general/cloze/option": {**accuracy_score(accuracy([1] * 10)), "acc_norm": 1.0, "excess_harm": harm},
+            "single/cloze/clean": {**accuracy_score(accuracy([1])), "acc_norm": 1.0},
             "heldout/text": {
                 "nats_per_token": 3.5,
                 "perplexity": 33.1,
@@ -233,7 +234,7 @@ def test_table_is_aligned() -> None:
 def test_a_share_at_the_ceiling_has_wilsons_interval() -> None:
     own = share_over_seeds([[1.0] * 4, [1.0] * 4])
     wilson = accuracy([1] * 4)
-    assert (own.value, own.low, own.high, own.n, own.seeds) == (1.0, wilson["low"], wilson["high"], 4, 2)
-    assert share_over_seeds([[0.0] * 4]).high == accuracy([0] * 4)["high"]
+    assert (own.value, own.low, own.high, own.n, own.seeds) == (1.0, wilson.low, wilson.high, 4, 2)
+    assert share_over_seeds([[0.0] * 4]).high == accuracy([0] * 4).high
     mixed = [[1.0, 0.0, 1.0], [1.0, 1.0, 0.0]]
     assert share_over_seeds(mixed) == over_seeds(mixed)

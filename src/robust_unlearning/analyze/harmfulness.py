@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,9 @@ from robust_unlearning import files
 from robust_unlearning.analyze.output import Panel, Report, side
 from robust_unlearning.errors import UserError, explain, nearest
 from robust_unlearning.evaluate.evaluator import ABOUT, RECORDS
+from robust_unlearning.evaluate.record import Record, Task, control_of, control_tasks
 from robust_unlearning.report.tables import Table
-from robust_unlearning.results.records import control_of, control_tasks
-from robust_unlearning.stats.estimates import Estimate, accuracy, as_estimate, excess_harm
+from robust_unlearning.stats.estimates import Estimate, accuracy, excess_harm
 
 
 class Ngram(BaseModel, extra="ignore", frozen=True, populate_by_name=True):
@@ -61,7 +61,7 @@ def read_classes(path: str) -> dict[str, Ngram]:
     return found
 
 
-def read_records(folder: str) -> list[dict[str, Any]]:
+def read_records(folder: str) -> list[Record]:
     """The records of an evaluation folder; those of a perturbed set have their group's name as their task.
 
     Raises:
@@ -72,23 +72,23 @@ def read_records(folder: str) -> list[dict[str, Any]]:
         raise UserError(
             f"{folder!r} holds no {RECORDS}; write it with: unlearn eval TARGET --tasks SUITE --out {folder}"
         )
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    records = [Record.from_dict(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
     about = path.with_name(ABOUT)
     return _pooled(records, files.read_json(about).get("groups") or {} if about.exists() else {})
 
 
-def _pooled(records: list[dict[str, Any]], groups: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+def _pooled(records: list[Record], groups: Mapping[str, Sequence[str]]) -> list[Record]:
     """Perturbed tasks renamed to the smallest group that they are in, where their questions' ids all differ."""
     ids: dict[str, list[str]] = {}
     for record in records:
-        if record["forget_token"]:
-            ids.setdefault(record["task"], []).append(record["id"])
+        if record.forget_token:
+            ids.setdefault(record.task.name, []).append(record.id)
     pooled: dict[str, str] = {}
     for name, tasks in sorted(groups.items(), key=lambda item: len(item[1])):
         own = [each for task in tasks for each in ids.get(task, ())]
         if len(set(own)) == len(own):
             pooled = {**{task: name for task in tasks if task in ids}, **pooled}
-    return [{**record, "task": pooled.get(record["task"], record["task"])} for record in records]
+    return [replace(record, task=Task.parse(pooled.get(record.task.name, record.task.name))) for record in records]
 
 
 @dataclass(frozen=True)
@@ -117,26 +117,26 @@ class Group:
     n: int
 
 
-def group(records: Sequence[Mapping[str, Any]], classes: Mapping[str, Ngram]) -> list[Group]:
+def group(records: Sequence[Record], classes: Mapping[str, Ngram]) -> list[Group]:
     """The records' perturbed questions by task, length and class, classes by rising similarity.
 
     Raises:
         UserError: no record's forget-token is among the n-grams.
     """
-    by_task: dict[str, dict[str, Mapping[str, Any]]] = {}
+    by_task: dict[Task, dict[str, Record]] = {}
     for record in records:
-        by_task.setdefault(record["task"], {})[record["id"]] = record
+        by_task.setdefault(record.task, {})[record.id] = record
     controls = control_tasks(by_task)
-    sorted_: dict[tuple[str, int, str], list[Mapping[str, Any]]] = {}
+    sorted_: dict[tuple[Task, int, str], list[Record]] = {}
     for task, rows in by_task.items():
         if task in controls:
             continue
         for record in rows.values():
-            ngram = classes.get(record["forget_token"] or "")
+            ngram = classes.get(record.forget_token or "")
             if ngram is not None:
                 sorted_.setdefault((task, ngram.n, ngram.similarity_class), []).append(record)
     if not sorted_:
-        tokens = {record["forget_token"] for record in records} - {None}
+        tokens = {record.forget_token for record in records if record.forget_token is not None}
         if not tokens:
             raise UserError(
                 "no record has a forget-token. Evaluate a suite with `perturb` and forget_tokens, or a set that "
@@ -154,38 +154,37 @@ def group(records: Sequence[Mapping[str, Any]], classes: Mapping[str, Ngram]) ->
 
 
 def _group(
-    task: str,
+    task: Task,
     length: int,
     name: str,
-    rows: Sequence[Mapping[str, Any]],
-    by_task: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    rows: Sequence[Record],
+    by_task: Mapping[Task, Mapping[str, Record]],
     classes: Mapping[str, Ngram],
 ) -> Group:
-    def of_control() -> list[Mapping[str, Any]] | None:
-        found = by_task.get(control_of(task, by_task) or "", {})
-        paired = [found.get(row["id"]) for row in rows]
+    def of_control() -> list[Record] | None:
+        form = control_of(task, by_task)
+        paired = [by_task[form].get(row.id) if form else None for row in rows]
         known = [other for row, other in zip(rows, paired, strict=True) if other and _tokens(other) == _tokens(row)]
         return known if len(known) == len(rows) else None
 
-    def of_clean() -> list[Mapping[str, Any]] | None:
-        own = task.rsplit("/", 1)[0] + "/clean"
-        where = by_task if "/" not in task else {own: by_task.get(own, {})}
+    def of_clean() -> list[Record] | None:
+        where = {task.clean_form: by_task.get(task.clean_form, {})} if task.style else by_task
         found = [_clean(row, where.values()) for row in rows]
         return [each for each in found if each] if all(found) else None
 
-    def right(own: Sequence[Mapping[str, Any]] | None) -> Estimate | None:
-        return as_estimate(accuracy([each["correct"] for each in own])) if own else None
+    def right(own: Sequence[Record] | None) -> Estimate | None:
+        return accuracy([each.right for each in own]) if own else None
 
-    def logp(own: Sequence[Mapping[str, Any]]) -> list[float]:
-        return [each["logprobs"][each["answer"]] for each in own]
+    def logp(own: Sequence[Record]) -> list[float]:
+        return [each.logp for each in own]
 
     control = of_control()
-    tokens = [each["tokens"][each["answer"]] for each in rows]
-    known = {row["forget_token"]: classes[row["forget_token"]].similarity for row in rows}
+    tokens = [each.answer_tokens for each in rows]
+    known = {row.forget_token: classes[row.forget_token or ""].similarity for row in rows}
     own = right(rows)
     assert own is not None
     return Group(
-        task,
+        task.name,
         length,
         name,
         own,
@@ -198,27 +197,24 @@ def _group(
     )
 
 
-def _tokens(record: Mapping[str, Any]) -> tuple[str, str]:
-    return record["forget_token"], record["control_token"]
+def _tokens(record: Record) -> tuple[str | None, str | None]:
+    return record.forget_token, record.control_token
 
 
-def _clean(row: Mapping[str, Any], tasks: Iterable[Mapping[str, Mapping[str, Any]]]) -> Mapping[str, Any] | None:
+def _clean(row: Record, tasks: Iterable[Mapping[str, Record]]) -> Record | None:
     """The record of the same question without a forget-token, scored in the same way: the right answer's continuation
     has as many tokens; of several, the one in whose task's name `continuation` stands as in the row's.
     """
     found = [
-        each
-        for own in tasks
-        if (each := own.get(row["id"])) and not each["forget_token"] and _right(each) == _right(row)
+        each for own in tasks if (each := own.get(row.id)) and not each.forget_token and _right(each) == _right(row)
     ]
-    texts = "continuation" in row["task"]
-    return min(found, key=lambda each: ("continuation" in each["task"]) != texts, default=None)
+    texts = "continuation" in row.task.name
+    return min(found, key=lambda each: ("continuation" in each.task.name) != texts, default=None)
 
 
-def _right(record: Mapping[str, Any]) -> tuple[int | None, int | None]:
+def _right(record: Record) -> tuple[Any, int | None]:
     """The right answer, and its tokens where choices were scored."""
-    answer, tokens = record.get("answer"), record.get("tokens")
-    return answer, tokens[answer] if tokens and answer is not None else None
+    return record.answer, record.answer_tokens if record.scored else None
 
 
 _COLUMNS = {
@@ -228,7 +224,7 @@ _COLUMNS = {
 }  # fmt: skip
 
 
-def analyse(records: Mapping[str, Sequence[Mapping[str, Any]]], classes: Mapping[str, Ngram]) -> Report:
+def analyse(records: Mapping[str, Sequence[Record]], classes: Mapping[str, Ngram]) -> Report:
     """Every label's table, and whether the most similar n-grams harm more than the least similar.
 
     Args:

@@ -62,8 +62,8 @@ def prompts(suite: Suite, tokenizer: Any, limit: int) -> dict[str, list[Prompt]]
             if not styles:
                 continue
             ask = STYLES[styles[0]]
-            clean = {question.id: question for question, _ in forms["clean"]}
-            for (forget, _), (control, _) in zip(forms[where], forms[f"{where}-control"], strict=True):
+            clean = {question.id: question for question, _ in forms["clean", False]}
+            for (forget, _), (control, _) in zip(forms[where, False], forms[where, True], strict=True):
                 prompt, options = ask(clean[forget.id])
                 texts = [prompt, ask(forget)[0], ask(control)[0], f"{prompt} {options[forget.answer]}"]
                 own, odd, other, whole = (tuple(each) for each in tokenizer(texts, verbose=False)["input_ids"])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from robust_unlearning import files
+from robust_unlearning.evaluate.record import Record
 from robust_unlearning.evaluate.suite import Evaluation, Plan
 from robust_unlearning.models import checkpoint
 from robust_unlearning.parallel.processes import join
@@ -140,7 +141,7 @@ class Evaluator:
 
 def _keep(kept: Path, result: Evaluation, about: dict[str, Any]) -> None:
     """Write an evaluation into a folder of its own, what it is about last."""
-    files.write_jsonl(kept / RECORDS, result.records)
+    files.write_jsonl(kept / RECORDS, (record.as_dict() for record in result.records))
     files.write_json(kept / SCORES, result.scores)
     files.write_json(kept / ABOUT, about)
 
@@ -153,5 +154,5 @@ def _show(folder: Path, kept: Path) -> Evaluation:
     if (folder / RECIPE).exists():
         open_run(folder).write_card()
     with (kept / RECORDS).open(encoding="utf-8") as lines:
-        records = [json.loads(line) for line in lines]
+        records = [Record.from_dict(json.loads(line)) for line in lines]
     return Evaluation(files.read_json(kept / SCORES), records)

@@ -12,7 +12,7 @@ import logging
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +24,7 @@ import numpy as np
 from robust_unlearning.data.questions import LETTERS
 from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate.local_datasets import local_data
+from robust_unlearning.evaluate.record import Record, Task
 from robust_unlearning.evaluate.suite import BUNDLED_SUITES, Evaluation, Plan, load_suite, require_finite
 from robust_unlearning.evaluate.task_index import check_names, is_task_file, task_manager
 from robust_unlearning.parallel.processes import Processes
@@ -164,10 +165,10 @@ class Harness:
             for name, task in self.loaded["tasks"].items()
         }
         for name, rows in records.items():
-            require_finite([logp for row in rows for logp in row.get("logprobs", ())], name)
+            require_finite([logp for record in rows for logp in record.logprobs], name)
         return Evaluation(self._scores(results, records), [row for rows in records.values() for row in rows])
 
-    def _scores(self, results: Mapping[str, Any], records: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    def _scores(self, results: Mapping[str, Any], records: Mapping[str, list[Record]]) -> dict[str, Any]:
         """Groups, the outermost first, then tasks."""
         members = {name: [each.task_name for each in group.get_all_tasks()] for name, group in self._groups()}
         scores = {}
@@ -215,7 +216,7 @@ def load_plans(tasks: str, limit: int | None = None, **settings: Any) -> dict[st
     return plans
 
 
-def _row(metrics: Mapping[str, Any], records: list[dict[str, Any]]) -> dict[str, Any]:
+def _row(metrics: Mapping[str, Any], records: list[Record]) -> dict[str, Any]:
     """lm-eval's metrics of a task or a group, with the interval of its accuracy; empty where there are none."""
     row: dict[str, Any] = {}
     for key, value in metrics.items():
@@ -226,7 +227,7 @@ def _row(metrics: Mapping[str, Any], records: list[dict[str, Any]]) -> dict[str,
         row["n"] = metrics["sample_len"]
     if "acc" in row:
         stderr = row.pop("acc_stderr")
-        interval = _interval(row["acc"], stderr, [each["correct"] for each in records if "correct" in each])
+        interval = _interval(row["acc"], stderr, [record.correct for record in records if record.correct is not None])
         row = {"acc": row.pop("acc"), "stderr": stderr, "n": row.pop("n"), **interval, **row}
     return row
 
@@ -234,43 +235,42 @@ def _row(metrics: Mapping[str, Any], records: list[dict[str, Any]]) -> dict[str,
 def _interval(acc: float, stderr: float | None, correct: list[bool]) -> dict[str, float | None]:
     """`low` and `high` of 95 %: Wilson's where `acc` is the share of right answers, else from the standard error."""
     wilson = accuracy(correct) if correct else None
-    if wilson and abs(wilson["acc"] - acc) < 1e-9:
-        return {"low": wilson["low"], "high": wilson["high"]}
+    if wilson and wilson.value is not None and abs(wilson.value - acc) < 1e-9:
+        return {"low": wilson.low, "high": wilson.high}
     if stderr is None:
         return {"low": None, "high": None}
     half = NormalDist().inv_cdf(0.975) * stderr
     return {"low": max(0.0, acc - half), "high": min(1.0, acc + half)}
 
 
-def _record(task: Any, sample: Mapping[str, Any], counted: Mapping[tuple[str, str], int]) -> dict[str, Any]:
+def _record(task: Any, sample: Mapping[str, Any], counted: Mapping[tuple[str, str], int]) -> Record:
     """One question's record from what lm-eval logs of it."""
     doc, number = sample["doc"], sample["doc_id"]
-    row = {
-        "task": task.task_name,
-        "id": str(doc.get("id") or f"{task.get_config('dataset_name') or task.task_name}:{number + 1}"),
-        "doc_hash": sample["doc_hash"],
-    }
-    if sample["filter"] != "none":
-        row["filter"] = sample["filter"]
+    record = Record(
+        task=Task(task.task_name),
+        id=str(doc.get("id") or f"{task.get_config('dataset_name') or task.task_name}:{number + 1}"),
+        forget_token=doc.get("forget_token"),
+        control_token=doc.get("control_token"),
+        doc_hash=sample["doc_hash"],
+        filter=None if sample["filter"] == "none" else sample["filter"],
+    )
     if task.OUTPUT_TYPE == "multiple_choice":
         choices = task.doc_to_choice(doc)
         logprobs = [float(logp) for logp, _ in sample["filtered_resps"][: len(choices)]]
         per_byte = [logp / len(choice.encode()) for logp, choice in zip(logprobs, choices, strict=True)]
         answer = _answer(task.doc_to_text(doc) if task.multiple_input else sample["target"], choices)
         prediction = int(np.argmax(logprobs))
-        row |= {
-            "answer": answer,
-            "prediction": prediction,
-            "correct": bool(sample.get("acc", prediction == answer)),
-            "correct_norm": int(np.argmax(per_byte)) == answer,
-            "logprobs": logprobs,
-            "tokens": [counted[tuple(each)] for each in sample["arguments"][: len(choices)]],
-        }
-    else:
-        row |= {key: sample[key] for key in sample["metrics"] if isinstance(sample[key], int | float)}
-        if "acc" in row:
-            row["correct"] = bool(row["acc"])
-    return row | {"forget_token": doc.get("forget_token"), "control_token": doc.get("control_token")}
+        return replace(
+            record,
+            answer=answer,
+            prediction=prediction,
+            correct=bool(sample.get("acc", prediction == answer)),
+            correct_norm=int(np.argmax(per_byte)) == answer,
+            logprobs=tuple(logprobs),
+            tokens=tuple(counted[tuple(each)] for each in sample["arguments"][: len(choices)]),
+        )
+    metrics = {key: sample[key] for key in sample["metrics"] if isinstance(sample[key], int | float)}
+    return replace(record, metrics=metrics, correct=bool(metrics["acc"]) if "acc" in metrics else None)
 
 
 def _answer(target: Any, choices: list[str]) -> int | None:

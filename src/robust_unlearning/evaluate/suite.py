@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import exp, isfinite
@@ -21,12 +21,13 @@ from robust_unlearning.data.corpora import HUB
 from robust_unlearning.data.questions import STYLES, Question, read_questions, shows_options
 from robust_unlearning.errors import UserError, explain, unknown
 from robust_unlearning.evaluate.likelihood import option_logprobs, text_nats
+from robust_unlearning.evaluate.record import Record, Task
 from robust_unlearning.evaluate.score_table import format_scores as format_scores
 from robust_unlearning.files import locate, read_yaml, sha256_file
 from robust_unlearning.parallel.processes import Processes
 from robust_unlearning.perturb.places import QuestionSet, TokenPair, match_controls
 from robust_unlearning.recipe import Strict, TextSource
-from robust_unlearning.stats.estimates import accuracy, excess_harm, nats_per_token
+from robust_unlearning.stats.estimates import Estimate, accuracy, excess_harm, nats_per_token
 
 Progress = Callable[[str, int, int], None]
 BUNDLED_SUITES = {
@@ -106,10 +107,10 @@ class Suite(Strict):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`scores`: task -> numbers; `records`: one per question and form. Both are ready for JSON."""
+    """`scores`: task's name -> numbers, ready for JSON; `records`: one per question and form."""
 
     scores: dict[str, dict[str, Any]]
-    records: list[dict[str, Any]]
+    records: list[Record]
 
 
 class Plan(Protocol):
@@ -212,24 +213,24 @@ def evaluate(
     perturbs = any(source.perturb for source in suite.questions.values())
     pairs = match_controls(tokenizer, suite.forget_tokens, suite.control_tokens) if perturbs else []
     scores: dict[str, dict[str, Any]] = {}
-    records: list[dict[str, Any]] = []
+    records: list[Record] = []
     for name, source in suite.questions.items():
         forms = source.forms(pairs, suite.seed)
         asked = [
-            (f"{name}/{style}/{form}", question, pair, *STYLES[style](question))
+            (Task(name, style, form, control), question, pair, *STYLES[style](question))
             for style in dict.fromkeys(source.styles)
-            for form, questions in forms.items()
-            if shows_options(style) or not form.startswith("option")
+            for (form, control), questions in forms.items()
+            if shows_options(style) or form != "option"
             for question, pair in questions
         ]
         items = [(prompt, [" " + option for option in options]) for *_, prompt, options in asked]
         tick = partial(progress, name) if progress else None
         results = divided(items, partial(option_logprobs, model, tokenizer, token_budget=token_budget, progress=tick))
         require_finite([logp for result in results for logp, _ in result], name)
-        tasks: dict[str, list[dict[str, Any]]] = {}
+        tasks: dict[Task, list[Record]] = {}
         for (task, question, pair, _, options), result in zip(asked, results, strict=True):
-            tasks.setdefault(task, []).append({"task": task, **_record(question, pair, options, result)})
-        scores |= {task: _task_scores(task, tasks, suite.seed) for task in tasks}
+            tasks.setdefault(task, []).append(_record(task, question, pair, options, result))
+        scores |= {task.name: _task_scores(task, tasks, suite.seed) for task in tasks}
         records += [record for rows in tasks.values() for record in rows]
     for name, text in suite.texts.items():
         limits = {"min_chars": 1, "max_documents": text.limit}
@@ -251,36 +252,46 @@ def _alone(items: Sequence[Any], function: Callable[[Sequence[Any]], Sequence[An
 
 
 def _record(
-    question: Question, pair: TokenPair | None, options: Sequence[str], result: Sequence[tuple[float, int]]
-) -> dict[str, Any]:
+    task: Task, question: Question, pair: TokenPair | None, options: Sequence[str], result: Sequence[tuple[float, int]]
+) -> Record:
     logprobs = [logp for logp, _ in result]
     per_byte = [logp / len(option.encode()) for logp, option in zip(logprobs, options, strict=True)]
     prediction = int(np.argmax(logprobs))
-    return {
-        "id": question.id,
-        "answer": question.answer,
-        "prediction": prediction,
-        "correct": prediction == question.answer,
-        "correct_norm": int(np.argmax(per_byte)) == question.answer,
-        "logprobs": logprobs,
-        "tokens": [tokens for _, tokens in result],
-        "forget_token": pair.forget if pair else None,
-        "control_token": pair.control if pair else None,
-    }
+    return Record(
+        task=task,
+        id=question.id,
+        answer=question.answer,
+        prediction=prediction,
+        correct=prediction == question.answer,
+        correct_norm=int(np.argmax(per_byte)) == question.answer,
+        logprobs=tuple(logprobs),
+        tokens=tuple(tokens for _, tokens in result),
+        forget_token=pair.forget if pair else None,
+        control_token=pair.control if pair else None,
+    )
 
 
-def _task_scores(task: str, tasks: dict[str, list[dict[str, Any]]], seed: int) -> dict[str, Any]:
+def accuracy_score(share: Estimate) -> dict[str, Any]:
+    """An accuracy as `scores.json` has it."""
+    return {"acc": share.value, "stderr": share.stderr, "n": share.n, "low": share.low, "high": share.high}
+
+
+def _task_scores(task: Task, tasks: Mapping[Task, Sequence[Record]], seed: int) -> dict[str, Any]:
     """The scores of one task from the records of all tasks of its set."""
-    own = tasks[task]
-    row = accuracy([record["correct"] for record in own])
-    row["acc_norm"] = float(np.mean([record["correct_norm"] for record in own]))
-    if own[0]["forget_token"] is None:
+    records = tasks[task]
+    row = accuracy_score(accuracy([record.right for record in records]))
+    row["acc_norm"] = float(np.mean([record.correct_norm for record in records]))
+    if not task.perturbed:
         return row
-    of_clean = {each["id"]: each for each in tasks[task.rsplit("/", 1)[0] + "/clean"]}
-    clean = [of_clean[each["id"]] for each in own]
-    control = tasks.get(f"{task}-control")
-    logps = [[each["logprobs"][each["answer"]] for each in rows] for rows in (own, control or own, clean)]
-    harm = excess_harm(logps[0], logps[1], [each["tokens"][each["answer"]] for each in own], logps[2], seed)
+    of_clean = {record.id: record for record in tasks[task.clean_form]}
+    control = None if task.control else tasks.get(task.control_form)
+    harm = excess_harm(
+        [record.logp for record in records],
+        [record.logp for record in control or records],
+        [record.answer_tokens for record in records],
+        [of_clean[record.id].logp for record in records],
+        seed,
+    )
     row["harm"] = harm.forget.as_dict() if harm.forget else None
     return row | ({"excess_harm": harm.excess.as_dict()} if control else {})
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from robust_unlearning import files
 from robust_unlearning.errors import UserError
+from robust_unlearning.evaluate.record import CLEAN, Task, by_task, excess_of, right_of
 from robust_unlearning.evaluate.suite import Evaluation
 from robust_unlearning.report.figures import Series, trade_off
 from robust_unlearning.report.tables import markdown_table, text_table
@@ -29,8 +30,7 @@ from robust_unlearning.stats.estimates import (
     paired_reduction,
 )
 
-WHERE = "parenthesis"
-GENERAL, FORGET = "general/cloze", "astronomy/cloze"
+GENERAL, FORGET = Task("general", "cloze", "parenthesis"), Task("astronomy", "cloze", CLEAN)
 LIKE = 0.05
 """Forgetting within this many nats per token counts as equal."""
 
@@ -61,29 +61,16 @@ class Measured:
     @classmethod
     def of(cls, name: str, evaluation: Evaluation) -> Measured:
         """From an evaluation of the demo's suite."""
-        by_task: dict[str, dict[str, dict[str, Any]]] = {}
-        for record in evaluation.records:
-            by_task.setdefault(record["task"], {})[record["id"]] = record
-        perturbed, control = by_task[f"{GENERAL}/{WHERE}"], by_task[f"{GENERAL}/{WHERE}-control"]
-        clean = by_task[f"{GENERAL}/clean"]
-        ids = list(perturbed)
-
-        def right(rows: dict[str, dict[str, Any]], names: Sequence[str]) -> Array:
-            return np.array([float(rows[each]["correct"]) for each in names])
-
-        def logp(rows: dict[str, dict[str, Any]]) -> Array:
-            return np.array([rows[each]["logprobs"][rows[each]["answer"]] for each in ids])
-
-        tokens = np.array([perturbed[each]["tokens"][perturbed[each]["answer"]] for each in ids])
-        questions = by_task[f"{FORGET}/clean"]
-        texts = evaluation.scores
+        tasks, texts = by_task(evaluation.records), evaluation.scores
+        perturbed, control = tasks[GENERAL], tasks[GENERAL.control_form]
+        clean = {record.id: record for record in tasks[GENERAL.clean_form]}
         return cls(
             name=name,
-            forget=right(questions, list(questions)),
-            clean=right(clean, ids),
-            perturbed=right(perturbed, ids),
-            control=right(control, ids),
-            excess=(logp(perturbed) - logp(control)) / tokens,
+            forget=right_of(tasks[FORGET]),
+            clean=right_of(clean[record.id] for record in perturbed),
+            perturbed=right_of(perturbed),
+            control=right_of(control),
+            excess=excess_of(perturbed, control),
             forget_text=_text(texts["forget/text"]),
             retain_text=_text(texts["retain/text"]),
         )
@@ -140,8 +127,8 @@ def match(level: Level, line: Sequence[tuple[int, Measured]]) -> Matched | None:
     return None
 
 
-def _percent(estimate: Estimate | dict[str, Any]) -> str:
-    data = estimate.as_dict() if isinstance(estimate, Estimate) else {"value": estimate["acc"], **estimate}
+def _percent(estimate: Estimate) -> str:
+    data = estimate.as_dict()
     if data["value"] is None:
         return "undefined"
     if data["low"] is None:
@@ -168,8 +155,7 @@ def _row(base: Measured, rmu: Measured, models: Sequence[Measured], name: str) -
         values = np.stack([getattr(each, field) for each in models])
         if one is None:
             return over_seeds(values)
-        counted = accuracy(values[0])
-        return Estimate(counted["acc"], counted["low"], counted["high"], counted["stderr"], counted["n"])
+        return accuracy(values[0])
 
     def text(field: str) -> Estimate:
         values = [getattr(each, field) for each in models]
@@ -314,8 +300,7 @@ def _draw(
         return mean_interval(model.excess - base.excess)
 
     def right(model: Measured) -> Estimate:
-        counted = accuracy(model.perturbed)
-        return Estimate(counted["acc"], counted["low"], counted["high"])
+        return accuracy(model.perturbed)
 
     panels = []
     for label, measure in (

@@ -9,9 +9,8 @@ import fnmatch
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from robust_unlearning.errors import UserError
+from robust_unlearning.evaluate.record import logp_among_of
 from robust_unlearning.evaluate.suite import Evaluation
 
 
@@ -69,6 +68,5 @@ def judge(evaluation: Evaluation, rule: Rule) -> Found:
     for kind, found, given in (("forget", forget, rule.forget), ("retain", retain, ",".join(wanted))):
         if not found:
             raise UserError(f"--{kind} {given}: no task of the suite; it has {', '.join(tasks) or 'none'}.")
-    kept = [row for row in evaluation.records if row["task"] in retain]
-    logps = [row["logprobs"][row["answer"]] - np.logaddexp.reduce(row["logprobs"]) for row in kept]
-    return Found(forget, retain, float(np.mean(logps)))
+    kept = [record for record in evaluation.records if record.task.name in retain]
+    return Found(forget, retain, float(logp_among_of(kept).mean()))

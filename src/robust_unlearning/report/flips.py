@@ -11,16 +11,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from robust_unlearning import files
 from robust_unlearning.data.questions import Question, read_questions
 from robust_unlearning.errors import UserError
+from robust_unlearning.evaluate.record import Record, Task
 from robust_unlearning.evaluate.suite import Suite
 from robust_unlearning.perturb.places import WHERE, perturb
-from robust_unlearning.results.records import CONTROL, Key, Source, read_source
+from robust_unlearning.results.records import Key, Source, read_source
 
 BACK, STAYED, BY_RNA, KEPT, LOST, BASE_WRONG = (
     "flipped, flipped back", "flipped, stayed wrong", "flipped by RNA", "right in all three", "lost anyway",
@@ -150,18 +150,17 @@ def flips(
     base, unlearned, rna = models.values()
     cases = []
     for task, records in base.tasks.items():
-        name, _, where = task.rsplit("/", 2) if task.count("/") > 1 else (task, "", "")
-        if where in WHERE:
+        if task.form in WHERE and not task.control:
             shared = (key for key in records if all(key in each.tasks.get(task, {}) for each in (unlearned, rna)))
             for key in shared:
-                clean = _question(questions.get(name, {}), key[0], task, records[key]["answer"])
+                clean = _question(questions.get(task.set, {}), key[0], task, records[key].answer)
                 answers = (_forms(base, task, key), _forms(unlearned, task, key), _forms(rna, task, key))
-                asked = perturb(clean, key[1], where, seed)
-                cases.append(Case(task, clean, asked, key[1], key[2], _kind(answers), answers))
+                asked = perturb(clean, key[1], task.form, seed)
+                cases.append(Case(task.name, clean, asked, key[1], key[2], _kind(answers), answers))
     if not cases:
         raise UserError(
             "the three models have no perturbed question in common. Evaluate all three on one suite whose sets have "
-            f"`perturb`; the base has: {', '.join(base.tasks)}."
+            f"`perturb`; the base has: {', '.join(map(str, base.tasks))}."
         )
     first, second, third = models
     return Flips((first, second, third), cases, limit)
@@ -193,7 +192,7 @@ def read_flips(folders: Mapping[str, Path], limit: int = 6) -> Flips:
     return flips(questions, suite.seed, models, limit)
 
 
-def _question(questions: Mapping[str, Question], of: str, task: str, answer: int) -> Question:
+def _question(questions: Mapping[str, Question], of: str, task: Task, answer: int) -> Question:
     found = questions.get(of)
     if found is None or found.answer != answer:
         what = "is not in the set any more" if found is None else "has another right answer there"
@@ -203,19 +202,18 @@ def _question(questions: Mapping[str, Question], of: str, task: str, answer: int
     return found
 
 
-def _forms(source: Source, task: str, key: Key) -> dict[str, Answer]:
+def _forms(source: Source, task: Task, key: Key) -> dict[str, Answer]:
     """The forget form and, where they were asked, the control form and the clean one."""
-    clean = task.rpartition("/")[0] + "/clean"
     found = {
         "forget": source.tasks[task].get(key),
-        "control": source.tasks.get(task + CONTROL, {}).get(key),
-        "clean": source.tasks.get(clean, {}).get((key[0], "", "")),
+        "control": source.tasks.get(task.control_form, {}).get(key),
+        "clean": source.tasks.get(task.clean_form, {}).get((key[0], "", "")),
     }
     return {form: _answer(record) for form, record in found.items() if record is not None}
 
 
-def _answer(record: Mapping[str, Any]) -> Answer:
-    return Answer(tuple(record["logprobs"]), record["prediction"], bool(record["correct"]))
+def _answer(record: Record) -> Answer:
+    return Answer(record.logprobs, record.prediction, bool(record.correct))
 
 
 def _kind(answers: Sequence[Mapping[str, Answer]]) -> str:

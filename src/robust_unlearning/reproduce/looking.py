@@ -14,6 +14,7 @@ from robust_unlearning.analyze.subjects import Subjects
 from robust_unlearning.data.corpora import read_documents
 from robust_unlearning.data.questions import shows_options
 from robust_unlearning.errors import UserError
+from robust_unlearning.evaluate.record import Record
 from robust_unlearning.evaluate.suite import Suite
 from robust_unlearning.recipe import TextSource
 from robust_unlearning.reproduce.grid import Scorer, suites_of
@@ -140,7 +141,7 @@ def _ngrams(
     suite = suites_of(target)[0]
     recipe = open_run(out / own[0][1].run).recipe
     scorer = Scorer(target, recipe)
-    records: dict[str, list[dict[str, Any]]] = {}
+    records: dict[str, list[Record]] = {}
     right: dict[str, dict[str, list[bool]]] = {}
     places = [
         ("base", recipe.model, out / "base"),
@@ -151,9 +152,9 @@ def _ngrams(
         for n in stage.n:
             asked = _with_ngrams(suite, [each.text for each in classes.values() if each.n == n])
             rows = scorer.evaluate(name, asked, place / "scores" / f"{n}-grams").records
-            records.setdefault(text, []).extend({**each, "id": f"{n}:{each['id']}"} for each in rows)
-            odd = [each for each in rows if each["forget_token"] and not each["task"].endswith("-control")]
-            right.setdefault(text, {})[str(n)] = [each["correct"] for each in odd]
+            records.setdefault(text, []).extend(replace(record, id=f"{n}:{record.id}") for record in rows)
+            odd = [record for record in rows if record.task.perturbed and not record.task.control]
+            right.setdefault(text, {})[str(n)] = [bool(record.correct) for record in odd]
     report = harmfulness.analyse(records, classes)
     return {**_written(report, own, folder), "right": right, "similarity": record["similarity"]}
 

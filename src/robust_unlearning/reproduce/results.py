@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 
 from robust_unlearning.errors import UserError
+from robust_unlearning.evaluate.record import Record, Task, by_task, logp_among_of, right_of
 from robust_unlearning.evaluate.suite import Evaluation
 from robust_unlearning.experiments.selection import Answers, roles
 from robust_unlearning.reproduce.target import Roles
-from robust_unlearning.results.measures import Measured, Perturbed, excess, logp_of, retained, right, right_of
+from robust_unlearning.results.measures import Measured, Perturbed, excess, retained, right
 from robust_unlearning.stats.estimates import Array
-
-Rows = list[dict[str, Any]]
 
 
 def measured(evaluation: Evaluation, own: Roles) -> Measured:
@@ -31,38 +30,36 @@ def measured(evaluation: Evaluation, own: Roles) -> Measured:
     Raises:
         UserError: no task is to be forgotten, none to be kept, or none holds a forget-token beside a control token.
     """
-    tasks: dict[str, Rows] = {}
-    for record in evaluation.records:
-        tasks.setdefault(record["task"], []).append(record)
+    tasks = by_task(evaluation.records)
     found = roles(tasks, {"forget": own.forget, "retain": own.retain, "perturbed": own.perturbed})
     near = set(roles(tasks, {"retain": own.related})["retain"]) if own.related else set()
-    pairs = [task for task in found["perturbed"] if f"{task}-control" in tasks]
+    pairs = [task for task in found["perturbed"] if task.control_form in tasks]
     lacking = [role for role, names in (*found.items(), ("perturbed", pairs)) if not names]
     if lacking:
         raise UserError(
-            f"the suite has no task whose role is {lacking[0]}; its tasks: {', '.join(tasks)}. Name patterns in the "
-            "target's roles."
+            f"the suite has no task whose role is {lacking[0]}; its tasks: {', '.join(map(str, tasks))}. Name "
+            "patterns in the target's roles."
         )
-    places: dict[str, list[str]] = {}
+    places: dict[str, list[Task]] = {}
     for task in pairs:
-        places.setdefault(task.rsplit("/", 1)[-1], []).append(task)
+        places.setdefault(task.form, []).append(task)
 
-    def rows(names: Iterable[str]) -> Rows:
-        return [row for name in names for row in tasks[name]]
+    def rows(tasks_of: Iterable[Task]) -> list[Record]:
+        return [record for task in tasks_of for record in tasks[task]]
 
-    clean = list(dict.fromkeys(task.rsplit("/", 1)[0] + "/clean" for task in pairs))
+    clean = list(dict.fromkeys(task.clean_form for task in pairs))
     forget = rows(found["forget"])
     return Measured(
         forget=right_of(forget),
-        forget_logp=logp_of(forget),
+        forget_logp=logp_among_of(forget),
         near=right_of(rows(each for each in found["retain"] if each in near)),
         far=right_of(rows(each for each in found["retain"] if each not in near)),
         clean=right_of(rows(clean)),
         places={
             place: Perturbed(
                 right_of(rows(names)),
-                right_of(rows(f"{each}-control" for each in names)),
-                logp_of(rows(names)) - logp_of(rows(f"{each}-control" for each in names)),
+                right_of(rows(task.control_form for task in names)),
+                logp_among_of(rows(names)) - logp_among_of(rows(task.control_form for task in names)),
             )
             for place, names in places.items()
         },
@@ -71,7 +68,7 @@ def measured(evaluation: Evaluation, own: Roles) -> Measured:
 
 def chance_of(evaluation: Evaluation) -> float:
     """Accuracy of guessing, mean over all questions."""
-    return float(np.mean([1 / len(record["logprobs"]) for record in evaluation.records]))
+    return float(np.mean([1 / len(record.logprobs) for record in evaluation.records]))
 
 
 def as_json(own: Measured) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from robust_unlearning.recipe import Strict, checked, wrong_changes
 Kind = Literal["main", "grid", "ngrams", "noise-sensitivity", "theory", "activations"]
 TRAINING = ("main", "grid")
 """Kinds that train models; the others look at those of the main stage."""
-_SHIPPED = "reproduce/targets"
+_SHIPPED = "assets/reproduce/targets"
 
 
 class Stage(Strict):

@@ -11,12 +11,12 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from robust_unlearning.errors import UserError, unknown
+from robust_unlearning.evaluate.record import control_tasks
 from robust_unlearning.results.records import (
     FORGOTTEN,
     Answers,
     Model,
-    Task,
-    control_tasks,
+    SharedTask,
     matching_tasks,
     shared_tasks,
 )
@@ -59,7 +59,7 @@ class Against:
 class Row:
     """One model in one task; `spread` and `by_seed` are of its accuracy; `against` is None for the reference."""
 
-    task: Task
+    task: SharedTask
     model: str
     accuracy: Estimate
     spread: StandardErrors
@@ -129,7 +129,7 @@ class Comparison:
             "flips": [asdict(each) for each in self.flips],
         }
 
-    def forgets(self, task: Task) -> bool:
+    def forgets(self, task: SharedTask) -> bool:
         """Whether a task is to be forgotten."""
         return task.name in self.forgotten
 
@@ -219,7 +219,7 @@ def _common_seeds(models: Sequence[Model]) -> list[int]:
     return [int(each) for each in lists[0] if each is not None] if same else []
 
 
-def _row(task: Task, name: str, reference: str, unlearned: str | None, level: float, pair: bool) -> Row:
+def _row(task: SharedTask, name: str, reference: str, unlearned: str | None, level: float, pair: bool) -> Row:
     """A model's row; `p_holm` and the verdict, which rest on the whole table, come later."""
     own, ref = task.models[name], task.models[reference]
     row = Row(
@@ -254,8 +254,7 @@ def _accuracy(correct: Array, level: float) -> Estimate:
     """Wilson's interval for one seed, the two-level bootstrap for several."""
     if len(correct) > 1:
         return over_seeds(correct, level=level)
-    counted = accuracy(correct[0], level)
-    return Estimate(*(counted[key] for key in ("acc", "low", "high", "stderr", "n")))
+    return accuracy(correct[0], level)
 
 
 def _recovery(
@@ -292,10 +291,10 @@ def _adjusted(rows: Sequence[Row], forgotten: Sequence[str], level: float) -> li
     return done
 
 
-def _flips(tasks: Sequence[Task], reference: str, name: str) -> list[Flip]:
+def _flips(tasks: Sequence[SharedTask], reference: str, name: str) -> list[Flip]:
     """Questions that the reference answered and the model did not, the largest fall of log p first."""
     found = []
-    controls = control_tasks([task.name for task in tasks])
+    controls = control_tasks([task.task for task in tasks])
     for task in tasks:
         ref, own = task.models[reference], task.models[name]
         change = None if ref.logp is None or own.logp is None else own.logp.mean(axis=0) - ref.logp.mean(axis=0)
@@ -306,7 +305,7 @@ def _flips(tasks: Sequence[Task], reference: str, name: str) -> list[Flip]:
                     task=task.name,
                     model=name,
                     id=question,
-                    token=control if task.name in controls else forget,
+                    token=control if task.task in controls else forget,
                     right=task.right[index],
                     reference_said=[row[index] for row in ref.predictions],
                     model_said=[row[index] for row in own.predictions],

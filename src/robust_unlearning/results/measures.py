@@ -6,10 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from robust_unlearning.evaluate.record import CLEAN, Record, Task, by_task, logp_among_of, right_of
 from robust_unlearning.evaluate.suite import Evaluation
 from robust_unlearning.stats.estimates import Array, Estimate, over_seeds, share_over_seeds
 
@@ -51,39 +51,26 @@ class Measured:
     @classmethod
     def of(cls, evaluation: Evaluation) -> Measured:
         """From an evaluation of a planted suite, in whose one style all its questions are asked."""
-        tasks: dict[str, list[dict[str, Any]]] = {}
-        for record in evaluation.records:
-            tasks.setdefault(record["task"], []).append(record)
+        tasks = by_task(evaluation.records)
+        style = next(iter(tasks)).style
 
-        def rows(sets: Iterable[str], form: str) -> list[dict[str, Any]]:
-            return [row for name in sets for row in tasks[f"{name}/{style}/{form}"]]
+        def records(sets: Iterable[str], form: str = CLEAN, control: bool = False) -> list[Record]:
+            return [record for name in sets for record in tasks[Task(name, style, form, control)]]
 
-        style = next(iter(tasks)).split("/")[1]
-        first = f"{RETAINED[0]}/{style}/"
-        forms = [task.removeprefix(first) for task in tasks if task.startswith(first)]
         places = {}
-        for form in forms:
-            if f"{form}-control" in forms:
-                forget, control = rows(RETAINED, form), rows(RETAINED, f"{form}-control")
-                places[form] = Perturbed(right_of(forget), right_of(control), logp_of(forget) - logp_of(control))
+        for task in tasks:
+            if task.set == RETAINED[0] and task.control_form in tasks and not task.control:
+                forget, control = records(RETAINED, task.form), records(RETAINED, task.form, True)
+                excess = logp_among_of(forget) - logp_among_of(control)
+                places[task.form] = Perturbed(right_of(forget), right_of(control), excess)
         return cls(
-            forget=right_of(rows(["forget"], "clean")),
-            forget_logp=logp_of(rows(["forget"], "clean")),
-            near=right_of(rows(["near"], "clean")),
-            far=right_of(rows(["far", "control"], "clean")),
-            clean=right_of(rows(RETAINED, "clean")),
+            forget=right_of(records(["forget"])),
+            forget_logp=logp_among_of(records(["forget"])),
+            near=right_of(records(["near"])),
+            far=right_of(records(["far", "control"])),
+            clean=right_of(records(RETAINED)),
             places=places,
         )
-
-
-def right_of(rows: list[dict[str, Any]]) -> Array:
-    """Right (1) or wrong (0), of records of questions."""
-    return np.array([float(row["correct"]) for row in rows])
-
-
-def logp_of(rows: list[dict[str, Any]]) -> Array:
-    """log p of the right option among those offered, nats: what else the model might say plays no part."""
-    return np.array([row["logprobs"][row["answer"]] - np.logaddexp.reduce(row["logprobs"]) for row in rows])
 
 
 def right(own: Measured) -> Array:

@@ -9,8 +9,8 @@ question when task, id and both tokens are equal.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,11 @@ from typing import Any
 import numpy as np
 
 from robust_unlearning.errors import UserError, unknown
+from robust_unlearning.evaluate.record import Record, Task, control_of, excess_of
 from robust_unlearning.files import RECIPE, RECORDS, locate, read_yaml
 from robust_unlearning.stats.estimates import Array
 
 Key = tuple[str, str, str]  # id, forget-token, control token
-CONTROL = "-control"
-"""After the name of a suite's task: the same questions with control words."""
-SET_CONTROL = "_control"
-"""The same for the task of a perturbed set, where it stands after the subject: `SET_SUBJECT_control`."""
 FORGOTTEN = ("*forget*", "*wmdp*")
 """Tasks that are to be forgotten, so that fewer right answers are better, unless the user says otherwise."""
 ROUNDING = 1e-3
@@ -37,8 +34,8 @@ class Source:
     """The records of one evaluated model: task -> question -> record, and task -> the file it was read from."""
 
     folder: Path
-    tasks: dict[str, dict[Key, dict[str, Any]]]
-    files: dict[str, Path]
+    tasks: dict[Task, dict[Key, Record]]
+    files: dict[Task, Path]
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -77,7 +74,7 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Task:
+class SharedTask:
     """The questions of a task that every model was asked, and every model's answers.
 
     Attributes:
@@ -86,11 +83,16 @@ class Task:
         left_out: questions that some models were asked and others not.
     """
 
-    name: str
+    task: Task
     keys: list[Key]
     right: list[Any]
     left_out: int
     models: dict[str, Answers]
+
+    @property
+    def name(self) -> str:
+        """The task's."""
+        return self.task.name
 
 
 def read_models(words: Sequence[str]) -> list[Model]:
@@ -119,11 +121,12 @@ def read_models(words: Sequence[str]) -> list[Model]:
     return models
 
 
-def _same_answer(one: dict[str, Any], other: dict[str, Any]) -> bool:
+def _same_answer(one: Record, other: Record) -> bool:
     """Whether two records are equal but for the rounding of log-probabilities, which depends on what else was asked."""
-    logps = [record.get("logprobs") or [] for record in (one, other)]
-    alike = len(logps[0]) == len(logps[1]) and np.allclose(logps[0], logps[1], rtol=0, atol=ROUNDING)
-    return alike and {**one, "logprobs": None} == {**other, "logprobs": None}
+    alike = len(one.logprobs) == len(other.logprobs) and np.allclose(
+        one.logprobs, other.logprobs, rtol=0, atol=ROUNDING
+    )
+    return alike and replace(one, logprobs=()) == replace(other, logprobs=())
 
 
 def read_source(name: str) -> Source:
@@ -145,16 +148,16 @@ def read_source(name: str) -> Source:
             f"{name!r} holds no {RECORDS}, neither itself nor in scores/SUITE. "
             f"Evaluate it first: unlearn eval {_how_to_evaluate(folder)}"
         )
-    tasks: dict[str, dict[Key, dict[str, Any]]] = {}
-    files: dict[str, Path] = {}
+    tasks: dict[Task, dict[Key, Record]] = {}
+    files: dict[Task, Path] = {}
     for file in found:
         for where, record in _records(file):
-            task, tokens = record["task"], [record.get(f"{kind}_token") or "" for kind in ("forget", "control")]
-            before = tasks.setdefault(task, {}).setdefault((str(record["id"]), tokens[0], tokens[1]), record)
+            task, key = record.task, (record.id, record.forget_token or "", record.control_token or "")
+            before = tasks.setdefault(task, {}).setdefault(key, record)
             if not _same_answer(before, record):
                 other = files.get(task, file)
                 what = "Ids must differ." if other == file else f"Compare one of the two: {other} or {file}."
-                raise UserError(f"{where}: question {record['id']!r} of {task} was answered otherwise before. {what}")
+                raise UserError(f"{where}: question {record.id!r} of {task} was answered otherwise before. {what}")
             files.setdefault(task, file)
     return Source(folder, tasks, files)
 
@@ -168,7 +171,7 @@ def _how_to_evaluate(folder: Path) -> str:
     return f"MODEL --tasks SUITE --out {folder}"
 
 
-def _records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _records(file: Path) -> Iterator[tuple[str, Record]]:
     """('FILE, line N' for messages, record) for each line."""
     needed = ("task", "id", "answer", "prediction", "correct")
     with file.open(encoding="utf-8") as lines:
@@ -181,10 +184,10 @@ def _records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             missing = [each for each in needed if not isinstance(record, dict) or each not in record]
             if missing:
                 raise UserError(f"{where} is no record of an answer: it lacks {', '.join(missing)}.")
-            yield where, record
+            yield where, Record.from_dict(record)
 
 
-def shared_tasks(models: Sequence[Model], patterns: Iterable[str] = ("*",)) -> tuple[list[Task], list[str]]:
+def shared_tasks(models: Sequence[Model], patterns: Iterable[str] = ("*",)) -> tuple[list[SharedTask], list[str]]:
     """The tasks that match a pattern and that all models have answered, and the names of those that not all have.
 
     Raises:
@@ -192,16 +195,16 @@ def shared_tasks(models: Sequence[Model], patterns: Iterable[str] = ("*",)) -> t
             or whose number of choices differs between two files.
     """
     sources = [source for model in models for source in model.seeds]
-    names = list(dict.fromkeys(task for source in sources for task in source.tasks))
-    matching = matching_tasks(names, patterns)
-    shared = [name for name in matching if all(name in source.tasks for source in sources)]
+    tasks = {task.name: task for source in sources for task in source.tasks}
+    matching = [tasks[name] for name in matching_tasks(list(tasks), patterns)]
+    shared = [task for task in matching if all(task in source.tasks for source in sources)]
     if not shared:
-        has = "\n  - ".join(f"{each.folder}: {', '.join(each.tasks)}" for each in sources)
+        has = "\n  - ".join(f"{each.folder}: {', '.join(map(str, each.tasks))}" for each in sources)
         raise UserError(
             "the models have no task in common. Evaluate them on the same suite: unlearn eval MODEL --tasks SUITE"
             f"\n  - {has}"
         )
-    return [_task(name, models, sources) for name in shared], [name for name in matching if name not in shared]
+    return [_task(task, models, sources) for task in shared], [task.name for task in matching if task not in shared]
 
 
 def matching_tasks(names: Sequence[str], patterns: Iterable[str]) -> list[str]:
@@ -219,97 +222,67 @@ def matching_tasks(names: Sequence[str], patterns: Iterable[str]) -> list[str]:
     return [name for name in names if name in matched]
 
 
-def _task(name: str, models: Sequence[Model], sources: Sequence[Source]) -> Task:
+def _task(task: Task, models: Sequence[Model], sources: Sequence[Source]) -> SharedTask:
     first, *others = sources
-    asked = {key for source in sources for key in source.tasks[name]}
-    keys = list(first.tasks[name])
+    asked = {key for source in sources for key in source.tasks[task]}
+    keys = list(first.tasks[task])
     for source in others:
-        keys = [key for key in keys if key in source.tasks[name]]
+        keys = [key for key in keys if key in source.tasks[task]]
         if not keys:
             raise UserError(
-                f"{name}: no question (same id, same forget-token and control token) is in all records up to "
-                f"{source.files[name]}: compare it with {first.files[name]}. Evaluate all on the same suite."
+                f"{task}: no question (same id, same forget-token and control token) is in all records up to "
+                f"{source.files[task]}: compare it with {first.files[task]}. Evaluate all on the same suite."
             )
     for source in others:
         for key in keys:
-            a, b = first.tasks[name][key], source.tasks[name][key]
+            a, b = first.tasks[task][key], source.tasks[task][key]
             if _question(a) != _question(b):
                 raise UserError(
-                    f"the data differ: the right answer to question {key[0]!r} of {name} is {_said(a)} in "
-                    f"{first.files[name]} and {_said(b)} in {source.files[name]}. Evaluate both on the same data."
+                    f"the data differ: the right answer to question {key[0]!r} of {task} is {_said(a)} in "
+                    f"{first.files[task]} and {_said(b)} in {source.files[task]}. Evaluate both on the same data."
                 )
-    scored = all(_has_logp(source.tasks[name][key]) for source in sources for key in keys)
-    paired = _with_control(name, keys, sources)
+    scored = all(source.tasks[task][key].scored for source in sources for key in keys)
+    paired = _with_control(task, keys, sources)
 
     def answers(model: Model) -> Answers:
-        rows = [[source.tasks[name][key] for key in keys] for source in model.seeds]
+        rows = [[source.tasks[task][key] for key in keys] for source in model.seeds]
         return Answers(
-            correct=np.array([[float(each["correct"]) for each in row] for row in rows]),
-            logp=np.array([[_logp(each) for each in row] for row in rows]) if scored else None,
-            tokens=np.array([[_tokens(each) for each in row] for row in rows]) if scored else None,
-            excess=np.array([_excess(name, source, paired) for source in model.seeds]) if paired else None,
-            predictions=[[each["prediction"] for each in row] for row in rows],
+            correct=np.array([[each.right for each in row] for row in rows]),
+            logp=np.array([[each.logp for each in row] for row in rows]) if scored else None,
+            tokens=np.array([[float(each.answer_tokens) for each in row] for row in rows]) if scored else None,
+            excess=np.array([_excess(task, source, paired) for source in model.seeds]) if paired else None,
+            predictions=[[each.prediction for each in row] for row in rows],
         )
 
-    right = [first.tasks[name][key]["answer"] for key in keys]
-    return Task(name, keys, right, len(asked) - len(keys), {each.name: answers(each) for each in models})
+    right = [first.tasks[task][key].answer for key in keys]
+    return SharedTask(task, keys, right, len(asked) - len(keys), {each.name: answers(each) for each in models})
 
 
-def _with_control(name: str, keys: Iterable[Key], sources: Sequence[Source]) -> list[Key]:
+def _with_control(task: Task, keys: Iterable[Key], sources: Sequence[Source]) -> list[Key]:
     """Questions of a forget form that every model was asked in the control form too, log p known in both."""
-    forms = [(source.tasks[name], source.tasks.get(control_of(name, source.tasks) or "", {})) for source in sources]
+    forms = [(source.tasks[task], _control(task, source)) for source in sources]
     return [
         key
         for key in keys
-        if all(key in control and _has_logp(control[key]) and _has_logp(form[key]) for form, control in forms)
+        if all(key in control and control[key].scored and form[key].scored for form, control in forms)
     ]
 
 
-def control_of(name: str, names: Container[str]) -> str | None:
-    """The one of `names` that asks a task's questions with control words; None if none does.
-
-    `NAME-control` in a suite; for a perturbed set's task, the same name with `_control` as one more part of it, as in
-    `SET_SUBJECT_control` and, for `SET_SUBJECT_continuation`, `SET_SUBJECT_control_continuation`.
-    """
-    places = [at for at in range(len(name), 0, -1) if name[at:][:1] in ("", "_")]
-    ways = [name + CONTROL, *(name[:at] + SET_CONTROL + name[at:] for at in places)]
-    return next((each for each in ways if each in names), None)
+def _control(task: Task, source: Source) -> dict[Key, Record]:
+    """The records of a task's control form; empty where there is none."""
+    control = control_of(task, source.tasks)
+    return source.tasks[control] if control else {}
 
 
-def control_tasks(names: Collection[str]) -> set[str]:
-    """Those of `names` that hold control words: by their endings, or as the control form of another of them.
-
-    A task that has a control form itself is none, whatever its name (a subject may be called quality_control).
-    """
-    controls = {name: control_of(name, names) for name in names}
-    endings = (CONTROL, SET_CONTROL, f"{SET_CONTROL}_continuation")
-    named = {name for name in names if name.endswith(endings)}
-    return {name for name in named.union(filter(None, controls.values())) if controls[name] is None}
+def _excess(task: Task, source: Source, keys: Sequence[Key]) -> Array:
+    form, control = source.tasks[task], _control(task, source)
+    return excess_of([form[key] for key in keys], [control[key] for key in keys])
 
 
-def _excess(name: str, source: Source, keys: Iterable[Key]) -> list[float]:
-    form, control = source.tasks[name], source.tasks[control_of(name, source.tasks) or name]
-    return [(_logp(form[key]) - _logp(control[key])) / _tokens(form[key]) for key in keys]
+def _question(record: Record) -> tuple[Any, int]:
+    return record.answer, len(record.logprobs)
 
 
-def _has_logp(record: dict[str, Any]) -> bool:
-    """Whether a record has log p and tokens of the right choice; free answers have none."""
-    answer, scored = record["answer"], min(len(record.get(each) or ()) for each in ("logprobs", "tokens"))
-    return isinstance(answer, int) and 0 <= answer < scored
-
-
-def _logp(record: dict[str, Any]) -> float:
-    return float(record["logprobs"][record["answer"]])
-
-
-def _tokens(record: dict[str, Any]) -> float:
-    return float(record["tokens"][record["answer"]])
-
-
-def _question(record: dict[str, Any]) -> tuple[Any, int]:
-    return record["answer"], len(record.get("logprobs") or ())
-
-
-def _said(record: dict[str, Any]) -> str:
+def _said(record: Record) -> str:
     answer, choices = _question(record)
     return f"{answer} (of {choices} choices)" if choices else repr(answer)

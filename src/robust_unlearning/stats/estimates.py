@@ -65,11 +65,10 @@ class Harm:
     control: Estimate | None = None
 
 
-def accuracy(correct: ArrayLike, level: float = 0.95) -> dict[str, Any]:
+def accuracy(correct: ArrayLike, level: float = 0.95) -> Estimate:
     """Share of right answers with its sample standard error and the Wilson interval.
 
-    Returns:
-        `acc`, `stderr` = sqrt(acc (1 - acc) / (n - 1)) (None for one question), `n`, `low`, `high`.
+    `stderr` = sqrt(acc (1 - acc) / (n - 1)), None for one question.
 
     Raises:
         UserError: no values, or values other than 0 and 1.
@@ -82,12 +81,7 @@ def accuracy(correct: ArrayLike, level: float = 0.95) -> dict[str, Any]:
     half = z / (1 + z * z / n) * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
     stderr = (p * (1 - p) / (n - 1)) ** 0.5 if n > 1 else None
     low, high = max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
-    return {"acc": p, "stderr": stderr, "n": n, "low": low, "high": high}
-
-
-def as_estimate(row: dict[str, Any]) -> Estimate:
-    """An accuracy as an estimate."""
-    return Estimate(row["acc"], row["low"], row["high"], row["stderr"], int(row["n"]))
+    return Estimate(p, low, high, stderr, n)
 
 
 def mean_interval(values: ArrayLike, seed: int = 0, resamples: int = 10_000, level: float = 0.95) -> Estimate:
@@ -256,7 +250,7 @@ def share_over_seeds(per_seed_correct: ArrayLike) -> Estimate:
     own = over_seeds(table)
     if table.min() == table.max() and table.min() in (0, 1):
         wilson = accuracy(table[0])
-        return replace(own, low=wilson["low"], high=wilson["high"])
+        return replace(own, low=wilson.low, high=wilson.high)
     return own
 
 

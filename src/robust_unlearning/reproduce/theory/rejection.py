@@ -14,7 +14,7 @@ from math import atan, pi, sqrt
 
 import numpy as np
 
-from robust_unlearning.stats.estimates import Array, Estimate, accuracy, as_estimate
+from robust_unlearning.stats.estimates import Array, Estimate, accuracy
 
 WIDTH = 8
 """Width of the simulated vectors; the ratio's distribution does not depend on it."""
@@ -38,7 +38,7 @@ def simulated_probability(
     g, g_per = _direction(rng), r * _direction(rng)
     epsilon, first, second = (rng.standard_normal((draws, WIDTH)) for _ in range(3))
     ratio = 1 + (first @ g_per - second @ g) / (sqrt(eta_over_nu) * epsilon @ g)
-    return as_estimate(accuracy(ratio <= 0, level))
+    return accuracy(ratio <= 0, level)
 
 
 def _direction(rng: np.random.Generator) -> Array:

@@ -17,7 +17,7 @@ from robust_unlearning.reproduce.theory.rejection import (
     paper_probability,
     rejects,
 )
-from robust_unlearning.stats.estimates import Array, Estimate, accuracy, as_estimate, mean_interval, paired_difference
+from robust_unlearning.stats.estimates import Array, Estimate, accuracy, mean_interval, paired_difference
 
 FIRST_ORDER = 0.1
 """Below this share of the change left unexplained, the first-order picture is said to hold."""
@@ -156,7 +156,7 @@ def _traces(found: Sequence[Measured]) -> Table:
             "target": each.name,
             "loss": mean_interval(each.loss.loss),
             "trace": mean_interval(each.loss.trace),
-            "positive": as_estimate(accuracy(each.loss.trace > 0)),
+            "positive": accuracy(each.loss.trace > 0),
             "n": len(each.loss.trace),
         }
         for each in found
@@ -199,7 +199,7 @@ def _rejection(unit: float, found: Sequence[Measured], settings: Settings) -> Ta
         for where, answers in each.answers.items():
             eta = each.shifts[where]["forget-token"].eta.value or 0.0
             own = {"target": each.name, "where": where, "r": _median(answers.r), "n": len(answers.r)}
-            own["harmed"] = as_estimate(accuracy(answers.change > 0))
+            own["harmed"] = accuracy(answers.change > 0)
             for std, shares in answers.injected.items():
                 paper, exact = _predicted(eta / std**2, answers.r)
                 numbers = {
@@ -258,8 +258,8 @@ def _trained(found: Sequence[Measured]) -> Table:
                     "where": where,
                     "paper": mean_interval(paper),
                     "exact": mean_interval(exact),
-                    "observed": as_estimate(observed),
-                    "n": observed["n"],
+                    "observed": observed,
+                    "n": observed.n,
                 }
             )
     return Table("Theorem 5.2 for models trained with RNA: P[ΔJ_rna / ΔJ_u ≤ 0]", columns, rows, key="trained")
