@@ -133,7 +133,7 @@ def _noise_sensitivity(arguments: argparse.Namespace) -> None:
 
 
 def _theory(arguments: argparse.Namespace) -> None:
-    from robust_unlearning.reproduce.theory.report import closed_form_report, report
+    from robust_unlearning.reproduce.theory.report import analyse, closed_form_report
 
     if not arguments.targets:
         _print(closed_form_report(), arguments.out)
@@ -143,24 +143,17 @@ def _theory(arguments: argparse.Namespace) -> None:
 
     from robust_unlearning.analyze import inputs
     from robust_unlearning.evaluate.suite import load_suite
-    from robust_unlearning.reproduce.theory.closed_forms import Settings, measure
+    from robust_unlearning.reproduce.theory.measure import TheorySettings
 
     suite = load_suite(arguments.tasks)
     subjects = _subjects(arguments)
-    settings = Settings(
+    settings = TheorySettings(
         subjects.layer(arguments.layer), draws=arguments.draws, probes=arguments.probes, seed=arguments.seed
     )
     questions = inputs.prompts(suite, subjects.tokenizer, arguments.questions)
     documents = _forget_rows(subjects, arguments)
-    unit, found = measure(subjects, questions, documents, settings, _tick)
-    about = {
-        "base": subjects.checkpoint.name,
-        "targets": [each.name for each in subjects.targets],
-        "tasks": arguments.tasks,
-        "documents": len(documents),
-        "questions": {where: len(group) for where, group in questions.items()},
-    }
-    _print(report(unit, found, settings, about), arguments.out)
+    report = analyse(subjects, questions, documents, settings, _tick, {"tasks": arguments.tasks})
+    _print(report, arguments.out)
 
 
 def _activations(arguments: argparse.Namespace) -> None:
