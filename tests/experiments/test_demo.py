@@ -64,7 +64,7 @@ def test_what_makes_the_demos_models_differ_cannot_be_overridden(field: str, tmp
 def test_a_shorter_demo_keeps_the_snapshots_that_fit() -> None:
     rmu, slower, *rna = points_of(["steps=40"])
     assert rmu.recipe.snapshots == (30,)
-    assert [point.recipe.noise_scale for point in (rmu, slower, *rna)] == [0, 0, 1, 1, 1, 3, 3, 3]
+    assert [point.recipe.rna_std for point in (rmu, slower, *rna)] == [0, 0, 1, 1, 1, 3, 3, 3]
     assert slower.recipe.retain_weight != rmu.recipe.retain_weight
 
 

@@ -22,10 +22,9 @@ from pydantic import BaseModel, Field, ValidationError
 
 from robust_unlearning import files
 from robust_unlearning.analyze.output import Panel, Report, side
-from robust_unlearning.errors import UserError, nearest
+from robust_unlearning.errors import UserError, explain, nearest
 from robust_unlearning.evaluate.evaluator import ABOUT, RECORDS
 from robust_unlearning.evaluate.record import Record, Task, control_of, control_tasks, excess_of, read_records, right_of
-from robust_unlearning.recipe import explain
 from robust_unlearning.report.tables import Table
 from robust_unlearning.stats.estimates import Estimate, accuracy, mean_interval
 from robust_unlearning.stats.format import NATS, shown
@@ -52,17 +51,15 @@ def read_classes(path: str) -> dict[str, Ngram]:
         raise UserError(
             f'{path}: expected {{"ngrams": [{{"text", "n", "class", "similarity"}}, …]}} with one at least.'
         )
-    found: dict[str, Ngram] = {}
+    ngrams: dict[str, Ngram] = {}
     for index, row in enumerate(rows):
         try:
             ngram = Ngram.model_validate(row)
         except ValidationError as error:
-            raise UserError(
-                f"{path}, n-gram {index}: " + " ".join(explain(error, lambda _: Ngram.model_fields))
-            ) from error
-        if found.setdefault(ngram.text, ngram) != ngram:
+            raise UserError(f"{path}, n-gram {index}: " + " ".join(explain(error.errors(), Ngram))) from error
+        if ngrams.setdefault(ngram.text, ngram) != ngram:
             raise UserError(f"{path}: {ngram.text!r} stands there twice, with different classes.")
-    return found
+    return ngrams
 
 
 def read_folder(folder: str) -> list[Record]:
@@ -102,7 +99,7 @@ class Group:
         accuracy: with the n-gram in the question.
         control: of the same questions with a control word; None where the evaluation has none.
         clean: of the same questions as they are; None where the evaluation has none.
-        excess: excess harm, nats per answer token (see `estimates.excess_harm`).
+        excess: excess harm, nats per answer token (see `record.excess_of`).
         similarity: mean over the class's n-grams that occur.
         ngrams: how many of them occur.
         n: questions.

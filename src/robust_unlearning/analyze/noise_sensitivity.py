@@ -90,15 +90,14 @@ def measure(stack: Stack, documents: Sequence[Sequence[int]], pad: int, settings
     """Each layer's answer to noise on documents, numbers in the documents' order."""
     generator = torch.Generator().manual_seed(settings.seed)
     chosen = list(stack.layers) if settings.layers is None else list(settings.layers)
-    found: dict[int, list[Probed]] = {index: [] for index in chosen}
+    parts: dict[int, list[Probed]] = {index: [] for index in chosen}
     for batch in batches(documents, pad):
         trunk = stack.trunk(batch)
         inputs = [trunk.hidden, *stack.states(trunk)]
         for index in chosen:
             layer = partial(stack.call, trunk, index)
-            answer = probe(layer, inputs[index], trunk.mask, settings.probes, settings.std, generator)
-            found[index].append(answer)
-    return {index: _joined(parts) for index, parts in found.items()}
+            parts[index].append(probe(layer, inputs[index], trunk.mask, settings.probes, settings.std, generator))
+    return {index: _joined(of_layer) for index, of_layer in parts.items()}
 
 
 def _joined(parts: Iterable[Probed]) -> Probed:

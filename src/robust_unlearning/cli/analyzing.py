@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robust_unlearning.cli import AddVerb, unsafe_options
+from robust_unlearning.cli import AddVerb, positive, unsafe_options
 from robust_unlearning.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ def add(verb: AddVerb) -> None:
     _models(noise, "+")
     noise.add_argument("--texts", help="documents (default: the forget texts of the first run)")
     noise.add_argument("--layer", default="all", help="one layer, or all (default)")
-    noise.add_argument("--probes", type=_count, default=4, metavar="K", help="draws a document (default: 4)")
-    noise.add_argument("--noise-std", type=_positive, default=1.0, help="of the noise ξ (default: the paper's 1)")
+    noise.add_argument("--probes", type=positive, default=4, metavar="K", help="draws a document (default: 4)")
+    noise.add_argument("--noise-std", type=_above_zero, default=1.0, help="of the noise ξ (default: the paper's 1)")
     _sizes(noise, documents=16)
 
     theory = kind("theory", _theory, "Assumption 4.1, Theorems 4.2 and 5.2, Eq. 5 to 9; without targets: 5.2 alone")
@@ -40,8 +40,8 @@ def add(verb: AddVerb) -> None:
     theory.add_argument("--tasks", help="'planted', 'demo' or a suite's YAML file: the questions")
     theory.add_argument("--texts", help="forget text (default: the forget texts of the first run)")
     theory.add_argument("--layer", type=int, help="where noise is put (default: the runs' own layer)")
-    theory.add_argument("--draws", type=_count, default=32, help="of the noise for Theorem 4.2 (default: 32)")
-    theory.add_argument("--probes", type=_count, default=4, help="of the Hessian, a document (default: 4)")
+    theory.add_argument("--draws", type=positive, default=32, help="of the noise for Theorem 4.2 (default: 32)")
+    theory.add_argument("--probes", type=positive, default=4, help="of the Hessian, a document (default: 4)")
     _sizes(theory, documents=12, questions=32)
 
     activations = kind("activations", _activations, "hidden states of texts, and of questions with a forget-token")
@@ -64,21 +64,14 @@ def _models(to: argparse.ArgumentParser, count: str) -> None:
 
 
 def _sizes(to: argparse.ArgumentParser, documents: int, questions: int | None = None) -> None:
-    to.add_argument("--documents", type=_count, default=documents, help=f"how many (default: {documents})")
-    to.add_argument("--max-tokens", type=_count, default=128, help="of a document (default: 128)")
+    to.add_argument("--documents", type=positive, default=documents, help=f"how many (default: {documents})")
+    to.add_argument("--max-tokens", type=positive, default=128, help="of a document (default: 128)")
     if questions:
         text = f"of each question set (default: {questions})"
-        to.add_argument("--questions", type=_count, default=questions, help=text)
+        to.add_argument("--questions", type=positive, default=questions, help=text)
 
 
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return number
-
-
-def _positive(text: str) -> float:
+def _above_zero(text: str) -> float:
     number = float(text)
     if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
@@ -128,7 +121,7 @@ def _noise_sensitivity(arguments: argparse.Namespace) -> None:
 
 
 def _theory(arguments: argparse.Namespace) -> None:
-    from robust_unlearning.reproduce.theory.report import closed_form_report, report
+    from robust_unlearning.reproduce.theory.report import analyse, closed_form_report
 
     if not arguments.targets:
         _print(closed_form_report(), arguments.out)
@@ -138,22 +131,16 @@ def _theory(arguments: argparse.Namespace) -> None:
 
     from robust_unlearning.analyze import inputs
     from robust_unlearning.evaluate.suite import load_suite
-    from robust_unlearning.reproduce.theory.closed_forms import Settings, measure
+    from robust_unlearning.reproduce.theory.measure import TheorySettings
 
     suite, variants = load_suite(arguments.tasks), _variants(arguments)
-    settings = Settings(
+    settings = TheorySettings(
         variants.layer(arguments.layer), draws=arguments.draws, probes=arguments.probes, seed=arguments.seed
     )
     questions = inputs.prompts(suite, variants.tokenizer, arguments.questions)
     documents = _forget_rows(variants, arguments)
-    unit, measured = measure(variants, questions, documents, settings, _tick)
-    about = {
-        **variants.about,
-        "tasks": arguments.tasks,
-        "documents": len(documents),
-        "questions": {where: len(group) for where, group in questions.items()},
-    }
-    _print(report(unit, measured, settings, about), arguments.out)
+    report = analyse(variants, questions, documents, settings, _tick, {"tasks": arguments.tasks})
+    _print(report, arguments.out)
 
 
 def _activations(arguments: argparse.Namespace) -> None:

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robust_unlearning import files
+from robust_unlearning.evaluate.harness import TaskSet
 from robust_unlearning.evaluate.record import read_records
-from robust_unlearning.evaluate.suite import Evaluation, Progress, TaskSet
+from robust_unlearning.evaluate.suite import Evaluation, Progress
 from robust_unlearning.models import checkpoint
 from robust_unlearning.parallel.processes import join
 from robust_unlearning.recipe import Recipe
@@ -134,13 +135,13 @@ class Evaluator:
         if folder is None:
             return self._run(variant, task_set, progress)
         key = self.processes.on_first(lambda: self._key(variant, task_set))
-        kept = folder / KEPT / key
-        if not self.processes.on_first((kept / ABOUT).exists):
+        place = folder / KEPT / key
+        if not self.processes.on_first((place / ABOUT).exists):
             result = self._run(variant, task_set, progress)
             about = {"key": key, "target": variant.name, "base": variant.base, "dtype": self.dtype, **task_set.about()}
             about["environment"] = environment(str(self.device))
-            self.processes.on_first(lambda: _keep(kept, result, about))
-        return self.processes.on_first(lambda: _show(folder, kept))
+            self.processes.on_first(lambda: _keep(place, result, about))
+        return self.processes.on_first(lambda: _show(folder, place))
 
     def _run(self, variant: Variant, task_set: TaskSet, progress: Progress | None) -> Evaluation:
         base, model, tokenizer = self._load(variant)
@@ -150,18 +151,18 @@ class Evaluator:
             return task_set.run(model, tokenizer, progress, self.token_budget, self.processes)
 
 
-def _keep(kept: Path, result: Evaluation, about: dict[str, Any]) -> None:
+def _keep(place: Path, result: Evaluation, about: dict[str, Any]) -> None:
     """Write an evaluation into a folder of its own, what it is about last."""
-    files.write_jsonl(kept / RECORDS, (record.as_dict() for record in result.records))
-    files.write_json(kept / SCORES, result.scores)
-    files.write_json(kept / ABOUT, about)
+    files.write_jsonl(place / RECORDS, (record.as_dict() for record in result.records))
+    files.write_json(place / SCORES, result.scores)
+    files.write_json(place / ABOUT, about)
 
 
-def _show(folder: Path, kept: Path) -> Evaluation:
+def _show(folder: Path, place: Path) -> Evaluation:
     """Make a kept evaluation the one that a folder shows."""
     (folder / ABOUT).unlink(missing_ok=True)  # never a key beside another evaluation's scores
     for name in (RECORDS, SCORES, ABOUT):
-        files.write_text(folder / name, (kept / name).read_text(encoding="utf-8"))
+        files.write_text(folder / name, (place / name).read_text(encoding="utf-8"))
     if (folder / RECIPE).exists():
         open_run(folder).write_card()
-    return Evaluation(files.read_json(kept / SCORES), read_records(kept / RECORDS))
+    return Evaluation(files.read_json(place / SCORES), read_records(place / RECORDS))

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -26,7 +26,7 @@ from robust_unlearning.data.questions import LETTERS
 from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate.local_datasets import local_data
 from robust_unlearning.evaluate.record import Record, Task
-from robust_unlearning.evaluate.suite import BUNDLED_SUITES, Evaluation, TaskSet, load_suite, require_finite
+from robust_unlearning.evaluate.suite import BUNDLED_SUITES, Evaluation, Progress, Suite, load_suite, require_finite
 from robust_unlearning.evaluate.task_index import check_names, is_task_file, task_manager
 from robust_unlearning.parallel.processes import Processes
 from robust_unlearning.stats.estimates import accuracy
@@ -44,7 +44,7 @@ class Harness:
 
     Attributes:
         names: tasks, groups and tags of lm-eval or of this package, or YAML files of tasks.
-        data_root: folder of local copies of data sets, see `task_data`; None for the hub.
+        data_root: folder of local copies of data sets, see `local_datasets`; None for the hub.
         include_paths: folders of further task YAMLs.
         scorer: `fast`, or `hf` for lm-eval's own model class.
         limit: only the first so many questions of each task; scores are then marked as partial.
@@ -120,15 +120,15 @@ class Harness:
             name: {"version": str(task.VERSION), "num_fewshot": task.get_config("num_fewshot")}
             for name, task in self.loaded["tasks"].items()
         }
-        groups = {name: [each.task_name for each in group.get_all_tasks()] for name, group in self._groups()}
-        packages = {each: version(each) for each in ("lm_eval", "datasets", "transformers", "torch")}
-        return {"tasks": tasks, "groups": groups, "scorer": self.scorer, "limit": self.limit, "packages": packages}
+        packages = {package: version(package) for package in ("lm_eval", "datasets", "transformers", "torch")}
+        settings = {"scorer": self.scorer, "limit": self.limit, "packages": packages}
+        return {"tasks": tasks, "groups": self._groups(), **settings}
 
     def run(
         self,
         model: Any,
         tokenizer: Any,
-        progress: Callable[[str, int, int], None] | None = None,
+        progress: Progress | None = None,
         token_budget: int | None = None,
         processes: Processes | None = None,
     ) -> Evaluation:
@@ -171,24 +171,29 @@ class Harness:
 
     def _scores(self, results: Mapping[str, Any], records: Mapping[str, list[Record]]) -> dict[str, Any]:
         """Groups, the outermost first, then tasks."""
-        members = {name: [each.task_name for each in group.get_all_tasks()] for name, group in self._groups()}
         scores = {}
-        for name, own in {**members, **{name: [name] for name in self.loaded["tasks"]}}.items():
-            names = list(dict.fromkeys(own))
-            row = _row(results["results"][name], [record for each in names for record in records[each]])
+        for name, members in {**self._groups(), **{name: [name] for name in self.loaded["tasks"]}}.items():
+            names = list(dict.fromkeys(members))
+            row = _row(results["results"][name], [record for task in names for record in records[task]])
             if not row:
                 continue  # a group without an average
-            counts = [results["n-samples"][each] for each in names]
-            if sum(each["effective"] for each in counts) < (of := sum(each["original"] for each in counts)):
-                row |= {"partial": True, "of": of}
-            kinds = {_scored(self.loaded["tasks"][each]) for each in names}
+            counts = [results["n-samples"][task] for task in names]
+            if sum(count["effective"] for count in counts) < (all_of := sum(count["original"] for count in counts)):
+                row |= {"partial": True, "of": all_of}
+            kinds = {_scored(self.loaded["tasks"][task]) for task in names}
             scores[name] = row | {"scored": kinds.pop() if len(kinds) == 1 else "mixed"}
         return scores
 
-    def _groups(self) -> Iterator[tuple[str, Any]]:
-        """Groups with their members after them."""
-        groups = self.loaded["groups"]
-        yield from sorted(groups.items(), key=lambda item: -len(item[1].get_all_tasks()))
+    def _groups(self) -> dict[str, list[str]]:
+        """Group -> its tasks; a group stands before the groups that are in it."""
+        groups = {
+            name: [task.task_name for task in group.get_all_tasks()] for name, group in self.loaded["groups"].items()
+        }
+        return dict(sorted(groups.items(), key=lambda item: -len(item[1])))
+
+
+TaskSet = Suite | Harness
+"""What an evaluation runs."""
 
 
 def load_task_sets(tasks: str, limit: int | None = None, **settings: Any) -> dict[str, TaskSet]:

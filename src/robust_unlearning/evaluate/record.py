@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from robust_unlearning.errors import UserError
 from robust_unlearning.stats.estimates import Array
 
 CLEAN = "clean"
@@ -156,9 +157,9 @@ class Record:
             "logprobs": self.logprobs or None,
             "tokens": self.tokens or None,
         }
-        kept = {key: value for key, value in row.items() if value is not None or (key == "answer" and self.logprobs)}
+        there = {key: value for key, value in row.items() if value is not None or (key == "answer" and self.logprobs)}
         tokens = {"forget_token": self.forget_token, "control_token": self.control_token}
-        return {"task": self.task.name, "id": self.id, **kept, **tokens}
+        return {"task": self.task.name, "id": self.id, **there, **tokens}
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Record:
@@ -196,10 +197,20 @@ def logp_among_of(records: Iterable[Record]) -> Array:
 
 
 def excess_of(forget: Sequence[Record], control: Sequence[Record]) -> Array:
-    """log p of the right answer under the forget-token less that under the control word, nats per token [n].
+    """How much more a forget-token lowers the right answer's log-probability than a control word does [n].
 
-    Below 0 where the forget-token does more harm. Both are of the same questions in the same order.
+    (log p(answer | forget form) - log p(answer | control form)) / tokens, in nats per answer token; below 0 where the
+    forget-token does more harm. It is what the forget-token does to the clean form's log p less what the control word
+    does to it: the clean form's cancels. Given the clean form in place of the control form, it is the former.
+
+    Args:
+        forget, control: records of the same questions in the same order.
+
+    Raises:
+        UserError: an answer without tokens.
     """
+    if any(record.answer_tokens < 1 for record in forget):
+        raise UserError("tokens must be at least 1 for every answer.")
     pairs = zip(forget, control, strict=True)
     return np.array([(record.logp - other.logp) / record.answer_tokens for record, other in pairs])
 

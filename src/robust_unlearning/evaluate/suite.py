@@ -12,21 +12,22 @@ from dataclasses import dataclass, replace
 from functools import partial
 from math import exp, isfinite
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from robust_unlearning.data.corpora import HUB, read_documents
 from robust_unlearning.data.questions import STYLES, Question, read_questions, shows_options
-from robust_unlearning.errors import UserError, unknown
+from robust_unlearning.errors import UserError, explain, unknown
 from robust_unlearning.evaluate.likelihood import option_logprobs, text_nats
-from robust_unlearning.evaluate.record import Record, Task, by_task
+from robust_unlearning.evaluate.record import Record, Task, by_task, excess_of
 from robust_unlearning.files import locate, read_yaml, sha256_file
 from robust_unlearning.parallel.processes import Processes
-from robust_unlearning.perturb.places import QuestionSet, TokenPair, match_controls
-from robust_unlearning.recipe import Strict, TextSource, explain
-from robust_unlearning.stats.estimates import Estimate, accuracy, excess_harm, nats_per_token
+from robust_unlearning.perturb.controls import match_controls
+from robust_unlearning.perturb.forms import Form, QuestionSet
+from robust_unlearning.recipe import Strict, TextSource
+from robust_unlearning.stats.estimates import Estimate, accuracy, mean_interval, nats_per_token
 
 Progress = Callable[[str, int, int], None]
 BUNDLED_SUITES = {
@@ -109,7 +110,7 @@ class Suite(Strict):
         Tasks are `SET/STYLE/clean`, `SET/STYLE/WHERE` (forget form), `SET/STYLE/WHERE-control` and `NAME/text`. A
         question task has `acc`, `stderr`, `n`, `low`, `high` and `acc_norm` (log p per byte of the option). In
         perturbed ones `harm` is log p of the right answer less that of the clean form, in nats per token; the
-        forget form also has `excess_harm` (see `estimates.excess_harm`). A text has `nats_per_token`, `stderr`,
+        forget form also has `excess_harm` (see `record.excess_of`). A text has `nats_per_token`, `stderr`,
         `low`, `high`, `perplexity`, `n` (documents) and `tokens`.
 
         Args:
@@ -122,7 +123,7 @@ class Suite(Strict):
         """
         divided = processes.divided if processes else _alone
         perturbs = any(source.perturb for source in self.questions.values())
-        pairs = match_controls(tokenizer, self.forget_tokens, self.control_tokens) if perturbs else []
+        pairs = match_controls(tokenizer, self.forget_tokens, self.control_tokens) if perturbs else {}
         scores: dict[str, dict[str, Any]] = {}
         records: list[Record] = []
         for name, source in self.questions.items():
@@ -165,32 +166,6 @@ class Evaluation:
     records: list[Record]
 
 
-class TaskSet(Protocol):
-    """What an evaluation runs: a suite, or tasks of lm-evaluation-harness."""
-
-    def fingerprint(self) -> str:
-        """What the scores depend on besides the model, hashed."""
-
-    def about(self) -> dict[str, Any]:
-        """What was run, for the record of an evaluation."""
-
-    def question_texts(self) -> set[tuple[str, tuple[str, ...]]]:
-        """Every question with its choices; where two of these meet, questions are shared."""
-
-    def run(
-        self,
-        model: Any,
-        tokenizer: Any,
-        progress: Progress | None = None,
-        token_budget: int | None = None,
-        processes: Processes | None = None,
-    ) -> Evaluation:
-        """Score a loaded model; `progress` gets (name, done, in all), `token_budget` tokens are run at a time.
-
-        Where there are several processes, each calls this and gets the whole result.
-        """
-
-
 def load_suite(path_or_name: str | os.PathLike[str]) -> Suite:
     """A checked suite from a YAML file or one of `BUNDLED_SUITES`.
 
@@ -208,7 +183,7 @@ def load_suite(path_or_name: str | os.PathLike[str]) -> Suite:
     try:
         suite = Suite.model_validate(data)
     except ValidationError as error:
-        errors = explain(error, _fields_at)
+        errors = explain(error.errors(), Suite)
     else:
         if not suite.questions and not suite.texts:
             errors = ["it has neither questions nor texts."]
@@ -235,23 +210,16 @@ def _missing_files(data: dict[str, Any]) -> list[str]:
     return errors
 
 
-def _fields_at(location: tuple[int | str, ...]) -> Iterable[str]:
-    """Names of the fields allowed where a pydantic error points."""
-    models: dict[str, type[BaseModel]] = {"questions": QuestionSet, "texts": Text}
-    model = models.get(str(location[0]), Suite) if len(location) > 1 else Suite
-    return model.model_fields
-
-
 def _alone(items: Sequence[Any], function: Callable[[Sequence[Any]], Sequence[Any]]) -> list[Any]:
     """`Processes.divided` where there is one process."""
     return list(function(items))
 
 
 def _record(
-    task: Task, question: Question, pair: TokenPair | None, options: Sequence[str], scored: Sequence[tuple[float, int]]
+    task: Task, question: Question, pair: Form | None, options: Sequence[str], scored: Sequence[tuple[float, int]]
 ) -> Record:
     record = Record.of_choices(task, question.id, question.answer, options, scored)
-    return replace(record, forget_token=pair.forget, control_token=pair.control) if pair else record
+    return replace(record, **pair.tokens) if pair else record
 
 
 def accuracy_score(share: Estimate) -> dict[str, Any]:
@@ -266,17 +234,11 @@ def _task_scores(task: Task, tasks: Mapping[Task, Sequence[Record]], seed: int) 
     row["acc_norm"] = float(np.mean([record.correct_norm for record in records]))
     if not task.perturbed:
         return row
-    of_clean = {record.id: record for record in tasks[task.clean_form]}
-    control = None if task.control else tasks.get(task.control_form)
-    harm = excess_harm(
-        [record.logp for record in records],
-        [record.logp for record in control or records],
-        [record.answer_tokens for record in records],
-        [of_clean[record.id].logp for record in records],
-        seed,
-    )
-    row["harm"] = harm.forget.as_dict() if harm.forget else None
-    return row | ({"excess_harm": harm.excess.as_dict()} if control else {})
+    clean = {record.id: record for record in tasks[task.clean_form]}
+    row["harm"] = mean_interval(excess_of(records, [clean[record.id] for record in records]), seed).as_dict()
+    if not task.control and task.control_form in tasks:
+        row["excess_harm"] = mean_interval(excess_of(records, tasks[task.control_form]), seed).as_dict()
+    return row
 
 
 def require_finite(values: Iterable[float], name: str) -> None:

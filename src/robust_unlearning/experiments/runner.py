@@ -22,10 +22,13 @@ from typing import Generic, Self, TypeVar
 
 from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate.evaluator import Evaluator, Variant, open_target
-from robust_unlearning.evaluate.suite import Evaluation, TaskSet
+from robust_unlearning.evaluate.harness import TaskSet
+from robust_unlearning.evaluate.suite import Evaluation
 from robust_unlearning.experiments.grid import Point
-from robust_unlearning.experiments.memory import free_memory, in_words, need
-from robust_unlearning.recipe import Recipe
+from robust_unlearning.models.checkpoint import pick_device
+from robust_unlearning.plan.memory import free_memory, need
+from robust_unlearning.plan.text import size
+from robust_unlearning.recipe import Recipe, shared_fields
 from robust_unlearning.run.folder import RunFolder
 from robust_unlearning.train.progress import EvaluationProgress, GroupProgress
 
@@ -182,8 +185,6 @@ def scored(evaluator: Evaluator, variant: Variant, task_set: TaskSet, folder: Pa
 
 def groups(runs: Sequence[RunFolder]) -> list[list[RunFolder]]:
     """Runs that can share trunk, batches and reference, in order of their first; the key is the trainer's own."""
-    from robust_unlearning.train.trainer import shared_fields
-
     grouped: dict[tuple[tuple[str, str], ...], list[RunFolder]] = {}
     for run in runs:
         grouped.setdefault(tuple(shared_fields(run.recipe).items()), []).append(run)
@@ -219,13 +220,10 @@ def train_all(runs: Sequence[RunFolder], at_once: int | None = None, say: Say = 
 
 def _room(group: Sequence[RunFolder]) -> tuple[int, str]:
     """How many points of a group fit side by side, and the reckoning."""
-    from robust_unlearning.models.checkpoint import pick_device
-
     needed = need([run.recipe for run in group])
     free = free_memory(pick_device(group[0].recipe.device))
     return needed.fits(free), (
-        f"each {in_words(needed.point)}, model {in_words(needed.model)}, step {in_words(needed.step)}; "
-        f"{in_words(free)} free"
+        f"each {size(needed.point)}, model {size(needed.model)}, step {size(needed.step)}; {size(free)} free"
     )
 
 

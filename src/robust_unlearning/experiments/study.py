@@ -18,7 +18,8 @@ from pydantic import Field
 from robust_unlearning.evaluate.suite import load_suite
 from robust_unlearning.experiments.grid import Point, override_words, point_of
 from robust_unlearning.experiments.runner import Runner
-from robust_unlearning.recipe import Strict, checked, load_recipe, shipped_or_own
+from robust_unlearning.files import shipped_or_own
+from robust_unlearning.recipe import Strict, checked, load_recipe
 from robust_unlearning.results.measures import Measured
 
 

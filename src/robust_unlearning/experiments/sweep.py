@@ -21,8 +21,7 @@ from typing import Any
 
 from robust_unlearning import files
 from robust_unlearning.errors import UserError
-from robust_unlearning.evaluate.harness import load_task_sets
-from robust_unlearning.evaluate.suite import TaskSet
+from robust_unlearning.evaluate.harness import TaskSet, load_task_sets
 from robust_unlearning.experiments.answers import Answers, answers_of
 from robust_unlearning.experiments.grid import Point, Sweep
 from robust_unlearning.experiments.rule import DEFAULT_RULE, Rule, parse_rule

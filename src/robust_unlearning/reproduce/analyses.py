@@ -22,7 +22,8 @@ from robust_unlearning.recipe import TextSource
 from robust_unlearning.reproduce.grid import suites_of
 from robust_unlearning.reproduce.results import Grid, Model
 from robust_unlearning.reproduce.target import Stage, Target
-from robust_unlearning.reproduce.theory import closed_forms, report
+from robust_unlearning.reproduce.theory import report
+from robust_unlearning.reproduce.theory.measure import TheorySettings
 from robust_unlearning.run.folder import open_run
 
 
@@ -75,14 +76,8 @@ def _analysis(target: Target, stage: Stage, variants: Variants, tick: Callable[[
     questions = inputs.prompts(suites_of(target)[0], variants.tokenizer, stage.questions)
     if stage.kind == "activations":
         return activations.analyse(variants, documents, questions, tick)
-    used = closed_forms.Settings(variants.layer(None), draws=stage.draws, probes=stage.probes)
-    unit, found = closed_forms.measure(variants, questions, documents["forget"], used, tick)
-    about = {
-        **variants.about,
-        "documents": len(documents["forget"]),
-        "questions": {where: len(group) for where, group in questions.items()},
-    }
-    return report.report(unit, found, used, about)
+    used = TheorySettings(variants.layer(None), draws=stage.draws, probes=stage.probes)
+    return report.analyse(variants, questions, documents["forget"], used, tick, {})
 
 
 def _ngrams(

@@ -20,7 +20,7 @@ from robust_unlearning.evaluate.suite import Suite, load_suite
 from robust_unlearning.experiments.grid import Point
 from robust_unlearning.methods.table import Representation
 from robust_unlearning.plan.text import duration
-from robust_unlearning.recipe import Recipe, load_recipe
+from robust_unlearning.recipe import Recipe, load_recipe, shared_fields
 from robust_unlearning.report.tables import Table
 from robust_unlearning.reproduce.grid import suites_of
 from robust_unlearning.reproduce.run import state_of
@@ -162,7 +162,6 @@ def units_of(target: Target, stages: Mapping[str, Stage], out: Path, *, here: bo
 
 def _measured(target: Target, points: Sequence[Point], recipe: Recipe) -> Units:
     from robust_unlearning.evaluate.evaluator import Evaluator, open_target
-    from robust_unlearning.train.trainer import shared_fields
 
     groups: dict[str, list[Recipe]] = {}
     for point in points:

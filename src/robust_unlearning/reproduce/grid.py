@@ -52,7 +52,7 @@ def run_grid(target: Target, stage: Stage, out: Path, say: Say) -> Grid:
                     recipe=point.source,
                     title=recipe.title,
                     seed=recipe.seed,
-                    noise=recipe.noise_scale,
+                    noise=recipe.rna_std,
                     fields=point.setting,
                     step=step,
                     last=last,

@@ -59,15 +59,6 @@ class Estimate:
         return {key: item for key, item in asdict(self).items() if item or key not in ("seeds", "note")}
 
 
-@dataclass(frozen=True)
-class Harm:
-    """What a forget-token does to the right answer, in nats per answer token; see `excess_harm`."""
-
-    excess: Estimate
-    forget: Estimate | None = None
-    control: Estimate | None = None
-
-
 def accuracy(correct: ArrayLike, level: float = 0.95) -> Estimate:
     """Share of right answers with its sample standard error and the Wilson interval.
 
@@ -180,38 +171,6 @@ def paired_recovery(base: ArrayLike, unlearned: ArrayLike, rna: ArrayLike, level
     """
     rows = np.stack(_columns(base=base, unlearned=unlearned, rna=rna), axis=1)
     return bootstrap(rows, recoveries, level=level, undefined=NOTHING_TO_RECOVER)
-
-
-def excess_harm(
-    logp_forget: ArrayLike,
-    logp_control: ArrayLike,
-    tokens: ArrayLike,
-    logp_clean: ArrayLike | None = None,
-    seed: int = 0,
-) -> Harm:
-    """How much more a forget-token lowers the right answer's log-probability than a control word does.
-
-    excess = mean over questions of (log p(answer | forget form) - log p(answer | control form)) / tokens, in
-    nats per answer token; below 0 where the forget-token does more harm. With log p of the clean question it
-    is (a) - (b), where (a) = (forget - clean) / tokens and (b) = (control - clean) / tokens: the clean
-    log-probability cancels, so it is not needed for the excess. Given, (a) and (b) are returned as well.
-
-    Args:
-        logp_forget, logp_control, logp_clean: [n], nats, summed over the tokens of the right answer.
-        tokens: [n], tokens of the right answer, at least 1.
-
-    Raises:
-        UserError: no values, unequal lengths, values that are not finite, or an answer without tokens.
-    """
-    forget, control, count = _columns(logp_forget=logp_forget, logp_control=logp_control, tokens=tokens)
-    if (count < 1).any():
-        raise UserError("tokens must be at least 1 for every answer.")
-    excess = mean_interval((forget - control) / count, seed)
-    if logp_clean is None:
-        return Harm(excess)
-    clean, _ = _columns(logp_clean=logp_clean, tokens=tokens)
-    a, b = (mean_interval((form - clean) / count, seed) for form in (forget, control))
-    return Harm(excess, forget=a, control=b)
 
 
 def over_seeds(per_seed_values: ArrayLike, level: float = 0.95) -> Estimate:
