@@ -19,7 +19,7 @@ from typing import Any
 from robust_unlearning import files
 from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate.suite import Suite, load_suite
-from robust_unlearning.experiments.demo_summary import DemoAnswers, Level, report
+from robust_unlearning.experiments.demo_summary import DemoAnswers, report
 from robust_unlearning.experiments.grid import Point, override_words, point_of
 from robust_unlearning.experiments.runner import Runner
 from robust_unlearning.models.checkpoint import pick_device, quick_dtype
@@ -88,10 +88,9 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> None:
 
     line = [(step, answers(f"RMU, step {step}", "rmu", step)) for step in (*points[0].earlier, last)]
     slower = answers(f"RMU, retain weight {SLOWER:g}", "rmu-slower")
-    levels = [
-        Level(std, [answers(f"RNA {std:g}, seed {seed}", _rna(std, seed)) for seed in NOISE_SEEDS])
-        for std in NOISE_LEVELS
-    ]
+    levels = {
+        std: [answers(f"RNA {std:g}, seed {seed}", _rna(std, seed)) for seed in NOISE_SEEDS] for std in NOISE_LEVELS
+    }
     text = report(replace(runner.base["suite"], name="base"), line, slower, levels, out, _about(suite, recipe))
     print(f"\n{text}\n\nwritten: {out / 'demo.md'}, .json, .png, .svg, .csv; runs in {out / 'runs'}")
 

@@ -7,7 +7,7 @@ than others, and only what unlearning added counts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from robust_unlearning import files
 from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate.record import CLEAN, Task, by_task, excess_of, right_of
 from robust_unlearning.evaluate.suite import Evaluation
-from robust_unlearning.experiments.matched import Place, place_on
+from robust_unlearning.experiments.matched import Place, for_machines, place_on
 from robust_unlearning.report.figures import Series, trade_off
 from robust_unlearning.report.tables import Column, Table
 from robust_unlearning.stats.estimates import (
@@ -51,13 +51,11 @@ COLUMNS: dict[str, str | Column] = {
 MATCHED: dict[str, str | Column] = {
     "name": "model",
     "against": "against",
-    "texts": "forget text of both",
+    "span": "forget text of both",
     "harm_difference": Column("harm difference", HARM),
     "perturbed_difference": Column("accuracy difference", PERCENT),
     "verdict": "verdict",
 }
-FOR_PEOPLE = ("name", "texts")
-"""What `MATCHED` shows and the JSON has in numbers."""
 
 
 @dataclass(frozen=True)
@@ -100,11 +98,6 @@ class DemoAnswers:
             retain_text=_text(texts["retain/text"]),
         )
 
-    @property
-    def forget_nats(self) -> float:
-        """Forget strength."""
-        return self.forget_text.value or 0.0
-
 
 def _text(score: dict[str, Any]) -> Estimate:
     return Estimate(score["nats_per_token"], score["low"], score["high"], score["stderr"], score["n"])
@@ -112,44 +105,35 @@ def _text(score: dict[str, Any]) -> Estimate:
 
 Line = Sequence[tuple[int, DemoAnswers]]
 """RMU at ascending steps, the finished run last."""
+Levels = Mapping[float, Sequence[DemoAnswers]]
+"""RNA by noise scale, a model for each seed of the noise."""
 
 
-@dataclass(frozen=True)
-class Level:
-    """RNA at one noise scale, one model for each seed of the noise."""
-
-    std: float
-    models: list[DemoAnswers]
-
-    @property
-    def forget_nats(self) -> float:
-        """Forget strength, mean over seeds."""
-        return float(np.mean([model.forget_nats for model in self.models]))
-
-    def match(self, line: Line) -> Place | None:
-        """Where RMU has forgotten as much; None where its line does not reach."""
-        return place_on([model.forget_nats for _, model in line], self.forget_nats)
+def strength(models: Sequence[DemoAnswers]) -> float:
+    """Forget strength: mean over models of nats per token on held-out forget text."""
+    return float(np.mean([model.forget_text.value for model in models]))
 
 
-def report(base: DemoAnswers, line: Line, slower: DemoAnswers, levels: Sequence[Level], out: Path, about: str) -> str:
+def place_of(models: Sequence[DemoAnswers], line: Line) -> Place | None:
+    """Where RMU has forgotten as much as these models; None where its line does not reach."""
+    return place_on([strength([model]) for _, model in line], strength(models))
+
+
+def report(base: DemoAnswers, line: Line, slower: DemoAnswers, levels: Levels, out: Path, about: str) -> str:
     """Write `demo.md`, `demo.json` and the figure, `demo.png`, .svg and .csv; returns the text for the terminal.
 
     Args:
-        base: the base model.
-        line: RMU by step.
         slower: RMU with a heavier retain weight and no noise.
-        levels: RNA by noise scale.
         out: folder to write into.
         about: one sentence on what was run.
     """
-    rmu = line[-1][1]
-    models = [_row(base, rmu, [model], model.name) for model in (base, *(model for _, model in line), slower)]
-    models += [
-        _row(base, rmu, level.models, f"RMU + RNA {level.std:g} ({len(level.models)} seeds)") for level in levels
-    ]
-    verdicts = [_at_like_forgetting(level, line) for level in levels]
-    near = min(levels, key=lambda level: abs(level.forget_nats - slower.forget_nats))
-    verdicts.append(_against(near, slower.name, slower.forget_nats, slower.excess, slower.perturbed))
+    alone = {model.name: [model] for model in (base, *(model for _, model in line), slower)}
+    several = {f"RMU + RNA {std:g} ({len(models)} seeds)": models for std, models in levels.items()}
+    rows = [_row(name, models, base, line[-1][1]) for name, models in {**alone, **several}.items()]
+    nats = strength([slower])
+    near = min(levels, key=lambda std: abs(strength(levels[std]) - nats))
+    pairs = [_at_like_forgetting(std, models, line) for std, models in levels.items()]
+    pairs.append(_against(near, levels[near], slower.name, nats, slower.excess, slower.perturbed))
     notes = [
         f"What was run: {about}.",
         f"Accuracies in % with 95 % intervals ({len(base.forget)} forget and {len(base.clean)} general questions; "
@@ -163,11 +147,10 @@ def report(base: DemoAnswers, line: Line, slower: DemoAnswers, levels: Sequence[
         "Reduction: share of the base's accuracy with a forget-token that was lost. Recovery: share of RMU's loss that "
         "RNA won back. Read both beside the forgetting.",
     ]
-    table, matched = Table("Demo", COLUMNS, models), Table("At like forgetting", MATCHED, verdicts)
+    table, matched = Table("Demo", COLUMNS, rows), Table("At like forgetting", MATCHED, pairs)
     parts = [f"# {table.title}", *notes, table.markdown(), f"## {matched.title}", matched.markdown()]
     files.write_text(out / "demo.md", "\n\n".join([*parts, "![trade-off](demo.png)"]) + "\n")
-    like_forgetting = [{key: value for key, value in row.items() if key not in FOR_PEOPLE} for row in matched.as_json()]
-    data = {"about": about, "models": table.as_json(), "like_forgetting": like_forgetting}
+    data = {"about": about, "models": table.as_json(), "like_forgetting": for_machines(matched)}
     files.write_json(out / "demo.json", data)
     try:
         _draw(base, line, slower, levels, out / "demo.png")
@@ -176,53 +159,56 @@ def report(base: DemoAnswers, line: Line, slower: DemoAnswers, levels: Sequence[
     return "\n".join([table.text(), "", matched.title, matched.text(), "", *notes])
 
 
-def _row(base: DemoAnswers, rmu: DemoAnswers, models: Sequence[DemoAnswers], name: str) -> dict[str, Any]:
+def _row(name: str, models: Sequence[DemoAnswers], base: DemoAnswers, rmu: DemoAnswers) -> dict[str, Any]:
     """A model's row; several models are seeds of one noise scale."""
-    one = models[0] if len(models) == 1 else None
+    alone = len(models) == 1
 
-    def share(field: str) -> Estimate:
-        values = [getattr(model, field) for model in models]
-        return accuracy(values[0]) if one else over_seeds(np.stack(values))
+    def values(field: str) -> Array:
+        return np.stack([getattr(model, field) for model in models])
 
     def text(field: str) -> Estimate:
-        values = [getattr(model, field) for model in models]
-        if one:
-            return values[0]
-        mean = float(np.mean([value.value for value in values]))
+        first, *others = [getattr(model, field) for model in models]
+        if alone:
+            return first
+        mean = float(np.mean([first.value, *(text.value for text in others)]))
         # over seeds the passages are the same: the widest of the seeds' intervals is given
-        low, high = min(value.low for value in values), max(value.high for value in values)
-        return Estimate(mean, low, high, None, values[0].n, len(values))
+        low, high = min(first.low, *(text.low for text in others)), max(first.high, *(text.high for text in others))
+        return Estimate(mean, low, high, None, first.n, len(models))
 
     row: dict[str, Any] = {"name": name, "seeds": len(models)}
-    row |= {field: share(field) for field in ("forget", "clean", "control", "perturbed")}
+    for field in ("forget", "clean", "control", "perturbed"):
+        row[field] = accuracy(values(field)[0]) if alone else over_seeds(values(field))
     row |= {field: text(field) for field in ("forget_text", "retain_text")}
-    perturbed = np.mean([model.perturbed for model in models], axis=0)
-    if one is not base:
-        added = np.stack([model.excess - base.excess for model in models])
-        row["added_harm"] = mean_interval(added[0]) if one else over_seeds(added)
+    perturbed = values("perturbed").mean(axis=0)
+    if models[0] is not base:
+        added = values("excess") - base.excess
+        row["added_harm"] = mean_interval(added[0]) if alone else over_seeds(added)
         row["reduction"] = paired_reduction(base.perturbed, perturbed)
-    if not one:
+    if not alone:
         row["recovery"] = paired_recovery(base.perturbed, rmu.perturbed, perturbed)
     return row
 
 
-def _at_like_forgetting(level: Level, line: Line) -> dict[str, Any]:
+def _at_like_forgetting(std: float, models: Sequence[DemoAnswers], line: Line) -> dict[str, Any]:
     """RNA against RMU of like forgetting, question by question."""
-    nats, place = level.forget_nats, level.match(line)
+    nats, place = strength(models), place_of(models, line)
     if place is None:
-        reach = ", ".join(f"{model.forget_nats:.2f}" for _, model in line)
+        reach = ", ".join(f"{strength([model]):.2f}" for _, model in line)
         verdict = f"no like RMU: {nats:.2f} nats lies outside RMU's {reach}"
-        return {"name": f"RNA {level.std:g}", "texts": f"{nats:.2f}", "noise_std": level.std, "verdict": verdict}
-    (before, after), share = (line[place.index + side][0] for side in (0, 1)), place.share
-    name = f"RMU, steps {before} to {after}, {100 * share:.0f} % of the way"
+        return {"name": f"RNA {std:g}", "span": f"{nats:.2f}", "noise_std": std, "verdict": verdict}
+    before, after = (line[index][0] for index in (place.index, place.index + 1))
+    name = f"RMU, steps {before} to {after}, {100 * place.share:.0f} % of the way"
     excess, perturbed = (place.of([getattr(model, key) for _, model in line]) for key in ("excess", "perturbed"))
-    return {**_against(level, name, nats, excess, perturbed), "matched_steps": [before, after], "share": share}
+    row = _against(std, models, name, nats, excess, perturbed)
+    return {**row, "matched_steps": [before, after], "share": place.share}
 
 
-def _against(level: Level, name: str, nats: float, excess: Array, perturbed: Array) -> dict[str, Any]:
+def _against(
+    std: float, models: Sequence[DemoAnswers], name: str, nats: float, excess: Array, perturbed: Array
+) -> dict[str, Any]:
     """RNA's harm and accuracy less another model's, the same questions, with what the intervals say."""
-    harm = over_seeds(np.stack([model.excess - excess for model in level.models]))
-    low, high, own = harm.low or 0.0, harm.high or 0.0, level.forget_nats
+    harm = over_seeds(np.stack([model.excess - excess for model in models]))
+    low, high, own = harm.low or 0.0, harm.high or 0.0, strength(models)
     if low > 0:
         verdict = "RNA is more robust" if nats <= own + LIKE else "RNA harms less, but forgot less"
     elif high < 0:
@@ -230,18 +216,18 @@ def _against(level: Level, name: str, nats: float, excess: Array, perturbed: Arr
     else:
         verdict = "cannot be told"
     return {
-        "name": f"RNA {level.std:g}",
-        "noise_std": level.std,
+        "name": f"RNA {std:g}",
+        "noise_std": std,
         "against": name,
-        "texts": f"{own:.2f} / {nats:.2f}",
+        "span": f"{own:.2f} / {nats:.2f}",
         "forget_text": [own, nats],
         "harm_difference": harm,
-        "perturbed_difference": over_seeds(np.stack([model.perturbed - perturbed for model in level.models])),
+        "perturbed_difference": over_seeds(np.stack([model.perturbed - perturbed for model in models])),
         "verdict": verdict,
     }
 
 
-def _draw(base: DemoAnswers, line: Line, slower: DemoAnswers, levels: Sequence[Level], path: Path) -> None:
+def _draw(base: DemoAnswers, line: Line, slower: DemoAnswers, levels: Levels, path: Path) -> None:
     """Two panels over forget strength: added harm, and accuracy with a forget-token in the question."""
 
     def harm(model: DemoAnswers) -> Estimate:
@@ -250,21 +236,23 @@ def _draw(base: DemoAnswers, line: Line, slower: DemoAnswers, levels: Sequence[L
     def right(model: DemoAnswers) -> Estimate:
         return accuracy(model.perturbed)
 
+    steps = [str(step) for step, _ in line]
+    groups: list[tuple[str, Sequence[DemoAnswers], str, Sequence[str]]] = [
+        ("base", [base], "s", ()),
+        ("RMU, by step", [model for _, model in line], "o", steps),
+        (f"{slower.name} (no noise)", [slower], "^", ()),
+        *((f"RMU + RNA {std:g}, {len(models)} seeds", models, "D", ()) for std, models in levels.items()),
+    ]
     panels = []
     for label, measure in (
         ("added harm of a forget-token\n(nats per answer token; 0 is none)", harm),
         ("accuracy with a forget-token in the question", right),
     ):
-
-        def series(name: str, models: Sequence[DemoAnswers], marker: str, steps: Sequence[str] = ()) -> Series:
-            points = [(model.forget_text, measure(model)) for model in models]  # noqa: B023
-            return Series(name, points, marker, bool(steps), steps)
-
-        own = [series("base", [base], "s")]
-        own.append(series("RMU, by step", [model for _, model in line], "o", [str(step) for step, _ in line]))
-        own.append(series(f"{slower.name} (no noise)", [slower], "^"))
-        own += [series(f"RMU + RNA {level.std:g}, {len(level.models)} seeds", level.models, "D") for level in levels]
-        panels.append((label, own))
+        series = [
+            Series(name, [(model.forget_text, measure(model)) for model in models], marker, marker == "o", notes)
+            for name, models, marker, notes in groups
+        ]
+        panels.append((label, series))
     trade_off(
         panels,
         "forgetting: nats per token on held-out forget text (more is stronger)",

@@ -10,7 +10,7 @@ import numpy as np
 
 from robust_unlearning import files
 from robust_unlearning.errors import UserError
-from robust_unlearning.experiments.matched import LEAST, forgetting, matched_difference
+from robust_unlearning.experiments.matched import LEAST, for_machines, forgetting, matched_difference
 from robust_unlearning.experiments.study import StudyResult
 from robust_unlearning.report.figures import Series, trade_off
 from robust_unlearning.report.tables import Column, Table
@@ -38,8 +38,6 @@ MATCHED: dict[str, str | Column] = {
     "right_difference": Column("right: RNA less none", PERCENT),
     "verdict": "verdict",
 }
-FOR_PEOPLE = ("name", "span")
-"""What `MATCHED` shows and the JSON has in numbers."""
 
 
 def summarise(result: StudyResult, out: Path) -> str:
@@ -80,9 +78,7 @@ def summarise(result: StudyResult, out: Path) -> str:
     data = {
         "study": study.model_dump(mode="json"),
         "tables": {where: table.as_json() for where, table in tables.items()},
-        "like_forgetting": [
-            {key: value for key, value in row.items() if key not in FOR_PEOPLE} for row in matched.as_json()
-        ],
+        "like_forgetting": for_machines(matched),
     }
     files.write_json(out / "study.json", data)
     return "\n\n".join([*text, about, *notes])
