@@ -13,8 +13,7 @@ from robust_unlearning import files
 from robust_unlearning.data.questions import read_questions
 from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate.suite import load_suite
-from robust_unlearning.experiments.demo import points_of, run_demo
-from robust_unlearning.experiments.demo_summary import DemoAnswers, place_of, report
+from robust_unlearning.experiments.demo import DemoAnswers, place_of, points_of, report, run_demo
 from robust_unlearning.stats.estimates import Estimate
 
 DEMO = files.package_dir() / "assets" / "demo"
