@@ -17,9 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
 
-from robust_unlearning import files
 from robust_unlearning.data.corpora import Corpus, read_corpus
 from robust_unlearning.errors import UserError
 from robust_unlearning.methods.noise import Draws
@@ -289,8 +287,8 @@ class Trainer:
         run, steering = candidate.run, candidate.forget.steering
         self.delta(candidate).save(run.path / FILE)
         if steering:
-            with files.replacing(run.path / "steering.safetensors") as temporary:
-                save_file({topic: own.direction.contiguous() for topic, own in steering.items()}, temporary)
+            directions = {topic: own.direction for topic, own in steering.items()}
+            checkpoint.write_tensors(run.path / "steering.safetensors", directions)
         run.write_record(
             "finished",
             steps=candidate.step,
