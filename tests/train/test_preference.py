@@ -20,8 +20,7 @@ from robust_unlearning.methods.noise import RandomNoiseAugmentation
 from robust_unlearning.recipe import Recipe
 from robust_unlearning.run.delta import load_delta
 from robust_unlearning.run.folder import RunFolder
-from robust_unlearning.train import engine as engines
-from robust_unlearning.train.engine import BandEngine, Weights, losses_by_row
+from robust_unlearning.train.engine import BandEngine, Weights
 from robust_unlearning.train.objective import View, forget_objective, retain_term
 from robust_unlearning.train.references import References, folder
 from robust_unlearning.train.step import step_losses
@@ -205,41 +204,6 @@ def test_more_padding_changes_neither_loss_nor_gradient(
     np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-8, atol=1e-12)
 
 
-# --- the LM head in chunks
-
-
-@pytest.mark.parametrize("rows", [1, 3, 7, 100])
-def test_chunks_of_any_size_give_the_same_losses_and_gradients(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "CHUNK_BYTES", rows * 4 * 11)
-    draw = torch.Generator().manual_seed(0)
-    head = torch.randn(5, 11, generator=draw, dtype=torch.float64)
-    scale = torch.randn(7, generator=draw, dtype=torch.float64)
-    hidden = torch.randn(7, 5, generator=draw, dtype=torch.float64, requires_grad=True)
-    sizes = []
-
-    def project(part: Tensor) -> Tensor:
-        sizes.append(len(part))
-        return part @ head
-
-    losses = losses_by_row(hidden, project, lambda logits, part: logits.logsumexp(-1) * scale[part], 11)
-    losses.square().sum().backward()
-    other = hidden.detach().clone().requires_grad_()
-    expected = (other @ head).logsumexp(-1) * scale
-    expected.square().sum().backward()
-    assert max(sizes) == min(rows, 7)
-    assert sum(sizes) == 7
-    np.testing.assert_allclose(losses.detach(), expected.detach(), rtol=1e-12)
-    np.testing.assert_allclose(hidden.grad, other.grad, rtol=1e-12)
-
-
-def test_without_gradients_the_head_makes_none() -> None:
-    def loss(logits: Tensor, _rows: slice) -> Tensor:
-        assert not logits.requires_grad
-        return logits.sum(-1)
-
-    assert losses_by_row(torch.ones(4, 3), lambda part: part * 2, loss, 3).tolist() == [6.0] * 4
-
-
 # --- RNA on what the LM head reads
 
 
@@ -271,6 +235,7 @@ def test_the_noise_is_drawn_anew_each_time_and_only_for_retain_text(
 
 
 # --- whole runs
+
 
 STEPWISE = ["log_every=1", "checkpoint_every=3"]
 
