@@ -28,7 +28,7 @@ from robust_unlearning.train.trainer import Trainer
 
 CPU = torch.device("cpu")
 METHODS = ("npo", "simnpo", "dpo")
-KEEPING = ("kl", "mse", "hidden_mse")
+RETAIN_KINDS = ("kl", "mse", "hidden_mse")
 FIRST, LAST, NAME = 1, 3, "mlp.down_proj.weight"
 LENGTHS = {"forget": (9, 5, 7), "retain": (4, 8, 6), "refusals": (3, 6, 5)}
 
@@ -120,23 +120,23 @@ def _plain_loss(model: nn.Module, reference: nn.Module, recipe: Recipe) -> Tenso
     for ids, mask in zip(retain.ids, retain.mask, strict=True):
         row = ids[mask.bool()][None]
         out, ref_out = (each(input_ids=row, output_hidden_states=True) for each in (model, reference))
-        if recipe.kept_by == "hidden_mse":
+        if recipe.retain_kind == "hidden_mse":
             kept.append((out.hidden_states[LAST + 1] - ref_out.hidden_states[LAST + 1]).square().mean(-1)[0])
             continue
         logp, ref_logp = (each.logits[0, :-1].log_softmax(-1) for each in (out, ref_out))
-        if recipe.kept_by == "kl":
+        if recipe.retain_kind == "kl":
             kept.append((ref_logp.exp() * (ref_logp - logp)).sum(-1))
         else:
             kept.append((logp - ref_logp).square().mean(-1))
     return torch.stack(losses).mean() + 7 * torch.cat(kept).mean()
 
 
-@pytest.mark.parametrize("kept_by", KEEPING)
+@pytest.mark.parametrize("retain_kind", RETAIN_KINDS)
 @pytest.mark.parametrize(("method", "log_ratio"), [*((each, "sequence") for each in METHODS), ("dpo", "token_mean")])
 def test_loss_and_gradients_are_those_of_two_whole_models(
-    method: str, log_ratio: str, kept_by: str, tiny_recipe: dict[str, Any], exact: BandEngine
+    method: str, log_ratio: str, retain_kind: str, tiny_recipe: dict[str, Any], exact: BandEngine
 ) -> None:
-    recipe = _recipe(tiny_recipe, method, retain_loss=kept_by, log_ratio=log_ratio)
+    recipe = _recipe(tiny_recipe, method, retain_loss=retain_kind, log_ratio=log_ratio)
     weights = _changed(exact)
     loss = _loss(exact, recipe, weights)
     loss.backward()
@@ -152,12 +152,12 @@ def test_loss_and_gradients_are_those_of_two_whole_models(
         np.testing.assert_allclose(weights[index][NAME].grad, value.grad, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("kept_by", ["kl", "mse"])
+@pytest.mark.parametrize("retain_kind", ["kl", "mse"])
 @pytest.mark.parametrize("method", METHODS)
 def test_gradients_are_finite_differences_through_trunk_band_and_tail(
-    method: str, kept_by: str, tiny_recipe: dict[str, Any], smooth: BandEngine
+    method: str, retain_kind: str, tiny_recipe: dict[str, Any], smooth: BandEngine
 ) -> None:
-    recipe, name = _recipe(tiny_recipe, method, retain_loss=kept_by), "mlp.dense_4h_to_h.weight"
+    recipe, name = _recipe(tiny_recipe, method, retain_loss=retain_kind), "mlp.dense_4h_to_h.weight"
     weights = _changed(smooth, name=name)
     _loss(smooth, recipe, weights).backward()
     draw, step = torch.Generator().manual_seed(0), 1e-5
@@ -207,9 +207,9 @@ def test_more_padding_changes_neither_loss_nor_gradient(
 # --- RNA on what the LM head reads
 
 
-@pytest.mark.parametrize("kept_by", KEEPING)
-def test_noise_of_0_is_no_noise_to_the_bit(kept_by: str, tiny_recipe: dict[str, Any], exact: BandEngine) -> None:
-    recipe, weights = _recipe(tiny_recipe, "npo", retain_loss=kept_by), _changed(exact)
+@pytest.mark.parametrize("retain_kind", RETAIN_KINDS)
+def test_noise_of_0_is_no_noise_to_the_bit(retain_kind: str, tiny_recipe: dict[str, Any], exact: BandEngine) -> None:
+    recipe, weights = _recipe(tiny_recipe, "npo", retain_loss=retain_kind), _changed(exact)
     none, zero = None, RandomNoiseAugmentation([LAST, 5], 0.0)
     assert torch.equal(_loss(exact, recipe, weights, rna=none), _loss(exact, recipe, weights, rna=zero))
 
@@ -368,11 +368,11 @@ def test_an_untouched_model_has_the_losses_of_the_reference(tiny_recipe: dict[st
     assert losses.retain.loss.item() == pytest.approx(0, abs=1e-9)
 
 
-@pytest.mark.parametrize("kept_by", ["kl", "mse"])
+@pytest.mark.parametrize("retain_kind", ["kl", "mse"])
 def test_a_representation_method_may_retain_log_probabilities(
-    kept_by: str, tiny_recipe: dict[str, Any], tmp_path: Path
+    retain_kind: str, tiny_recipe: dict[str, Any], tmp_path: Path
 ) -> None:
-    run = _run({**tiny_recipe, "retain_loss": kept_by}, tmp_path / "run", "noise_layers=[5]", "noise_std=0.1")
+    run = _run({**tiny_recipe, "retain_loss": retain_kind}, tmp_path / "run", "noise_layers=[5]", "noise_std=0.1")
     rows = run.rows()
     assert rows[-1]["forget_loss"] < rows[0]["forget_loss"]
     assert all(row["retain_loss"] > 0 for row in rows)

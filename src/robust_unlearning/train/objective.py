@@ -218,7 +218,7 @@ def retain_term(recipe: Recipe, weights: Weights, view: View, rna: RandomNoiseAu
     """The retain loss against the reference, under RNA where the recipe has it (Eq. 2; Algorithm 1)."""
     engine = view.engine
     hidden = engine.band(view.trunk, weights)
-    if recipe.kept_by == "hidden_mse":
+    if recipe.retain_kind == "hidden_mse":
         return Term(hidden_mse(hidden, view.noised(rna), view.mask) * view.token_share, hidden.detach())
     final = engine.tail(view.trunk, hidden, recompute=recipe.recompute_tail)
     reference = view.predicting(view.noised_final(rna))
@@ -226,7 +226,7 @@ def retain_term(recipe: Recipe, weights: Weights, view: View, rna: RandomNoiseAu
     def loss(logits: Tensor, rows: slice) -> Tensor:
         with torch.no_grad():
             wanted = engine.head(reference[rows])
-        return token_kl(logits, wanted, recipe.kl) if recipe.kept_by == "kl" else token_mse(logits, wanted)
+        return token_kl(logits, wanted, recipe.kl) if recipe.retain_kind == "kl" else token_mse(logits, wanted)
 
     return Term(view.losses(final, loss).sum() / view.predictions, hidden.detach())
 
