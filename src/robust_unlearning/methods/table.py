@@ -98,7 +98,7 @@ class LogProbs:
 
 
 @dataclass(frozen=True)
-class Temper:
+class PreferenceSettings:
     """What tempers a preference loss: β, γ, and whether log-ratios are of sequences or means over their tokens."""
 
     temperature: float
@@ -106,7 +106,7 @@ class Temper:
     log_ratio: Literal["sequence", "token_mean"]
 
 
-PreferenceLoss = Callable[[LogProbs, LogProbs | None, Temper], Tensor]
+PreferenceLoss = Callable[[LogProbs, LogProbs | None, PreferenceSettings], Tensor]
 """Forget sequences, refusals (where the method needs them) and tempering -> a scalar."""
 
 
@@ -198,20 +198,20 @@ def rsv_target(steering: Steering, reference: Tensor | None, mask: Tensor) -> Te
     return reference.float() + steering.scale * steering.direction
 
 
-def npo_loss(forget: LogProbs, refusals: LogProbs | None, temper: Temper) -> Tensor:
+def npo_loss(forget: LogProbs, refusals: LogProbs | None, settings: PreferenceSettings) -> Tensor:
     """NPO of the forget sequences (Eq. 3)."""
-    return npo(*forget.pair(temper.log_ratio), temper.temperature)
+    return npo(*forget.pair(settings.log_ratio), settings.temperature)
 
 
-def simnpo_loss(forget: LogProbs, refusals: LogProbs | None, temper: Temper) -> Tensor:
+def simnpo_loss(forget: LogProbs, refusals: LogProbs | None, settings: PreferenceSettings) -> Tensor:
     """SimNPO of the forget sequences (Eq. 4); it divides by their lengths itself."""
-    return simnpo(forget.logp, forget.length, temper.temperature, temper.margin)
+    return simnpo(forget.logp, forget.length, settings.temperature, settings.margin)
 
 
-def dpo_loss(forget: LogProbs, refusals: LogProbs | None, temper: Temper) -> Tensor:
+def dpo_loss(forget: LogProbs, refusals: LogProbs | None, settings: PreferenceSettings) -> Tensor:
     """DPO with a refusal preferred to each forget sequence (section 2.2.2)."""
     assert refusals is not None
-    return dpo(*refusals.pair(temper.log_ratio), *forget.pair(temper.log_ratio), temper.temperature)
+    return dpo(*refusals.pair(settings.log_ratio), *forget.pair(settings.log_ratio), settings.temperature)
 
 
 RNA_CITATION = "huutien2025robustness"

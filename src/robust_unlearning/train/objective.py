@@ -18,7 +18,14 @@ from torch import Tensor
 from robust_unlearning.data.corpora import TokenBatch, derived_seed
 from robust_unlearning.methods.losses import hidden_mse, token_kl, token_logp, token_mse
 from robust_unlearning.methods.noise import RandomNoiseAugmentation
-from robust_unlearning.methods.table import LogProbs, Preference, Representation, Steering, Temper, draw_direction
+from robust_unlearning.methods.table import (
+    LogProbs,
+    Preference,
+    PreferenceSettings,
+    Representation,
+    Steering,
+    draw_direction,
+)
 from robust_unlearning.recipe import Recipe
 from robust_unlearning.train.engine import BandEngine, RowLoss, Trunk, Weights, losses_by_row
 
@@ -187,7 +194,7 @@ class Preferred(ForgetObjective):
 
     def __init__(self, recipe: Recipe, spec: Preference) -> None:
         self.spec, self.recipe = spec, recipe
-        self.temper = Temper(recipe.temperature, recipe.margin, recipe.log_ratio)
+        self.settings = PreferenceSettings(recipe.temperature, recipe.margin, recipe.log_ratio)
 
     def term(self, weights: Weights, topic: str, forget: View, refusals: View | None) -> Term:
         """The method's loss; nats a forget token are measured too."""
@@ -198,7 +205,7 @@ class Preferred(ForgetObjective):
             assert refusals is not None
             preferred, _ = self._logp(weights, refusals)
             measures["refusal_nats"] = -(preferred.logp.detach().sum() / refusals.predictions)
-        return Term(self.spec.loss(rejected, preferred, self.temper) * forget.sequence_share, hidden, measures)
+        return Term(self.spec.loss(rejected, preferred, self.settings) * forget.sequence_share, hidden, measures)
 
     def _logp(self, weights: Weights, view: View) -> tuple[LogProbs, Tensor]:
         hidden = view.engine.band(view.trunk, weights)
