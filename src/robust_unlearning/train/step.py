@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from robust_unlearning.errors import UserError
-from robust_unlearning.train.objective import Term, View, retain_term
+from robust_unlearning.train.objective import LossTerm, View, retain_term
 
 if TYPE_CHECKING:
     from robust_unlearning.train.candidate import Candidate
@@ -40,8 +40,8 @@ class StepLosses:
     """A step's total loss, a scalar with gradients, and the terms it is made of: this process's parts of them."""
 
     total: Tensor
-    forget: Term
-    retain: Term
+    forget: LossTerm
+    retain: LossTerm
 
 
 def take_step(candidate: Candidate, batch: StepBatch) -> StepLosses:
