@@ -21,7 +21,7 @@ from robust_unlearning.recipe import Recipe
 from robust_unlearning.run.delta import load_delta
 from robust_unlearning.run.folder import RunFolder
 from robust_unlearning.train.engine import BandEngine, Weights
-from robust_unlearning.train.objective import View, forget_objective, retain_term
+from robust_unlearning.train.objective import BatchForward, forget_objective, retain_term
 from robust_unlearning.train.references import References, folder
 from robust_unlearning.train.step import step_losses
 from robust_unlearning.train.trainer import Trainer
@@ -71,8 +71,8 @@ def _changed(engine: BandEngine, by: float = 0.05, name: str = NAME) -> dict[int
     return weights
 
 
-def _view(engine: BandEngine, side: str, extra: int = 0) -> View:
-    view = View(engine, _batch(side, extra))
+def _view(engine: BandEngine, side: str, extra: int = 0) -> BatchForward:
+    view = BatchForward(engine, _batch(side, extra))
     view.reference_logp = view.sequence_logp(view.final).logp
     return view
 
@@ -216,7 +216,7 @@ def test_noise_of_0_is_no_noise_to_the_bit(retain_kind: str, tiny_recipe: dict[s
 
 @pytest.mark.parametrize("layers", [(0 + FIRST,), (LAST,), (LAST + 1,), (FIRST, LAST, 5)], ids=str)
 def test_noise_at_any_layers_is_that_of_the_whole_model(layers: tuple[int, ...], exact: BandEngine) -> None:
-    view = View(exact, _batch("retain"))
+    view = BatchForward(exact, _batch("retain"))
     found = exact.head(view.noised_final(RandomNoiseAugmentation(layers, 0.3, seed=4)))
     with RandomNoiseAugmentation(layers, 0.3, seed=4).attach(exact.model), torch.no_grad():
         expected = exact.model(input_ids=view.batch.ids, attention_mask=view.batch.mask).logits
@@ -303,7 +303,9 @@ def test_dpo_moves_with_the_likelihood_of_the_refusal(tiny_recipe: dict[str, Any
     objective = forget_objective(recipe, exact.width, CPU)
     plain = objective.term(weights, "spells", forget, refusals).loss.item()
     assert refusals.reference_logp is not None
-    likelier = View(exact, refusals.batch, refusals.reference_logp - 1)  # by one nat more than the reference thought
+    likelier = BatchForward(
+        exact, refusals.batch, refusals.reference_logp - 1
+    )  # by one nat more than the reference thought
     assert objective.term(weights, "spells", forget, likelier).loss.item() < plain
 
 

@@ -108,9 +108,9 @@ def metrics_row(candidate: Candidate, batch: StepBatch, losses: StepLosses) -> d
     row: dict[str, Any] = {"step": candidate.step, "topic": batch.topic, "loss": losses.total.item()}
     row |= {"forget_loss": losses.forget.loss.item(), "retain_loss": losses.retain.loss.item()}
     parts: dict[str, float] = {}
-    for name, term, view in (("forget", losses.forget, batch.forget), ("retain", losses.retain, batch.retain)):
-        means = _distances(term.hidden, view.reference, view.mask)
-        parts |= {f"{name}_{measure}": mean * view.token_share for measure, mean in means.items()}
+    for name, term, forward in (("forget", losses.forget, batch.forget), ("retain", losses.retain, batch.retain)):
+        means = _distances(term.hidden, forward.reference, forward.mask)
+        parts |= {f"{name}_{measure}": mean * forward.token_share for measure, mean in means.items()}
         parts |= {measure: value.item() for measure, value in term.measures.items()}
     sums = candidate.processes.sum(torch.tensor(list(parts.values()), dtype=torch.float64))
     row |= dict(zip(parts, sums.tolist(), strict=True))

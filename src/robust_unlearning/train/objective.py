@@ -30,7 +30,7 @@ from robust_unlearning.recipe import Recipe
 from robust_unlearning.train.engine import BandEngine, RowLoss, Trunk, Weights, losses_by_row
 
 
-class View:
+class BatchForward:
     """This process's rows of a batch as seen through the engine; the same for all candidates.
 
     Each part is computed when first asked for.
@@ -146,12 +146,12 @@ class ForgetObjective:
     steering: Mapping[str, Steering] = {}
     """Topic -> what its target is made of."""
 
-    def settle(self, topic: str, first: View) -> None:
+    def settle(self, topic: str, first: BatchForward) -> None:
         """Take from a topic's first forget batch, seen whole, what is to hold for all its batches."""
         if topic in self.steering and self.steering[topic].needs_first_batch:
             self.steering[topic].settle(first.reference, first.mask)
 
-    def term(self, weights: Weights, topic: str, forget: View, refusals: View | None) -> LossTerm:
+    def term(self, weights: Weights, topic: str, forget: BatchForward, refusals: BatchForward | None) -> LossTerm:
         """The forget loss of a step under `weights`."""
         raise NotImplementedError
 
@@ -181,7 +181,7 @@ class RepresentationObjective(ForgetObjective):
             for topic in recipe.topics
         }
 
-    def term(self, weights: Weights, topic: str, forget: View, refusals: View | None) -> LossTerm:
+    def term(self, weights: Weights, topic: str, forget: BatchForward, refusals: BatchForward | None) -> LossTerm:
         """Mean squared distance to the method's target."""
         hidden = forget.engine.band(forget.trunk, weights)
         reference = forget.reference if self.spec.needs_reference else None
@@ -196,7 +196,7 @@ class PreferenceObjective(ForgetObjective):
         self.spec, self.recipe = spec, recipe
         self.settings = PreferenceSettings(recipe.temperature, recipe.margin, recipe.log_ratio)
 
-    def term(self, weights: Weights, topic: str, forget: View, refusals: View | None) -> LossTerm:
+    def term(self, weights: Weights, topic: str, forget: BatchForward, refusals: BatchForward | None) -> LossTerm:
         """The method's loss; nats a forget token are measured too."""
         rejected, hidden = self._logp(weights, forget)
         measures = {"forget_nats": -(rejected.logp.detach().sum() / forget.predictions)}
@@ -207,10 +207,10 @@ class PreferenceObjective(ForgetObjective):
             measures["refusal_nats"] = -(preferred.logp.detach().sum() / refusals.predictions)
         return LossTerm(self.spec.loss(rejected, preferred, self.settings) * forget.sequence_share, hidden, measures)
 
-    def _logp(self, weights: Weights, view: View) -> tuple[LogProbs, Tensor]:
-        hidden = view.engine.band(view.trunk, weights)
-        final = view.engine.tail(view.trunk, hidden, recompute=self.recipe.recompute_tail)
-        return view.sequence_logp(final), hidden.detach()
+    def _logp(self, weights: Weights, forward: BatchForward) -> tuple[LogProbs, Tensor]:
+        hidden = forward.engine.band(forward.trunk, weights)
+        final = forward.engine.tail(forward.trunk, hidden, recompute=self.recipe.recompute_tail)
+        return forward.sequence_logp(final), hidden.detach()
 
 
 def forget_objective(recipe: Recipe, width: int, device: torch.device) -> ForgetObjective:
@@ -221,21 +221,23 @@ def forget_objective(recipe: Recipe, width: int, device: torch.device) -> Forget
     return PreferenceObjective(recipe, recipe.spec)
 
 
-def retain_term(recipe: Recipe, weights: Weights, view: View, rna: RandomNoiseAugmentation | None) -> LossTerm:
+def retain_term(
+    recipe: Recipe, weights: Weights, forward: BatchForward, rna: RandomNoiseAugmentation | None
+) -> LossTerm:
     """The retain loss against the reference, under RNA where the recipe has it (Eq. 2; Algorithm 1)."""
-    engine = view.engine
-    hidden = engine.band(view.trunk, weights)
+    engine = forward.engine
+    hidden = engine.band(forward.trunk, weights)
     if recipe.retain_kind == "hidden_mse":
-        return LossTerm(hidden_mse(hidden, view.noised(rna), view.mask) * view.token_share, hidden.detach())
-    final = engine.tail(view.trunk, hidden, recompute=recipe.recompute_tail)
-    reference = view.predicting(view.noised_final(rna))
+        return LossTerm(hidden_mse(hidden, forward.noised(rna), forward.mask) * forward.token_share, hidden.detach())
+    final = engine.tail(forward.trunk, hidden, recompute=recipe.recompute_tail)
+    reference = forward.predicting(forward.noised_final(rna))
 
     def loss(logits: Tensor, rows: slice) -> Tensor:
         with torch.no_grad():
             wanted = engine.head(reference[rows])
         return token_kl(logits, wanted, recipe.kl) if recipe.retain_kind == "kl" else token_mse(logits, wanted)
 
-    return LossTerm(view.losses(final, loss).sum() / view.predictions, hidden.detach())
+    return LossTerm(forward.losses(final, loss).sum() / forward.predictions, hidden.detach())
 
 
 def below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

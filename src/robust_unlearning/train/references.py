@@ -20,7 +20,7 @@ from robust_unlearning.data.corpora import Corpus
 from robust_unlearning.models.checkpoint import read_tensors, write_tensors
 from robust_unlearning.parallel.processes import Processes
 from robust_unlearning.train.engine import BandEngine
-from robust_unlearning.train.objective import View
+from robust_unlearning.train.objective import BatchForward
 
 BLOCK = 8
 """Sequences scored together: always the same ones, whoever asks."""
@@ -64,9 +64,9 @@ class References:
 
     def _scored(self, blocks: Sequence[int]) -> list[Tensor]:
         """log p of the sequences of each block."""
-        views = (View(self.engine, self.corpus.collated(self._rows(block))) for block in blocks)
+        forwards = (BatchForward(self.engine, self.corpus.collated(self._rows(block))) for block in blocks)
         with torch.no_grad():
-            return [view.sequence_logp(view.final).logp.double().cpu() for view in views]
+            return [forward.sequence_logp(forward.final).logp.double().cpu() for forward in forwards]
 
     def of(self, rows: list[int]) -> Tensor:
         """log p [b] of these sequences, in float32 on the engine's device."""

@@ -1,6 +1,6 @@
 """One training step, top to bottom.
 
-1. **Batch.** A topic's forget and retain sequences (and refusals), each as a `View`: its trunk is run once, without
+1. **Batch.** A topic's forget and retain sequences (and refusals), each as a `BatchForward`: its trunk is run once, without
    gradients, for all candidates.
 2. **Forget term.** Band under the candidate's weights, then the loss of the method: `objective`, `methods.table`.
 3. **Retain term.** Band on retain text against the reference, which RNA perturbs (Algorithm 1): `objective`,
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from robust_unlearning.errors import UserError
-from robust_unlearning.train.objective import LossTerm, View, retain_term
+from robust_unlearning.train.objective import BatchForward, LossTerm, retain_term
 
 if TYPE_CHECKING:
     from robust_unlearning.train.candidate import Candidate
@@ -30,9 +30,9 @@ class StepBatch(NamedTuple):
     """What all candidates see in a step: a topic's sequences; refusals where a method prefers them."""
 
     topic: str
-    forget: View
-    retain: View
-    refusals: View | None = None
+    forget: BatchForward
+    retain: BatchForward
+    refusals: BatchForward | None = None
 
 
 @dataclass
