@@ -225,19 +225,19 @@ def retain_term(
     recipe: Recipe, weights: Weights, forward: BatchForward, rna: RandomNoiseAugmentation | None
 ) -> LossTerm:
     """The retain loss against the reference, under RNA where the recipe has it (Eq. 2; Algorithm 1)."""
-    engine = forward.engine
-    hidden = engine.band(forward.trunk, weights)
+    engine = retain.engine
+    hidden = engine.band(retain.trunk, weights)
     if recipe.retain_kind == "hidden_mse":
-        return LossTerm(hidden_mse(hidden, forward.noised(rna), forward.mask) * forward.token_share, hidden.detach())
-    final = engine.tail(forward.trunk, hidden, recompute=recipe.recompute_tail)
-    reference = forward.predicting(forward.noised_final(rna))
+        return LossTerm(hidden_mse(hidden, retain.noised(rna), retain.mask) * retain.token_share, hidden.detach())
+    final = engine.tail(retain.trunk, hidden, recompute=recipe.recompute_tail)
+    reference = retain.predicting(retain.noised_final(rna))
 
     def loss(logits: Tensor, rows: slice) -> Tensor:
         with torch.no_grad():
             wanted = engine.head(reference[rows])
         return token_kl(logits, wanted, recipe.kl) if recipe.retain_kind == "kl" else token_mse(logits, wanted)
 
-    return LossTerm(forward.losses(final, loss).sum() / forward.predictions, hidden.detach())
+    return LossTerm(retain.losses(final, loss).sum() / retain.predictions, hidden.detach())
 
 
 def below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

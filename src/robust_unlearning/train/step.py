@@ -1,7 +1,7 @@
 """One training step, top to bottom.
 
-1. **Batch.** A topic's forget and retain sequences (and refusals), each as a `BatchForward`: its trunk is run once, without
-   gradients, for all candidates.
+1. **Batch.** A topic's forget and retain sequences (and refusals), each as a `BatchForward`: its trunk is run once,
+   without gradients, for all candidates.
 2. **Forget term.** Band under the candidate's weights, then the loss of the method: `objective`, `methods.table`.
 3. **Retain term.** Band on retain text against the reference, which RNA perturbs (Algorithm 1): `objective`,
    `methods.noise`.
