@@ -110,10 +110,10 @@ def _check(words: list[str]) -> None:
         assert load_task_sets(arguments.tasks)
     elif arguments.verb == "planted":
         from robust_unlearning.experiments.study import load_study
-        from robust_unlearning.planted.plan import load_plan
+        from robust_unlearning.planted.teaching_plan import load_teaching_plan
 
         if hasattr(arguments, "plan"):
-            load_plan(arguments.plan, arguments.overrides)
+            load_teaching_plan(arguments.plan, arguments.overrides)
         else:
             load_study(arguments.study, arguments.overrides)
     elif arguments.verb == "ngrams":

@@ -121,7 +121,7 @@ def _noise_sensitivity(arguments: argparse.Namespace) -> None:
 
 
 def _theory(arguments: argparse.Namespace) -> None:
-    from robust_unlearning.reproduce.theory.report import closed_form_report, report
+    from robust_unlearning.reproduce.theory.report import analyse, closed_form_report
 
     if not arguments.targets:
         _print(closed_form_report(), arguments.out)
@@ -131,22 +131,16 @@ def _theory(arguments: argparse.Namespace) -> None:
 
     from robust_unlearning.analyze import inputs
     from robust_unlearning.evaluate.suite import load_suite
-    from robust_unlearning.reproduce.theory.closed_forms import Settings, measure
+    from robust_unlearning.reproduce.theory.measure import TheorySettings
 
     suite, variants = load_suite(arguments.tasks), _variants(arguments)
-    settings = Settings(
+    settings = TheorySettings(
         variants.layer(arguments.layer), draws=arguments.draws, probes=arguments.probes, seed=arguments.seed
     )
     questions = inputs.prompts(suite, variants.tokenizer, arguments.questions)
     documents = _forget_rows(variants, arguments)
-    unit, measured = measure(variants, questions, documents, settings, _tick)
-    about = {
-        **variants.about,
-        "tasks": arguments.tasks,
-        "documents": len(documents),
-        "questions": {where: len(group) for where, group in questions.items()},
-    }
-    _print(report(unit, measured, settings, about), arguments.out)
+    report = analyse(variants, questions, documents, settings, _tick, {"tasks": arguments.tasks})
+    _print(report, arguments.out)
 
 
 def _activations(arguments: argparse.Namespace) -> None:

@@ -20,7 +20,8 @@ from robust_unlearning.recipe import TextSource
 from robust_unlearning.reproduce.grid import Scorer, suites_of
 from robust_unlearning.reproduce.results import Grid, Model
 from robust_unlearning.reproduce.target import Stage, Target
-from robust_unlearning.reproduce.theory import closed_forms, report
+from robust_unlearning.reproduce.theory import report
+from robust_unlearning.reproduce.theory.measure import TheorySettings
 from robust_unlearning.run.folder import open_run
 
 Say = Callable[[str], None]
@@ -85,14 +86,8 @@ def _report(target: Target, stage: Stage, subjects: Variants, tick: Callable[[st
     questions = inputs.prompts(suites_of(target)[0], subjects.tokenizer, stage.questions)
     if stage.kind == "activations":
         return activations.analyse(subjects, documents, questions, tick)
-    used = closed_forms.Settings(subjects.layer(None), draws=stage.draws, probes=stage.probes)
-    unit, found = closed_forms.measure(subjects, questions, documents["forget"], used, tick)
-    about = {
-        **subjects.about,
-        "documents": len(documents["forget"]),
-        "questions": {where: len(group) for where, group in questions.items()},
-    }
-    return report.report(unit, found, used, about)
+    used = TheorySettings(subjects.layer(None), draws=stage.draws, probes=stage.probes)
+    return report.analyse(subjects, questions, documents["forget"], used, tick, {})
 
 
 def _renamed(report: Report, names: Mapping[str, str]) -> Report:
