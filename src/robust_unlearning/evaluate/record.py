@@ -175,7 +175,8 @@ _FIELDS = {each.name for each in fields(Record)} - {"metrics"}
 
 def read_records(file: Path) -> list[Record]:
     """The records that an evaluation wrote."""
-    return [Record.from_dict(json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
+    with file.open(encoding="utf-8") as lines:  # splitlines would break a text at U+2028, too
+        return [Record.from_dict(json.loads(line)) for line in lines]
 
 
 def by_task(records: Iterable[Record]) -> dict[Task, list[Record]]:
