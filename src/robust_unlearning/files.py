@@ -167,9 +167,24 @@ def read_json(path: Path) -> Any:
         UserError: the file is missing or is not JSON.
     """
     try:
-        return json.loads(locate(path).read_text(encoding="utf-8"))
+        return json.loads(locate(path).read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise UserError(f"{str(path)!r} is not JSON: {error}.") from error
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
+    """Each line of a JSON-lines file that is not blank: its number, counted from 1, and its value.
+
+    Raises:
+        UserError: a line is not JSON.
+    """
+    with path.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                try:
+                    yield number, json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise UserError(f"{path}, line {number}: not JSON: {error}. Write one value a line.") from error
 
 
 def read_yaml(path: Path, kind: str) -> Any:
@@ -188,6 +203,31 @@ def read_yaml(path: Path, kind: str) -> Any:
         raise UserError(f"{path}: a {kind} is a YAML file, and this is none: {line}{error.problem}") from error
     except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
         raise UserError(f"{path}: a {kind} is a YAML file, and this is none: {error}") from error
+
+
+def shipped(folder: str) -> dict[str, Path]:
+    """The YAML files of a folder of the package, by their names."""
+    return {path.stem: path for path in sorted((package_dir() / folder).glob("*.yaml"))}
+
+
+def shipped_or_own(kind: str, name: str, folder: str, fields: str) -> dict[str, Any]:
+    """What stands in a shipped file of this name, or in a user's YAML file.
+
+    Args:
+        kind: what is looked for, for the messages.
+        folder: of the package, where the shipped ones lie.
+        fields: the first that it has, for the message to one who gives another file.
+
+    Raises:
+        UserError: neither, not YAML, or no mapping.
+    """
+    known = shipped(folder)
+    if name not in known and not name.endswith((".yaml", ".yml")):
+        raise UserError(unknown(kind, name, known, "Or give a YAML file."))
+    data = read_yaml(known.get(name) or Path(name), kind)
+    if not isinstance(data, dict):
+        raise UserError(f"{name}: a {kind} is a mapping with {fields}.")
+    return data
 
 
 def sha256_file(path: Path) -> str:

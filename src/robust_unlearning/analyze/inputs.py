@@ -10,7 +10,7 @@ from robust_unlearning.data.corpora import TokenBatch, collate, read_documents
 from robust_unlearning.data.questions import STYLES, shows_options
 from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate.suite import Suite
-from robust_unlearning.perturb.places import match_controls
+from robust_unlearning.perturb.controls import match_controls
 from robust_unlearning.recipe import Recipe, TextSource
 
 BATCH_TOKENS = 256
@@ -52,7 +52,7 @@ def prompts(suite: Suite, tokenizer: Any, limit: int) -> dict[str, list[Prompt]]
     Raises:
         UserError: the suite perturbs no question.
     """
-    pairs = match_controls(tokenizer, suite.forget_tokens, suite.control_tokens) if suite.forget_tokens else []
+    pairs = match_controls(tokenizer, suite.forget_tokens, suite.control_tokens) if suite.forget_tokens else {}
     by_place: dict[str, list[Prompt]] = {}
     for source in suite.questions.values():
         drawn = source.model_copy(update={"limit": min(limit, source.limit or limit)})

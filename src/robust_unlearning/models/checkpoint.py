@@ -11,13 +11,13 @@ import contextlib
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from robust_unlearning import files
 from robust_unlearning.errors import UserError, nearest
@@ -33,6 +33,9 @@ from robust_unlearning.models.convert import (
     quiet,
 )
 from robust_unlearning.models.layers import decoder_layers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -129,20 +132,27 @@ def _from_hub(repo: str, name: str, revision: str) -> Path:
         raise UserError(f"{repo}: cannot get {name!r} from the hub or its cache ({error}).") from error
 
 
-def _resolve_hub(name: str) -> Path:
-    """The local snapshot folder with everything of a hub model but its weights."""
+def hub_folder(kind: str, name: str, patterns: Sequence[str], bundled: Iterable[str]) -> Path:
+    """The local snapshot folder of a model on the hub, with the files of these patterns.
+
+    Args:
+        kind, bundled: what it is and the names of those that are bundled, for the message.
+
+    Raises:
+        UserError: the hub gives nothing.
+    """
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=_SIDE_FILES))
-    except Exception as error:
-        close = nearest(name.rpartition("/")[2], BUNDLED_MODELS)
+        return Path(snapshot_download(name, allow_patterns=list(patterns)))
+    except Exception as error:  # network, authentication, no such model: many kinds, one sentence
+        close = nearest(name.rpartition("/")[2], bundled)
         beside = files.nearest_path(Path(name))
-        meant = f"the bundled model {close!r}" if close else repr(str(beside)) if beside else ""
+        meant = f"the bundled {kind} {close!r}" if close else repr(str(beside)) if beside else ""
         hint = f" Did you mean {meant}?" if meant else ""
         raise UserError(
-            f"model {name!r} is no file or folder, no bundled model, and the hub gives nothing ({error}).{hint} "
-            f"Bundled: {', '.join(BUNDLED_MODELS)}."
+            f"{kind} {name!r} is no file or folder, no bundled {kind}, and the hub gives nothing ({error}).{hint} "
+            f"Bundled: {', '.join(bundled)}."
         ) from error
 
 
@@ -186,7 +196,7 @@ def resolve(name: str, *, allow_pickle: bool = False, trust_remote_code: bool = 
         found = files.locate(name)
         raise UserError(f"model {name!r}: {found} is no folder and no .gguf file.")
     else:
-        folder, repo = _resolve_hub(name), name
+        folder, repo = hub_folder("model", name, _SIDE_FILES, BUNDLED_MODELS), name
     config = files.read_json(folder / "config.json") if (folder / "config.json").exists() else None
     if config is None:
         raise UserError(f"model {name!r}: {folder} holds no config.json, so it is no Hugging Face model folder.")
@@ -208,7 +218,7 @@ def resolve(name: str, *, allow_pickle: bool = False, trust_remote_code: bool = 
     return Checkpoint(name=name, folder=folder, repo=repo, trust_remote_code=trust_remote_code)
 
 
-def load_tokenizer(checkpoint: Checkpoint) -> Any:
+def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     """The base's tokenizer.
 
     Raises:
@@ -270,10 +280,10 @@ def read_config(checkpoint: Checkpoint, depth: int | None = None) -> Any:
     return config
 
 
-def _unneeded(checkpoint: Checkpoint, skeleton: nn.Module, depth: int) -> set[str]:
+def _unneeded(checkpoint: Checkpoint, skeleton: PreTrainedModel, depth: int) -> set[str]:
     """Tensors of the checkpoint that the first `depth` layers' output does not depend on."""
     path, _ = decoder_layers(skeleton)
-    prefix = skeleton.base_model_prefix + "."
+    prefix = f"{skeleton.base_model_prefix}."
     headless = any(key.startswith(prefix) for key in checkpoint.weight_map)
     children = [name for name, _ in skeleton.named_children()]
     behind = set(children[children.index(path) + 1 :]) if path in children else set()
@@ -306,7 +316,7 @@ def _view(checkpoint: Checkpoint, unneeded: set[str]) -> Iterator[Path]:
         yield folder
 
 
-def load_truncated(checkpoint: Checkpoint, depth: int, dtype: str, device: torch.device) -> nn.Module:
+def load_truncated(checkpoint: Checkpoint, depth: int, dtype: str, device: torch.device) -> PreTrainedModel:
     """The base's embedding and layers 0 to `depth` - 1, in evaluation mode, nothing requiring gradients.
 
     Hidden states after these layers equal the whole model's to the bit. The tail and the LM head are never
@@ -326,7 +336,7 @@ def load_truncated(checkpoint: Checkpoint, depth: int, dtype: str, device: torch
     return model.to(device).eval().requires_grad_(False)
 
 
-def load_causal_lm(checkpoint: Checkpoint, dtype: str, device: torch.device) -> nn.Module:
+def load_causal_lm(checkpoint: Checkpoint, dtype: str, device: torch.device) -> PreTrainedModel:
     """The whole base with its LM head, in evaluation mode, nothing requiring gradients."""
     from transformers import AutoModelForCausalLM
 
