@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
 from robust_unlearning.data.corpora import HUB
-from robust_unlearning.data.questions import STYLES, Question, read_questions, shows_options
+from robust_unlearning.data.questions import STYLES, Question, shows_options
 from robust_unlearning.errors import UserError, unknown
 from robust_unlearning.evaluate.likelihood import option_logprobs, text_nats
 from robust_unlearning.evaluate.record import Record, Task
@@ -84,11 +84,7 @@ class Suite(Strict):
 
     def asked(self) -> set[tuple[str, tuple[str, ...]]]:
         """Every question with its choices, as it is before a token is put in."""
-        return {
-            (question.question, question.choices)
-            for each in self.questions.values()
-            for question in read_questions(each.path, config=each.config, split=each.split)
-        }
+        return {(question.question, question.choices) for each in self.questions.values() for question in each.read()}
 
     def about(self) -> dict[str, Any]:
         """The suite, for the record of an evaluation."""

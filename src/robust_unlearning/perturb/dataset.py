@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from robust_unlearning import files
-from robust_unlearning.data.questions import Question, question_files, read_questions
+from robust_unlearning.data.questions import Question, QuestionSource, question_files
 from robust_unlearning.errors import UserError
 from robust_unlearning.perturb.controls import match_harmless
 from robust_unlearning.perturb.forms import Form, Perturbation, perturbed_forms
@@ -51,20 +51,10 @@ before the right answer, so only the letters style measures what it does.
 """
 
 
-class Source(BaseModel, frozen=True):
-    """The questions that are perturbed: a file or a folder, and which config and split of it.
+class Source(QuestionSource):
+    """The questions that are perturbed; `sha256` has each file that is read, by its path below the source."""
 
-    `sha256` has each file that is read, by its path below the source.
-    """
-
-    path: str
-    config: str | None = None
-    split: str = "test"
-    sha256: dict[str, str] = {}
-
-    def read(self) -> list[Question]:
-        """The questions."""
-        return read_questions(self.path, config=self.config, split=self.split)
+    sha256: dict[str, str] = Field(default_factory=dict)
 
     def hashed(self) -> Source:
         """The same with the SHA-256 of the files as they are now.
