@@ -148,7 +148,7 @@ def test_ngrams_by_class_from_the_set_to_the_table(hub: Path, tmp_path: Path, ti
     records = [json.loads(line) for line in (tmp_path / "records.jsonl").read_text("utf-8").splitlines()]
     assert {each["id"]: (each["forget_token"], each["control_token"]) for each in records} == tokens_of(tmp_path / "ng")
     groups = harmfulness.group(
-        harmfulness.read_records(str(tmp_path)), harmfulness.read_classes(str(tmp_path / "ng.json"))
+        harmfulness.read_folder(str(tmp_path)), harmfulness.read_classes(str(tmp_path / "ng.json"))
     )
     used = Counter(each["forget_token"] for each in records if not each["task"].endswith("_control"))
     assert [(each.task, each.similarity_class, each.n) for each in groups] == [
