@@ -71,7 +71,7 @@ def written(figures: Path) -> Path:
         ["c", "", Verdict("cannot be told", HOSTILE)],
         ["d", "0.1", Verdict("not run")],
     ]
-    table = Table(f"Claims {HOSTILE}", ["claim", "number", "verdict"], rows, HOSTILE)
+    table = Table.of(f"Claims {HOSTILE}", ["claim", "number", "verdict"], rows, HOSTILE)
     drawn = [Figure.saved(HOSTILE, "What it shows.", figures / f"{name}.png") for name in ("one", "two", "one")]
     page = Page(
         f"Report {HOSTILE}",
@@ -195,7 +195,8 @@ def test_mistakes_are_said(figures: Path, tmp_path: Path) -> None:
     fails([Section("a", "A", []), Section("a", "B", [])], "section id 'a'")
     fails([Section("a b", "A", [])], "section id 'a b'")
     fails([Section("top", "A", [])], "not be 'top'")
-    fails([Section("a", "A", [Table("T", ["x", "y"], [["1"]])])], "table 'T': row 1 has 1 cells for 2 headers")
+    with pytest.raises(UserError, match="table 'T': row 1 has 1 cells for 2 headers"):
+        Table.of("T", ["x", "y"], [["1"]])
     fails([Section("a", "A", [Figure.saved("F", "", tmp_path / "none.png")])], r"none\.png.*Draw it again")
     (tmp_path / "broken.svg").write_text("<svg")
     broken = Figure("F", "", tmp_path / "broken.svg", figures / "one.png", figures / "one.csv")

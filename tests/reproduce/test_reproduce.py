@@ -16,17 +16,28 @@ from robust_unlearning.evaluate.record import Record, Task
 from robust_unlearning.evaluate.suite import Evaluation
 from robust_unlearning.experiments.grid import expand, load_sweep
 from robust_unlearning.recipe import Recipe
-from robust_unlearning.reproduce import claims, claims_theory, paper, run
+from robust_unlearning.report.tables import Column
+from robust_unlearning.reproduce import claims, claims_on_analyses, paper, run
+from robust_unlearning.reproduce.compose import outcomes
 from robust_unlearning.reproduce.estimate import make_plan
 from robust_unlearning.reproduce.grid import choose_noise, run_folder
 from robust_unlearning.reproduce.needs import missing
 from robust_unlearning.reproduce.results import Grid, Model, measured
 from robust_unlearning.reproduce.run import Found, key_of
 from robust_unlearning.reproduce.target import Roles, chosen_stages, load_target, points_of, target_names
-from robust_unlearning.reproduce.verdict import Outcome, Rule, judge
-from robust_unlearning.reproduce.verdicts import claim_table, number, outcomes, summary_table, whole
+from robust_unlearning.reproduce.verdicts import (
+    CLAIMS,
+    Outcome,
+    Rule,
+    claim_table,
+    complete,
+    judge,
+    summary_table,
+    whole,
+)
 from robust_unlearning.results.measures import Measured, Perturbed
 from robust_unlearning.stats.estimates import Estimate, over_seeds
+from robust_unlearning.stats.format import POINTS
 
 
 def test_paper_numbers_agree_with_its_own_averages() -> None:
@@ -67,15 +78,14 @@ def test_a_point_decides_nothing() -> None:
 
 
 def test_a_claim_as_a_whole() -> None:
-    good, bad, unsure = (
-        Outcome("fragile", "x", "", Estimate(value, value - 1, value + 1), "", Rule("below"))
-        for value in (-3.0, 3.0, 0.0)
-    )
+    good, bad, unsure = (Outcome("fragile", "x", Estimate(value, value - 1, value + 1)) for value in (-3.0, 3.0, 0.0))
+    assert good.rule == Rule("below")
     assert str(whole([good, good])) == "holds: holds in 2 of 2 rows"
     assert whole([good, unsure]).finding == whole([good, bad]).finding == "cannot be told"
     assert whole([bad, unsure]).finding == "does not hold"
-    assert whole([Outcome("fragile", "", "", None, "", Rule("below"))]).finding == "not run"
-    assert number(Estimate(0.5, 0.25, 0.75, n=8, seeds=2), 100) == "+50.0 [+25.0, +75.0] (2 seeds, n=8)"
+    assert whole([Outcome("fragile")]).finding == "not run"
+    column = Column("here", POINTS, sized=True)
+    assert column.cell(Estimate(0.5, 0.25, 0.75, n=8, seeds=2)) == "+50.0 [+25.0, +75.0] (2 seeds, n=8)"
 
 
 def _measured(right: float, excess: float, forgotten: float, near: float = 1.0) -> Measured:
@@ -107,14 +117,15 @@ def test_claims_on_made_up_answers() -> None:
     target = load_target("tiny", ["rule=max perturbed"])
     chosen = choose_noise(target, grid)
     assert chosen == {"tiny/rmu": 3.0}
-    found = {each.claim: each for each in claims.main_claims(grid, chosen) if each.of != "representation methods, mean"}
+    rows = complete(claims.main_claims(grid, chosen))
+    found = {each.claim: each for each in rows if each.of != "representation methods, mean"}
     fragile = found["fragile"]
     assert fragile.estimate is not None
     assert fragile.estimate.value == pytest.approx(-0.4)
     assert "19.0" in fragile.paper
     expected = over_seeds(np.stack([claims.right(_measured(0.5, 0, 0)) - claims.right(grid.base)] * 2))
     assert (fragile.estimate.low, fragile.estimate.high) == (expected.low, expected.high)
-    assert {key: each.finding for key, each in found.items()} == {
+    expected_findings = {
         "fragile": "holds",
         "forget-token": "holds",
         "po-more-fragile": "not run",
@@ -125,6 +136,8 @@ def test_claims_on_made_up_answers() -> None:
         "related": "cannot be told",
         "free": "cannot be told",  # two pairs of runs
     }
+    others = dict.fromkeys(CLAIMS, "not run")
+    assert {key: each.finding for key, each in found.items()} == others | expected_findings
     # at like forgetting: 0.5 of RNA lies at 0.5/0.55 of the way to step 1 without noise, 1.0 at 0.45/0.55 beyond it
     at_half, at_one = -0.5 * 0.5 / 0.55, -0.5 - 0.5 * 0.45 / 0.55
     mends = found["mends"].estimate
@@ -132,7 +145,7 @@ def test_claims_on_made_up_answers() -> None:
     assert mends.value == pytest.approx(((-0.1 - at_half) + (-0.2 - at_one)) / 2)
     greatest = claims.noise_claims(grid, chosen)
     assert [each.finding for each in greatest] == ["holds", "holds"]
-    assert claims.main_claims(None, {})[0].finding == "not run"
+    assert complete([])[0].finding == "not run"
 
 
 def test_what_has_forgotten_nothing_decides_nothing() -> None:
@@ -172,7 +185,7 @@ def test_ngrams_are_compared_by_class_and_by_noise() -> None:
         ],
         "right": {"RMU": {"2": [0, 0, 1, 0] * 2}, "RMU + RNA 3": {"2": [1, 1, 1, 1] * 2}},
     }
-    similarity, noise, mean = claims_theory.ngram_claims(data)
+    similarity, noise, mean = claims_on_analyses.ngram_claims(data)
     assert similarity.estimate is not None
     assert similarity.estimate.low == pytest.approx(-0.9 - 1.96 * 0.1 * 2**0.5)
     assert similarity.finding == "holds"
@@ -185,7 +198,7 @@ def test_the_closed_form_is_judged_against_what_was_drawn() -> None:
     drawn = {"value": 0.305, "low": 0.302, "high": 0.308, "n": 200_000}
     empty: dict[str, list[object]] = {key: [] for key in ("shift", "output", "rejection", "trace")}
     row = {"eta_over_nu": 1.0, "r": 1.0, "paper": 0.352, "exact": 0.304, "simulated": drawn}
-    (found,) = claims_theory.theory_claims({"tables": {**empty, "closed-forms": [row]}})
+    (found,) = claims_on_analyses.theory_claims({"tables": {**empty, "closed-forms": [row]}})
     assert found.finding == "does not hold"
     assert found.estimate is not None
     assert found.estimate.value == pytest.approx(-0.047)
@@ -366,7 +379,7 @@ def test_a_small_one_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str], m
         "main": "finished", "figure2": "finished", "figure7": "finished", "theory": "failed",
     }  # fmt: skip
     assert set(numbers["chosen_noise"]) == {"tiny/rmu", "tiny/npo-kl"}
-    assert {each["claim"] for each in numbers["outcomes"]} == set(claims.CLAIMS)
+    assert {each["claim"] for each in numbers["outcomes"]} == set(CLAIMS)
     assert all(each["finding"] == "not run" for each in numbers["outcomes"] if each["claim"] == "trace")
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "too few" in page
@@ -378,7 +391,7 @@ def test_a_small_one_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str], m
 def test_nothing_run_is_a_report_too() -> None:
     target = load_target("tiny")
     rows = outcomes(target, Found())
-    assert {each.claim for each in rows} == set(claims.CLAIMS)
+    assert {each.claim for each in rows} == set(CLAIMS)
     assert all(each.finding == "not run" for each in rows)
-    assert len(summary_table(rows).rows) == len(claims.CLAIMS)
-    assert claim_table("fragile", rows).rows[0][0] == "all"
+    assert len(summary_table(rows).rows) == len(CLAIMS)
+    assert claim_table("fragile", rows).cells()[0][0] == "all"

@@ -2,45 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from textwrap import shorten
 from typing import Any
 
 from robust_unlearning.data.questions import LETTERS
-from robust_unlearning.report.tables import markdown_table, text_table
+from robust_unlearning.report.tables import Column, Table
 from robust_unlearning.results.compare import Against, Comparison, Flip, Row
-from robust_unlearning.stats.estimates import Estimate
+from robust_unlearning.stats.format import NATS, POINTS, Form, shown
 from robust_unlearning.stats.paired import SIGN_FLIP
 
-Section = tuple[str, tuple[str, ...], list[list[str]], list[str]]  # title, headers, rows, what one must know
+RATE, ERROR = Form(".1f", ".1f", 100.0), Form(".2f", scale=100.0)
+"""Accuracies and rates in %, standard errors in points."""
+FIRST = {"task": "task", "model": "model", "n": "n"}
+"""The columns that every table begins with."""
 
 
 def as_text(comparison: Comparison) -> str:
     """Aligned tables; a task's name stands in its first row only."""
     parts = [_heading(comparison)]
-    for title, headers, rows, notes in _sections(comparison):
-        before = [None, *(row[0] for row in rows)]
-        shown = [["" if row[0] == last else row[0], *row[1:]] for row, last in zip(rows, before, strict=False)]
-        parts += [f"{title}\n{text_table(headers, shown)}", "\n".join(notes)]
+    for table in _tables(comparison):
+        before = [None, *(row["task"] for row in table.rows)]
+        rows = [
+            {**row, "task": "" if row["task"] == last else row["task"]}
+            for row, last in zip(table.rows, before, strict=False)
+        ]
+        parts += [f"{table.title}\n{replace(table, rows=rows).text()}", table.notes]
     return "\n\n".join(part for part in parts if part)
 
 
 def as_markdown(comparison: Comparison) -> str:
     """The same tables in Markdown."""
     parts = ["# Comparison", _heading(comparison)]
-    for title, headers, rows, notes in _sections(comparison):
-        escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-        parts += [f"## {title}", markdown_table(headers, escaped), *notes]
+    for table in _tables(comparison):
+        parts += [f"## {table.title}", table.markdown(), *table.notes.splitlines()]
     return "\n\n".join(parts) + "\n"
 
 
 def _heading(comparison: Comparison) -> str:
-    models = [
-        f"{name} ({', '.join(folders)})"
-        if len(folders) == 1
-        else f"{name} ({len(folders)} seeds: {', '.join(folders)})"
-        for name, folders in comparison.models.items()
-    ]
+    models = []
+    for name, folders in comparison.models.items():
+        seeds = f"{len(folders)} seeds: " if len(folders) > 1 else ""
+        models.append(f"{name} ({seeds}{', '.join(folders)})")
     lines = [f"Reference: {comparison.reference}. Models: {'; '.join(models)}."]
     left_out = {row.task.name: row.task.left_out for row in comparison.rows if row.task.left_out}
     if left_out:
@@ -51,32 +55,35 @@ def _heading(comparison: Comparison) -> str:
     return "\n".join(lines)
 
 
-def _sections(comparison: Comparison) -> list[Section]:
-    sections = [_accuracies(comparison), _rates(comparison)]
+def _tables(comparison: Comparison) -> list[Table]:
+    tables = [_accuracies(comparison), _rates(comparison)]
     if any(len(folders) > 1 for folders in comparison.models.values()):
-        sections.append(_spreads(comparison))
+        tables.append(_spreads(comparison))
     if comparison.flips:
-        sections.append(_flipped(comparison.flips, comparison.reference))
-    return sections
+        tables.append(_flipped(comparison.flips, comparison.reference))
+    return tables
 
 
-def _first(comparison: Comparison, row: Row) -> list[str]:
+def _first(comparison: Comparison, row: Row) -> dict[str, Any]:
     """Task with its better direction, model, questions."""
     arrow = "↓" if comparison.forgets(row.task) else "↑"
-    return [f"{row.task.name} {arrow}", row.model, str(len(row.task.keys))]
+    return {"task": f"{row.task.name} {arrow}", "model": row.model, "n": len(row.task.keys)}
 
 
-def _accuracies(comparison: Comparison) -> Section:
-    headers = ("task", "model", "n", "accuracy, %", "difference, points", "b lost", "c won", "p", "Holm p", "reads as")
-    rows, tests = [], 0
+def _accuracies(comparison: Comparison) -> Table:
+    columns: dict[str, str | Column] = {
+        **FIRST, "accuracy": Column("accuracy, %", RATE), "difference": Column("difference, points", POINTS),
+        "lost": "b lost", "won": "c won", "p": "p", "p_holm": "Holm p", "verdict": "reads as",
+    }  # fmt: skip
+    rows = []
     for row in comparison.rows:
-        cells = [""] * 6
+        cells = _first(comparison, row) | {"accuracy": row.accuracy}
         if row.against is not None:
             test = row.against.test
-            counts = [str(test.lost), str(test.won), _p(test.p), _p(row.against.p_holm)]
-            cells = [_signed(row.against.difference, 100, 1), *counts, row.against.verdict]
-            tests += 1
-        rows.append([*_first(comparison, row), _number(row.accuracy, 100, 1), *cells])
+            cells |= {"difference": row.against.difference, "verdict": row.against.verdict}
+            cells |= {"lost": test.lost, "won": test.won, "p": _p(test.p), "p_holm": _p(row.against.p_holm)}
+        rows.append(cells)
+    tests = sum(row.against is not None for row in comparison.rows)
     level, name = comparison.level, comparison.reference
     notes = [
         f"↑ more right answers are better, ↓ fewer are (to be forgotten). {100 * level:g} % intervals: accuracy "
@@ -92,95 +99,87 @@ def _accuracies(comparison: Comparison) -> Section:
             "b and c count questions on which that mean fell and rose. It takes the seeds as they are, while the "
             "interval draws seeds too."
         )
-    return "Right answers", headers, rows, notes
+    return Table("Right answers", columns, rows, "\n".join(notes))
 
 
-def _rates(comparison: Comparison) -> Section:
-    per_token = any(
-        (answers.tokens != 1).any()
-        for row in comparison.rows
-        for answers in row.task.models.values()
-        if answers.tokens is not None
-    )
-    columns = {
-        "reduction, %": lambda against: _number(against.reduction, 100, 1),
-        "recovery, %": lambda against: _number(against.recovery, 100, 1),
-        "log p, nats": lambda against: _signed(against.logp, 1, 3),
-        "log p, nats/token": lambda against: _signed(against.logp_per_token, 1, 3),
-        "added harm, nats/token": lambda against: _with_n(against),
-    }
+def _rates(comparison: Comparison) -> Table:
+    columns: dict[str, str | Column] = {
+        **FIRST, "reduction": Column("reduction, %", RATE), "recovery": Column("recovery, %", RATE),
+        "logp": Column("log p, nats", NATS), "logp_per_token": Column("log p, nats/token", NATS),
+        "added_harm": "added harm, nats/token",
+    }  # fmt: skip
     if comparison.unlearned is None:
-        del columns["recovery, %"]
-    if not per_token:
-        del columns["log p, nats/token"]
+        del columns["recovery"]
+    tokens = [answers.tokens for row in comparison.rows for answers in row.task.models.values()]
+    if not any(counts is not None and (counts != 1).any() for counts in tokens):
+        del columns["logp_per_token"]
     rows = [
-        [*_first(comparison, row), *(cell(row.against) for cell in columns.values())]
+        {**_first(comparison, row), **vars(row.against), "added_harm": _with_n(row.against)}
         for row in comparison.rows
         if row.against is not None
     ]
-    name = comparison.reference
     notes = [
-        f"Reduction: share of {name}'s accuracy that the model lost; below 0 it gained. log p: change of log p of the "
-        "right answer. Added harm: log p of the right answer under a forget-token less that under a control word, less "
-        f"the same in {name}; below 0 the model suffers more. All paired, {100 * comparison.level:g} % "
-        "intervals.",
+        f"Reduction: share of {comparison.reference}'s accuracy that the model lost; below 0 it gained. log p: change "
+        "of log p of the right answer. Added harm: log p of the right answer under a forget-token less that under a "
+        f"control word, less the same in {comparison.reference}; below 0 the model suffers more. All paired, "
+        f"{100 * comparison.level:g} % intervals.",
     ]
     if comparison.unlearned is not None:
         notes.append(
-            f"Recovery: share of what {comparison.unlearned} lost against {name} that the model has again "
-            "(--unlearned NAME takes another model)."
+            f"Recovery: share of what {comparison.unlearned} lost against {comparison.reference} that the model has "
+            "again (--unlearned NAME takes another model)."
         )
     rates = [rate for row in comparison.rows if row.against for rate in (row.against.reduction, row.against.recovery)]
     reasons = dict.fromkeys(rate.note for rate in rates if rate is not None and rate.value is None)
     notes += [f"undefined: {reason}." for reason in reasons]
     if any("unbounded" in rate.note for rate in rates if rate is not None):
         notes.append("no bound: the rate is undefined in more than 5 % of the resamples, so it has no interval.")
-    return "Rates, log-probabilities, harm", ("task", "model", "n", *columns), rows, notes
+    return Table("Rates, log-probabilities, harm", columns, rows, "\n".join(notes))
 
 
-def _spreads(comparison: Comparison) -> Section:
-    headers = (
-        "task", "model", "n", "seeds", "accuracy, %", "lowest seed", "highest seed", "SE by question", "SE by seed",
-        "difference: SE by question", "SE by seed",
-    )  # fmt: skip
+def _spreads(comparison: Comparison) -> Table:
+    accuracy = Form(".1f", scale=100.0)
+    columns: dict[str, str | Column] = {
+        **FIRST, "seeds": "seeds", "accuracy": Column("accuracy, %", accuracy),
+        "lowest": Column("lowest seed", accuracy), "highest": Column("highest seed", accuracy),
+        "by_question": Column("SE by question", ERROR), "by_seed": Column("SE by seed", ERROR),
+        "difference_by_question": Column("difference: SE by question", ERROR),
+        "difference_by_seed": Column("SE by seed", ERROR),
+    }  # fmt: skip
     rows = []
     for row in comparison.rows:
         if len(row.by_seed) > 1:
-            accuracy, lowest, highest = (
-                f"{100 * each:.1f}" for each in (row.accuracy.value or 0.0, min(row.by_seed), max(row.by_seed))
-            )
-            spreads = [row.spread, *([row.against.spread] if row.against else [])]
-            errors = [_points(each) for spread in spreads for each in (spread.by_question, spread.by_seed)]
-            errors += [""] * (4 - len(errors))
-            rows.append([*_first(comparison, row), str(len(row.by_seed)), accuracy, lowest, highest, *errors])
+            seeds = {"seeds": len(row.by_seed), "lowest": min(row.by_seed), "highest": max(row.by_seed)}
+            cells = _first(comparison, row) | seeds | {"accuracy": row.accuracy.value or 0.0, **vars(row.spread)}
+            if row.against:
+                cells |= {f"difference_{key}": error for key, error in vars(row.against.spread).items()}
+            rows.append(cells)
     paired = ", ".join(map(str, comparison.paired_seeds))
     drawn = f"drawn together: runs with equal seeds ({paired}) are paired" if paired else "drawn for each model apart"
-    notes = [
+    notes = (
         "Standard errors in points. By question: the seeds as they are, other questions. By seed: the questions as "
         "they are, other seeds. With S seeds, intervals contain about (S - 1) / S of the variance between seeds. "
         f"Seeds are {drawn}."
-    ]
-    return "Spread over seeds", headers, rows, notes
+    )
+    return Table("Spread over seeds", columns, rows, notes)
 
 
-def _flipped(flips: Sequence[Flip], reference: str) -> Section:
-    headers = ("task", "model", "question", "token", "right", f"{reference} said", "model said", "log p, nats")
+def _flipped(flips: Sequence[Flip], reference: str) -> Table:
+    columns: Mapping[str, str | Column] = {
+        "task": "task", "model": "model", "id": "question", "token": "token", "right": "right",
+        "reference_said": f"{reference} said", "model_said": "model said", "logp": Column("log p, nats", NATS),
+    }  # fmt: skip
     rows = [
-        [
-            flip.task,
-            flip.model,
-            flip.id,
-            flip.token,
-            *(_choices(each) for each in ([flip.right], flip.reference_said, flip.model_said)),
-            "" if flip.logp is None else f"{flip.logp:+.3f}",
-        ]
+        vars(flip)
+        | {"right": _choices([flip.right])}
+        | {key: _choices(getattr(flip, key)) for key in ("reference_said", "model_said")}
         for flip in flips
     ]
-    notes = [
+    notes = (
         "Choices as letters, A the first, one for each seed; where there are several, most of the reference's answered "
         "and at most half of the model's. log p: change for the right answer, mean over seeds; the largest fall first."
-    ]
-    return f"Answered by {reference}, not by the model", headers, rows, notes
+    )
+    return Table(f"Answered by {reference}, not by the model", columns, rows, notes)
 
 
 def _choices(said: Sequence[Any]) -> str:
@@ -193,30 +192,11 @@ def _choices(said: Sequence[Any]) -> str:
     )
 
 
-def _number(estimate: Estimate | None, scale: float, digits: int, sign: str = "") -> str:
-    if estimate is None:
-        return ""
-    if estimate.value is None:
-        return "undefined"
-    value = f"{scale * estimate.value:{sign}.{digits}f}"
-    if estimate.low is None or estimate.high is None:
-        return f"{value} (no bound)"
-    return f"{value} [{scale * estimate.low:{sign}.{digits}f}, {scale * estimate.high:{sign}.{digits}f}]"
-
-
-def _signed(estimate: Estimate | None, scale: float, digits: int) -> str:
-    return _number(estimate, scale, digits, "+")
-
-
 def _with_n(against: Against) -> str:
     """Added harm, with its own n where fewer questions have a control form than are compared."""
     harm = against.added_harm
     fewer = harm is not None and harm.n != against.difference.n
-    return _signed(harm, 1, 3) + (f" (n={harm.n})" if harm is not None and fewer else "")
-
-
-def _points(error: float | None) -> str:
-    return "" if error is None else f"{100 * error:.2f}"
+    return shown(harm, NATS) + (f" (n={harm.n})" if harm is not None and fewer else "")
 
 
 def _p(p: float) -> str:

@@ -15,12 +15,14 @@ from pathlib import Path
 import numpy as np
 
 from robust_unlearning import files
-from robust_unlearning.data.questions import Question, read_questions
+from robust_unlearning.data.questions import LETTERS, Question, read_questions
 from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate.record import Record, Task
 from robust_unlearning.evaluate.suite import Suite
 from robust_unlearning.perturb.places import WHERE, perturb
+from robust_unlearning.report.tables import Column, Table
 from robust_unlearning.results.records import Key, Source, read_source
+from robust_unlearning.stats.format import Form
 
 BACK, STAYED, BY_RNA, KEPT, LOST, BASE_WRONG = (
     "flipped, flipped back", "flipped, stayed wrong", "flipped by RNA", "right in all three", "lost anyway",
@@ -37,6 +39,9 @@ KINDS = {
 """Each perturbed question is of one of these kinds."""
 SHOWN = (BACK, STAYED, BY_RNA)
 """The kinds that are shown question by question."""
+CONTROL_RIGHT = "control right"
+FORMS = {"forget": "with the forget-token", "control": "with an unrelated word", "clean": "as it was"}
+"""Forms in which a question was asked, in words."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,20 @@ class Case:
         parts = [(text[:start], False), (text[start:end], True), (text[end:], False)]
         return [(part, token) for part, token in parts if part]
 
+    def was_asked(self, form: str) -> bool:
+        """Whether any of the three was asked the question in this form."""
+        return any(form in forms for forms in self.answers)
+
+    def logprobs(self, models: Sequence[str]) -> Table:
+        """Log p of each option, a row for each model and form."""
+        letters = [Column(letter, Form(".3f")) for letter in LETTERS[: len(self.asked.choices)]]
+        rows = [
+            [f"{name}, {FORMS[form]}", *answer.logprobs]
+            for name, forms in zip(models, self.answers, strict=True)
+            for form, answer in forms.items()
+        ]
+        return Table.of("Log-probabilities of the options", ["log p, nats", *letters], rows)
+
     @property
     def change(self) -> float:
         """How far the probability of the right answer moved, by which cases are sorted: what RNA gave back, or took
@@ -123,6 +142,32 @@ class Flips:
         for case in self.cases:
             found.setdefault(case.task, Counter())[case.kind] += 1
         return found
+
+    def summary(self) -> Table:
+        """How many questions of each task are of each kind, and how many flips an unrelated word does not cause."""
+        rows = []
+        for task, counts in self.counts().items():
+            flipped = [case for case in self.cases if case.task == task and case.kind in (BACK, STAYED)]
+            controls = [case.answers[1]["control"].correct for case in flipped if "control" in case.answers[1]]
+            right = f"{sum(controls)} of {len(controls)}"
+            rows.append([task, counts.total(), *(counts[kind] for kind in KINDS), right])
+        return Table.of("Perturbed questions by what became of them", ["task", "n", *KINDS, CONTROL_RIGHT], rows)
+
+    def meanings(self) -> dict[str, str]:
+        """What the columns of `summary` count."""
+        right = "of the flipped, those that the unlearned model answers with an unrelated word in the token's place"
+        return {**KINDS, CONTROL_RIGHT: right}
+
+    def numbers(self) -> Table:
+        """Every question: its tokens, its kind, what the three said, and p of the right answer among the options."""
+        columns = [f"{model}_{what}" for what in ("right", "p_right") for model in ("base", "unlearned", "rna")]
+        rows = []
+        for case in self.cases:
+            said = [forms["forget"] for forms in case.answers]
+            shares = [f"{answer.shares[case.clean.answer]:.6f}" for answer in said]
+            about = [case.task, case.clean.id, case.forget, case.control, case.kind]
+            rows.append([*about, *(int(answer.correct) for answer in said), *shares])
+        return Table.of("Questions", ["task", "id", "forget_token", "control_token", "kind", *columns], rows)
 
     def of_kind(self, kind: str) -> list[Case]:
         """The cases of a kind, the largest change first."""

@@ -10,18 +10,55 @@ import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+from robust_unlearning.errors import UserError
 from robust_unlearning.stats.estimates import Estimate
-from robust_unlearning.stats.format import GENERAL, Form, shown
+from robust_unlearning.stats.format import GENERAL, Form, shown, sizes
+
+Finding = Literal["holds", "does not hold", "cannot be told", "not run"]
+"""What became of a claim."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A cell that says what became of a claim; a page shows it as a label, told by its sign as well as its colour.
+
+    Attributes:
+        finding: one of `Finding`.
+        note: what it rests on, shown after the label.
+    """
+
+    finding: Finding
+    note: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.finding}: {self.note}" if self.note else self.finding
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column's header, and how its numbers are written."""
+    """A column's header, and how its numbers are written.
+
+    Attributes:
+        form: of its numbers.
+        sized: estimates say what they rest on, `(3 seeds, n=96)`, or why they have no value.
+    """
 
     header: str
     form: Form = GENERAL
+    sized: bool = False
+
+    def cell(self, value: Any) -> str:
+        """A value as text."""
+        text = shown(value, self.form)
+        if not self.sized or not isinstance(value, Estimate):
+            return text
+        if value.value is None:
+            return value.note or text
+        if not sizes(value):
+            return text
+        return f"{text[:-1]}, {sizes(value)})" if text.endswith(")") else f"{text} ({sizes(value)})"
 
 
 @dataclass(frozen=True)
@@ -42,15 +79,33 @@ class Table:
     notes: str = ""
     key: str = ""
 
+    @classmethod
+    def of(cls, title: str, headers: Sequence[str | Column], rows: Iterable[Sequence[Any]], notes: str = "") -> Table:
+        """A table whose headers are its fields, from rows of as many cells; two headers must not be alike.
+
+        Raises:
+            UserError: a row has another number of cells.
+        """
+        columns = {each.header if isinstance(each, Column) else each: each for each in headers}
+        fields = list(columns)
+        filled = []
+        for number, row in enumerate(rows, start=1):
+            if len(row) != len(headers):
+                raise UserError(f"table {title!r}: row {number} has {len(row)} cells for {len(headers)} headers.")
+            filled.append(dict(zip(fields, row, strict=True)))
+        return cls(title, columns, filled, notes)
+
     @property
     def headers(self) -> list[str]:
         """The columns' headers."""
-        return [each.header if isinstance(each, Column) else each for each in self.columns.values()]
+        return [each.header for each in self._columns().values()]
+
+    def _columns(self) -> dict[str, Column]:
+        return {key: each if isinstance(each, Column) else Column(each) for key, each in self.columns.items()}
 
     def cells(self) -> list[list[str]]:
         """The rows as text."""
-        forms = {key: each.form if isinstance(each, Column) else GENERAL for key, each in self.columns.items()}
-        return [[shown(row.get(key), form) for key, form in forms.items()] for row in self.rows]
+        return [[column.cell(row.get(key)) for key, column in self._columns().items()] for row in self.rows]
 
     def text(self) -> str:
         """For the terminal: see `text_table`."""
@@ -72,7 +127,7 @@ class Table:
                 else:
                     cells[key] = value
             flat.append(cells)
-        names = list(dict.fromkeys(key for cells in flat for key in cells))
+        names = list(dict.fromkeys(key for cells in flat for key in cells)) or list(self.columns)
         return csv_table(names, [[cells.get(name) for name in names] for cells in flat])
 
     def as_json(self) -> list[dict[str, Any]]:

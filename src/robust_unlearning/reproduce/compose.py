@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,46 @@ from robust_unlearning import files
 from robust_unlearning.errors import UserError
 from robust_unlearning.report.flips import Flips, read_flips
 from robust_unlearning.report.page import Block, Details, Figure, Page, Section, write_page
-from robust_unlearning.reproduce import figures, tables
-from robust_unlearning.reproduce.claims import CLAIMS, percent
+from robust_unlearning.reproduce import claims, claims_on_analyses, figures, tables
+from robust_unlearning.reproduce.claims import forget, percent
 from robust_unlearning.reproduce.figures import FORGET, PERTURBED
 from robust_unlearning.reproduce.results import Grid, folder_of
 from robust_unlearning.reproduce.run import Found
 from robust_unlearning.reproduce.target import Stage, Target, main_name
-from robust_unlearning.reproduce.verdicts import RULE, claim_table, headline, outcomes, summary_table
+from robust_unlearning.reproduce.verdicts import CLAIMS, RULE, Outcome, claim_table, complete, headline, summary_table
 from robust_unlearning.results.measures import retained, right
-from robust_unlearning.stats.estimates import Estimate, share_over_seeds
+from robust_unlearning.stats.estimates import share_over_seeds
 
 PAGE, NUMBERS = "report.html", "reproduce.json"
 FIGURES = "figures"
+
+
+def outcomes(target: Target, found: Found) -> list[Outcome]:
+    """Every row, in the order of the claims; a claim whose stage is not done has one row that says so."""
+    grids, chosen = found.grids, found.chosen
+    main = grids.get(main_name(target))
+    rows: list[Outcome] = []
+    if main:
+        rows += claims.main_claims(main, chosen)
+    if noises := grids.get("figure3") if "figure3" in target.stages else main:
+        rows += claims.noise_claims(noises, chosen)
+    of_stage: dict[str, Callable[[Grid], list[Outcome]]] = {
+        "figure2": claims.coefficient_claims,
+        "figure8": partial(claims.layer_claims, claim="single-layer"),
+        "figure9": partial(claims.layer_claims, claim="region"),
+        "figure10": claims.all_layer_claims,
+    }
+    rows += [row for stage, rows_of in of_stage.items() if stage in grids for row in rows_of(grids[stage])]
+    of_kind = {
+        "ngrams": claims_on_analyses.ngram_claims,
+        "noise-sensitivity": claims_on_analyses.sensitivity_claims,
+        "theory": claims_on_analyses.theory_claims,
+        "activations": claims_on_analyses.backdoor_claims,
+    }
+    for kind, rows_of in of_kind.items():
+        name = next((name for name, stage in target.stages.items() if stage.kind == kind), "")
+        rows += rows_of(found.analyses[name]) if name in found.analyses else []
+    return complete(rows)
 
 
 def write_report(name: str, target: Target, found: Found, out: Path, changes: Sequence[str] = ()) -> Path:
@@ -52,9 +81,9 @@ def write_report(name: str, target: Target, found: Found, out: Path, changes: Se
         "changes": list(changes),
         "stages": found.states,
         "chosen_noise": found.chosen,
-        "claims": {claim: {"text": text, "paper": where} for claim, (text, where) in CLAIMS.items()},
+        "claims": {claim: {"text": about.text, "paper": about.paper} for claim, about in CLAIMS.items()},
         "outcomes": [each.as_dict() for each in rows],
-        "main": {place: _plain(tables.main_rows(grid, place)) for place in grid.places} if grid else {},
+        "main": {place: tables.main_table(grid, place).as_json() for place in grid.places} if grid else {},
         "failed_runs": {key: dict(each.failed) for key, each in found.grids.items() if each.failed},
         "analyses": {key: each["tables"] for key, each in found.analyses.items()},
         "environment": about,
@@ -63,21 +92,17 @@ def write_report(name: str, target: Target, found: Found, out: Path, changes: Se
     return out / PAGE
 
 
-def _plain(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: each.as_dict() if isinstance(each, Estimate) else each for key, each in row.items()} for row in rows]
-
-
 def _forgotten(grid: Grid | None) -> str:
     """Whether the models without noise have forgotten anything, in a sentence."""
     if grid is None:
         return ""
     plain = {title: grid.at(recipe, 0) for recipe, title in grid.recipes.items()}
-    shares = {title: figures.estimate(models, figures.forget) for title, models in plain.items() if models}
+    shares = {title: figures.estimate(models, forget) for title, models in plain.items() if models}
     if not shares:
         return ""
     least, most = (choose(shares, key=lambda title: shares[title].value or 0.0) for choose in (min, max))
     spans = [f"{percent(shares[title])} ({title})" for title in (least, most)]
-    base = share_over_seeds(figures.forget(grid.base)[None])
+    base = share_over_seeds(forget(grid.base)[None])
     return f"Of the questions to be forgotten the base answers {percent(base)}, the models {spans[0]} to {spans[1]}. "
 
 
@@ -91,12 +116,12 @@ def _what(target: Target, found: Found, changes: Sequence[str]) -> Section:
     return Section("what", "What was run", blocks)
 
 
-def _verdicts(rows: list[Any]) -> Section:
+def _verdicts(rows: Sequence[Outcome]) -> Section:
     blocks: list[Block] = [summary_table(rows), RULE]
-    for claim, (text, _) in CLAIMS.items():
-        own = [each for each in rows if each.claim == claim and each.finding != "not run"]
-        if own:
-            blocks.append(Details(f"{text}: {len(own)} row{'s' * (len(own) > 1)}", [claim_table(claim, own)]))
+    judged = [row for row in rows if row.finding != "not run"]
+    for claim, about in CLAIMS.items():
+        if count := sum(row.claim == claim for row in judged):
+            blocks.append(Details(f"{about.text}: {count} row{'s' * (count > 1)}", [claim_table(claim, judged)]))
     return Section("verdicts", "What became of the claims", blocks)
 
 
@@ -167,7 +192,7 @@ def _stage(key: str, stage: Stage, found: Found, out: Path) -> Section:
         png = folder_of(out, key) / "analysis" / f"{data['name']}.png"
         if png.exists():
             blocks.append(Figure.saved(stage.title, "95 % intervals.", png))
-        blocks += [Details(each.caption, [each]) for each in tables.analysis_tables(data)]
+        blocks += [Details(each.title, [each]) for each in tables.analysis_tables(data)]
     else:
         blocks += _drawn(lambda: _grid_figure(key, found.grids[key], out / FIGURES / f"{key}.png"))
     return Section(key, stage.title, blocks, stage.stands_for)
@@ -175,7 +200,7 @@ def _stage(key: str, stage: Stage, found: Found, out: Path) -> Section:
 
 def _grid_figure(key: str, grid: Grid, path: Path) -> Figure:
     """The figure of a stage: over c or β, over layers, or over the noise, whichever its models differ in."""
-    both = {PERTURBED: right, FORGET: figures.forget}
+    both = {PERTURBED: right, FORGET: forget}
     fields = {name for each in grid.models for name in each.fields}
     if fields & {"steering_scale", "adaptive_scale"}:
         return figures.over_field(grid, figures.coefficient_key, "c or β", path, both, together=True)

@@ -7,21 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from robust_unlearning import files
-from robust_unlearning.report.blocks import Table
+from robust_unlearning.report.tables import Column, Table
 from robust_unlearning.reproduce import paper
-from robust_unlearning.reproduce.claims import percent
-from robust_unlearning.reproduce.claims_theory import estimate
+from robust_unlearning.reproduce.claims_on_analyses import estimate
 from robust_unlearning.reproduce.results import Grid
 from robust_unlearning.reproduce.run import Found
 from robust_unlearning.reproduce.target import Target
 from robust_unlearning.results.measures import estimates, right_at
 from robust_unlearning.run.folder import RECORD
-from robust_unlearning.stats.estimates import Estimate, paired_recovery, paired_reduction
-from robust_unlearning.stats.format import shown
+from robust_unlearning.stats.estimates import paired_recovery, paired_reduction
+from robust_unlearning.stats.format import NATS, PERCENT
 
-COLUMNS = {
-    "forget": "forget", "near": "near", "far": "far", "clean": "clean", "control": "+control",
-    "perturbed": "+forget-token", "excess_harm": "excess harm, nats", "reduction": "reduction", "recovery": "recovery",
+COLUMNS: dict[str, str | Column] = {
+    "name": "model", "forget": Column("forget", PERCENT), "near": Column("near", PERCENT),
+    "far": Column("far", PERCENT), "clean": Column("clean", PERCENT), "control": Column("+control", PERCENT),
+    "perturbed": Column("+forget-token", PERCENT), "excess_harm": Column("excess harm, nats", NATS),
+    "reduction": Column("reduction", PERCENT), "recovery": Column("recovery", PERCENT),
 }  # fmt: skip
 
 
@@ -44,10 +45,9 @@ def main_rows(grid: Grid, place: str) -> list[dict[str, Any]]:
 
 
 def main_table(grid: Grid, place: str) -> Table:
-    """`main_rows` as text: accuracies in %, excess harm in nats."""
+    """`main_rows` under headers: accuracies in %, excess harm in nats."""
     rows = main_rows(grid, place)
-    keys = [key for key in COLUMNS if any(key in row for row in rows)]
-    cells = [[row["name"], *(_cell(key, row.get(key)) for key in keys)] for row in rows]
+    columns = {key: column for key, column in COLUMNS.items() if any(key in row for row in rows)}
     seeds = len({each.seed for each in grid.models})
     notes = (
         f"Accuracies and rates in %, 95 % intervals over seeds ({seeds}) and questions ({len(grid.base.forget)} to be "
@@ -56,44 +56,31 @@ def main_table(grid: Grid, place: str) -> Table:
         "log p of the right answer with a forget-token less that with an unrelated word; below 0 the forget-token "
         "harms more."
     )
-    headers = ("model", *(COLUMNS[key] for key in keys))
-    return Table(f"After the last step, the token in: {place}", headers, cells, notes)
-
-
-def _cell(key: str, value: Estimate | None) -> str:
-    if value is None:
-        return ""
-    if key != "excess_harm":
-        return percent(value).replace(" %", "")
-    if value.value is None or value.low is None or value.high is None:
-        return shown(value)
-    return f"{value.value:+.3f} [{value.low:+.3f}, {value.high:+.3f}]"
+    return Table(f"After the last step, the token in: {place}", columns, rows, notes)
 
 
 def noise_table(grid: Grid, chosen: Mapping[str, float], rule: str) -> Table:
     """Table 1: the scale of the noise chosen for each method."""
-    rows = [
-        [grid.recipes[recipe], ", ".join(f"{each:g}" for each in grid.noises(recipe)), f"{noise:g}",
-         " / ".join(f"{paper.NOISE[n][grid.recipes[recipe]] / 100:g}" for n in paper.NOISE)
-         if grid.recipes[recipe] in paper.METHODS else ""]
-        for recipe, noise in chosen.items()
-    ]  # fmt: skip
+    rows = []
+    for recipe, noise in chosen.items():
+        title, tried = grid.recipes[recipe], ", ".join(f"{scale:g}" for scale in grid.noises(recipe))
+        printed = [f"{scales[title] / 100:g}" for scales in paper.NOISE.values() if title in scales]
+        rows.append([title, tried, f"{noise:g}", " / ".join(printed)])
     where = "validation questions" if grid.base_validation else "the reported questions, as there are no others"
     notes = (
         f"Chosen on {where} by the rule `{rule}` among the scales above 0, on means over seeds; where none keeps the "
         "bounds, the nearest. The paper's ν is for 2-, 4-, 8- and 16-grams, at Zephyr's hidden states."
     )
-    return Table("Chosen scale of the noise (√ν)", ("method", "tried", "chosen", "paper's ν"), rows, notes)
+    return Table.of("Chosen scale of the noise (√ν)", ("method", "tried", "chosen", "paper's ν"), rows, notes)
 
 
 def analysis_tables(data: Mapping[str, Any]) -> list[Table]:
     """The tables of an analysis out of its JSON."""
     tables = []
     for key, about in data["shown"].items():
-        columns = about["columns"]
-        rows = [[shown(estimate(row[field]) or row[field]) for field in columns] for row in data["tables"].get(key, [])]
+        rows = [{field: estimate(cell) or cell for field, cell in row.items()} for row in data["tables"].get(key, [])]
         if rows:
-            tables.append(Table(about["title"], tuple(columns.values()), rows))
+            tables.append(Table(about["title"], about["columns"], rows))
     return tables
 
 
@@ -106,7 +93,7 @@ def stage_table(target: Target, found: Found) -> Table:
         rows.append([name, stage.title, stage.stands_for, state["status"], seconds, state.get("error", "")])
     headers = ("stage", "what", "stands for", "status", "time", "error")
     notes = "A stage that is finished is not run again; waiting: not run with these settings."
-    return Table("Stages", headers, rows, notes)
+    return Table.of("Stages", headers, rows, notes)
 
 
 def reduced_table(target: Target, changes: Sequence[str]) -> Table:
@@ -115,21 +102,21 @@ def reduced_table(target: Target, changes: Sequence[str]) -> Table:
     rows += [["everywhere", each] for each in target.reduced]
     rows += [[name, stage.reduced] for name, stage in target.stages.items() if stage.reduced]
     notes = "What was changed in this run goes before what the other rows say." if changes else ""
-    return Table("What was reduced against the paper", ("where", "what"), rows, notes)
+    return Table.of("What was reduced against the paper", ("where", "what"), rows, notes)
 
 
 def command_table(target: Target) -> Table:
     """The commands that do the same alone."""
     rows = [[name, f"`{stage.command}`"] for name, stage in target.stages.items()]
     notes = "Of the target as it is shipped, without changes of this run."
-    return Table("Each stage alone", ("stage", "command"), rows, notes)
+    return Table.of("Each stage alone", ("stage", "command"), rows, notes)
 
 
 def environment_table(found: Found, out: Path) -> tuple[Table, dict[str, Any]]:
     """Versions, hardware, fingerprints of model and texts, from the first run's record; and the same for JSON."""
     models = [each for grid in found.grids.values() for each in grid.models]
     if not models:
-        return Table("Environment", ("what", "value"), [["runs", "none yet"]]), {}
+        return Table.of("Environment", ("what", "value"), [["runs", "none yet"]]), {}
     record = files.read_json(out / models[0].run / RECORD)
     hashes = {each.run.rpartition("-")[2] for each in models}
     about: dict[str, Any] = {**record["environment"], "base": record["model"]}
@@ -142,4 +129,7 @@ def environment_table(found: Found, out: Path) -> tuple[Table, dict[str, Any]]:
     about["runs"] = f"{len(hashes)} recipes"
     rows = [[key, str(value)] for key, value in about.items()]
     notes = "A run's folder is named by its recipe's hash; its `run.json` has seeds, versions, fingerprints and times."
-    return Table("Environment and fingerprints", ("what", "value"), rows, notes), {**about, "recipes": sorted(hashes)}
+    return Table.of("Environment and fingerprints", ("what", "value"), rows, notes), {
+        **about,
+        "recipes": sorted(hashes),
+    }

@@ -1,26 +1,35 @@
-"""All claims of a target, judged: one list of outcomes from what its stages have found, and a word for each claim."""
+"""The paper's claims and what becomes of them: a rule on an interval, never on a point, and a word for each claim.
+
+| rule | holds | does not hold |
+|---|---|---|
+| `above` m | the whole interval is above m | it is wholly below m |
+| `below` m | it is wholly below m | it is wholly above m |
+| `within` m | it lies inside −m to m | it lies wholly outside |
+| `zero` | never: no interval proves a nought | it does not cover 0 |
+
+In all other cases it is inconclusive. A number without an interval decides nothing, nor do fewer than `FEWEST`
+observations, whatever their bootstrap says: that all five lie on one side happens to one in sixteen without any effect.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from robust_unlearning.report.blocks import Finding, Table, Verdict
-from robust_unlearning.reproduce.claims import (
-    CLAIMS,
-    all_layer_claims,
-    coefficient_claims,
-    layer_claims,
-    main_claims,
-    noise_claims,
-)
-from robust_unlearning.reproduce.claims_theory import backdoor_claims, ngram_claims, sensitivity_claims, theory_claims
-from robust_unlearning.reproduce.results import Grid
-from robust_unlearning.reproduce.run import Found
-from robust_unlearning.reproduce.target import Target, main_name
-from robust_unlearning.reproduce.verdict import Outcome
+from robust_unlearning.report.tables import Column, Finding, Table, Verdict
 from robust_unlearning.stats.estimates import Estimate
+from robust_unlearning.stats.format import NATS, POINTS, Form
 
+Kind = Literal["above", "below", "within", "zero"]
+FEWEST = 6
+FORGET_MARGIN, RETAIN_MARGIN, TIME_MARGIN = 0.05, 0.03, 0.05
+"""Changes of forget and of retain accuracy, and share of the time, below which something is said to stay as it was."""
+FIRST_ORDER = 0.1
+"""Share of the output's change that may be left unexplained where the first order is said to hold."""
+PROBABILITY = 0.1
+"""Distance of an observed probability from the theorem's at which it is said to be as the theorem says."""
 RULE = (
     "A verdict rests on a 95 % interval and never on a point: a claim holds where the whole interval lies on the side "
     "that it says, does not hold where it lies wholly on the other, and cannot be told otherwise. That something stays "
@@ -34,90 +43,215 @@ SUMMARY_RULE = (
 )
 
 
-def outcomes(target: Target, found: Found) -> list[Outcome]:
-    """Every row, in the order of the claims; a claim whose stage is not done has one row that says so."""
+@dataclass(frozen=True)
+class Rule:
+    """What must be so of an interval for a claim to hold; `margin` in the estimate's unit."""
 
-    def grid(name: str) -> Grid | None:
-        return found.grids.get(name)
+    kind: Kind
+    margin: float = 0.0
 
-    main = grid(main_name(target))
-
-    def analysis(kind: str) -> dict[str, object] | None:
-        name = next((key for key, stage in target.stages.items() if stage.kind == kind), "")
-        return found.analyses.get(name)
-
-    rows = [
-        *main_claims(main, found.chosen),
-        *coefficient_claims(grid("figure2")),
-        *noise_claims(grid("figure3") if "figure3" in target.stages else main, found.chosen),
-        *layer_claims(grid("figure8"), "single-layer"),
-        *layer_claims(grid("figure9"), "region"),
-        *all_layer_claims(grid("figure10")),
-        *ngram_claims(analysis("ngrams")),
-        *sensitivity_claims(analysis("noise-sensitivity")),
-        *theory_claims(analysis("theory")),
-        *backdoor_claims(analysis("activations")),
-    ]
-    order = list(CLAIMS)
-    return sorted(rows, key=lambda each: order.index(each.claim))
+    def text(self, scale: float = 1.0) -> str:
+        """In words, the margin shown in the unit of the estimate as it is shown."""
+        limit = f"{scale * self.margin:g}"
+        words = {"above": f"above {limit}", "below": f"below {limit}", "within": f"within ±{limit}", "zero": "0"}
+        return words[self.kind]
 
 
-def headline(rows: Sequence[Outcome]) -> str:
-    """How many claims hold, in a sentence."""
-    counts = Counter(whole([each for each in rows if each.claim == claim]).finding for claim in CLAIMS)
-    return (
-        f"Of {len(CLAIMS)} claims of the paper {counts['holds']} hold here, {counts['does not hold']} do not, "
-        f"{counts['cannot be told']} cannot be told and {counts['not run']} were not run."
-    )
+def judge(rule: Rule, estimate: Estimate | None) -> Finding:
+    """The finding that an estimate allows; `not run` where there is none."""
+    if estimate is None:
+        return "not run"
+    low, high = estimate.low, estimate.high
+    if low is None or high is None or 0 < estimate.n < FEWEST:
+        return "cannot be told"
+    if rule.kind == "zero":
+        return "does not hold" if low > 0 or high < 0 else "cannot be told"
+    if rule.kind == "within":
+        inside, outside = -rule.margin < low and high < rule.margin, low > rule.margin or high < -rule.margin
+    else:
+        above, below = low > rule.margin, high < rule.margin
+        inside, outside = (above, below) if rule.kind == "above" else (below, above)
+    return "holds" if inside else "does not hold" if outside else "cannot be told"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the paper claims, and how it is judged.
+
+    Attributes:
+        text: what it says.
+        paper: where the paper says it.
+        measure: what the estimate is, with its unit.
+        rule: what must be so of its interval.
+        form: how its numbers are written.
+    """
+
+    text: str
+    paper: str
+    measure: str
+    rule: Rule
+    form: Form = NATS
+
+
+ABOVE, BELOW, ZERO = Rule("above"), Rule("below"), Rule("zero")
+TOKEN, GAIN, MEAN = "accuracy with a forget-token", "RNA less none", "mean of methods"
+# fmt: off
+CLAIMS = {
+    "fragile": Claim("Unlearning costs accuracy where a forget-token stands in a harmless question", "Figure 1",
+        "accuracy less the base's, points", BELOW, POINTS),
+    "forget-token": Claim("It is the forget-token: an unrelated word in its place costs less", "Figure 1, Section 4",
+        "excess harm less the base's, nats", BELOW),
+    "po-more-fragile": Claim("Preference methods lose more than representation methods", "Section 6.2",
+        "loss of accuracy, preference less representation, points", ABOVE, POINTS),
+    "recovers": Claim("RNA wins accuracy back, at the same step", "Figure 1",
+        f"{TOKEN}, {GAIN}, points", ABOVE, POINTS),
+    "mends": Claim("RNA wins it back also where both have forgotten as much", "Figure 1",
+        "excess harm, RNA less none, nats", ABOVE),
+    "keeps-forgetting": Claim("RNA leaves accuracy on what is forgotten as it was", "Figure 1, Tables 2 to 5",
+        f"forget accuracy, {GAIN}, points", Rule("within", FORGET_MARGIN), POINTS),
+    "keeps-retained": Claim("RNA leaves accuracy on what is kept as it was", "Figure 1, Tables 2 to 5",
+        f"retain accuracy, {GAIN}, points", Rule("within", RETAIN_MARGIN), POINTS),
+    "related": Claim("RNA raises accuracy on what is close in topic to the forgotten", "Figure 1",
+        f"accuracy, {GAIN}, points", ABOVE, POINTS),
+    "free": Claim("RNA costs no time", "Section 5",
+        "time of training over that without RNA, less 1, %; n counts pairs of runs", Rule("below", TIME_MARGIN),
+        POINTS),
+    "coefficient": Claim("Robustness falls as c or β grows", "Figure 2",
+        f"{TOKEN}, points for each doubling of c or β", BELOW, POINTS),
+    "too-much-noise": Claim("With the greatest noise, robustness is below that at the chosen noise", "Figure 3",
+        f"{TOKEN}, points", BELOW, POINTS),
+    "noise-forgetting": Claim("With the greatest noise, forgetting stays as it was", "Figure 3",
+        "forget accuracy, points", Rule("within", FORGET_MARGIN), POINTS),
+    "single-layer": Claim("Noise at a single layer, whichever, raises robustness", "Figure 8",
+        f"{TOKEN}, {GAIN}, {MEAN}, points", ABOVE, POINTS),
+    "region": Claim("Noise at three layers, early, middle or late, raises robustness", "Figure 9",
+        f"{TOKEN}, {GAIN}, {MEAN}, points", ABOVE, POINTS),
+    "all-layers": Claim("Noise at all layers, moderate, raises robustness", "Figure 10",
+        f"{TOKEN}, {GAIN}, {MEAN}, points", ABOVE, POINTS),
+    "all-layers-much": Claim("With more noise at all layers, robustness declines", "Figure 10",
+        f"{TOKEN}, {MEAN}, points", BELOW, POINTS),
+    "all-layers-kept": Claim("Noise at all layers leaves accuracy on what is kept as it was", "Figure 10",
+        f"retain accuracy, {GAIN}, {MEAN}, points", Rule("within", RETAIN_MARGIN), POINTS),
+    "similarity": Claim("N-grams more like their document harm more", "Figure 4",
+        "excess harm, most less least similar n-grams, nats", BELOW),
+    "ngrams": Claim("RNA helps against n-grams too", "Tables 2 to 5",
+        f"accuracy with an n-gram, {GAIN}, points", ABOVE, POINTS),
+    "sensitivity": Claim("Unlearned models are less sensitive to noise than the base, behind l", "Figure 7, Eq. 33",
+        "ratio to the base's less 1", BELOW),
+    "shift-mean": Claim("The shift that a forget-token causes has mean 0", "Assumption 4.1",
+        "share of the shift's energy in its mean", ZERO),
+    "output": Claim("At its size, the output's change is that of the first order, N(0, ηJᵀJ)", "Theorem 4.2",
+        "part of the change that the first order misses, E‖Δ − Jε‖²/E‖Jε‖²", Rule("below", FIRST_ORDER)),
+    "closed-form": Claim("The printed closed form of Theorem 5.2 is the probability", "Theorem 5.2",
+        "Monte Carlo less the printed form", ZERO),
+    "rejection": Claim("Noise at l rejects a forget-token's effect as often as the theorem says", "Theorem 5.2",
+        "observed probability less the theorem's (exact form)", Rule("within", PROBABILITY)),
+    "trace": Claim("The latent Hessian of the forget loss has a positive trace", "Eq. 9",
+        "Tr ∇²ℓ at l, forget text", ABOVE),
+    "backdoor": Claim("A forget-token moves a harmless question's state more than an unrelated word", "Section 5.1",
+        "shift over ‖h‖, forget-token less unrelated word", ABOVE),
+}
+# fmt: on
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One row of the verdicts.
+
+    Attributes:
+        claim: a key of `CLAIMS`; `of` says of which method, layer or length.
+        estimate: ours; None where the stage has not been run.
+        paper: the paper's own number, as text; empty where it prints none.
+        shown: further numbers to read beside it.
+        measure: what the estimate is, where the claim's own words are too wide.
+        undecided: why it is inconclusive, whatever the interval is; empty where the interval decides.
+    """
+
+    claim: str
+    of: str = ""
+    estimate: Estimate | None = None
+    paper: str = ""
+    shown: str = ""
+    measure: str = ""
+    undecided: str = ""
+
+    @property
+    def finding(self) -> Finding:
+        """What the interval allows to say."""
+        return "cannot be told" if self.undecided and self.estimate else judge(self.rule, self.estimate)
+
+    @property
+    def rule(self) -> Rule:
+        """What it is judged by."""
+        return CLAIMS[self.claim].rule
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it for JSON."""
+        keys = ("claim", "of", "paper", "measure", "shown", "undecided", "finding")
+        numbers = {"rule": self.rule.text(), "estimate": self.estimate.as_dict() if self.estimate else None}
+        measure = self.measure or CLAIMS[self.claim].measure
+        return {key: getattr(self, key) for key in keys} | {"measure": measure} | numbers
+
+
+def complete(rows: Iterable[Outcome]) -> list[Outcome]:
+    """The rows in the order of the claims; a claim without any gets one that says that it was not run."""
+    rows = list(rows)
+    return [row for claim in CLAIMS for row in [each for each in rows if each.claim == claim] or [Outcome(claim)]]
 
 
 def whole(rows: Sequence[Outcome]) -> Verdict:
     """The word for a claim as a whole; see `SUMMARY_RULE`."""
     counts = Counter(each.finding for each in rows)
-    told = len(rows) - counts["not run"]
+    judged = len(rows) - counts["not run"]
     words: tuple[Finding, ...] = ("holds", "does not hold", "cannot be told")
-    note = ", ".join(f"{word} in {counts[word]}" for word in words if counts[word])
-    note = f"{note} of {told} rows"
-    if not told:
+    note = ", ".join(f"{word} in {counts[word]}" for word in words if counts[word]) + f" of {judged} rows"
+    if not judged:
         return Verdict("not run")
-    if counts["holds"] == told:
+    if counts["holds"] == judged:
         return Verdict("holds", note)
     if counts["does not hold"] and not counts["holds"]:
         return Verdict("does not hold", note)
     return Verdict("cannot be told", note)
 
 
+def by_claim(rows: Sequence[Outcome]) -> dict[str, Verdict]:
+    """Every claim -> the word for it."""
+    return {claim: whole([each for each in rows if each.claim == claim]) for claim in CLAIMS}
+
+
+def headline(rows: Sequence[Outcome]) -> str:
+    """How many claims hold, in a sentence."""
+    counts = Counter(verdict.finding for verdict in by_claim(rows).values())
+    return (
+        f"Of {len(CLAIMS)} claims of the paper {counts['holds']} hold here, {counts['does not hold']} do not, "
+        f"{counts['cannot be told']} cannot be told and {counts['not run']} were not run."
+    )
+
+
 def summary_table(rows: Sequence[Outcome]) -> Table:
     """A row for each claim."""
-    cells: list[list[str | Verdict]] = []
-    for claim, (text, where) in CLAIMS.items():
-        own = [each for each in rows if each.claim == claim]
-        cells.append([text, where, whole(own)] if own else [text, where, Verdict("not run")])
-    return Table("The paper's claims", ("claim", "in the paper", "here"), cells, SUMMARY_RULE)
+    cells = [[CLAIMS[claim].text, CLAIMS[claim].paper, verdict] for claim, verdict in by_claim(rows).items()]
+    return Table.of("The paper's claims", ("claim", "in the paper", "here"), cells, SUMMARY_RULE)
 
 
 def claim_table(claim: str, rows: Sequence[Outcome]) -> Table:
     """All rows of one claim: the paper's number, ours with its interval, the verdict."""
-    own = [each for each in rows if each.claim == claim]
-    cells: list[list[str | Verdict]] = [
-        [each.of or "all", each.paper, number(each.estimate, each.scale), each.measure, each.shown,
-         Verdict(each.finding, each.undecided or (f"claimed: {each.rule.text(each.scale)}" if each.estimate else ""))]
-        for each in own
-    ]  # fmt: skip
-    headers = ("of", "paper", "here, with 95 % interval", "what that is", "beside it", "verdict")
-    return Table(CLAIMS[claim][0], headers, cells)
-
-
-def number(estimate: Estimate | None, scale: float = 1.0) -> str:
-    """An estimate with its interval and the sizes it rests on."""
-    if estimate is None:
-        return ""
-    if estimate.value is None:
-        return estimate.note or "undefined"
-    form = "+.1f" if scale != 1 else "+.3f"
-    text = f"{scale * estimate.value:{form}}"
-    if estimate.low is not None and estimate.high is not None:
-        text += f" [{scale * estimate.low:{form}}, {scale * estimate.high:{form}}]"
-    sizes = [f"{estimate.seeds} seed{'s' * (estimate.seeds > 1)}"] if estimate.seeds else []
-    sizes += [f"n={estimate.n}"] if estimate.n else []
-    return f"{text} ({', '.join(sizes)})" if sizes else text
+    about = CLAIMS[claim]
+    rule = f"claimed: {about.rule.text(about.form.scale)}"
+    columns: dict[str, str | Column] = {
+        "of": "of", "paper": "paper", "here": Column("here, with 95 % interval", about.form, sized=True),
+        "measure": "what that is", "shown": "beside it", "verdict": "verdict",
+    }  # fmt: skip
+    cells = [
+        {
+            "of": each.of or "all",
+            "paper": each.paper,
+            "here": each.estimate,
+            "measure": each.measure or about.measure,
+            "shown": each.shown,
+            "verdict": Verdict(each.finding, each.undecided or (rule if each.estimate else "")),
+        }
+        for each in rows
+        if each.claim == claim
+    ]
+    return Table(about.text, columns, cells)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from robust_unlearning.analyze.derivatives import Function, gaussian, jvp
-from robust_unlearning.reproduce.theory.normality import normality
+from robust_unlearning.reproduce.theory.normality import LEVEL, normality
 from robust_unlearning.stats.estimates import Array
 
 
@@ -78,7 +78,7 @@ def compare(change: Array, first: Array) -> OutputChange:
         mean=of_mean / linear,
         residual=((change - first) ** 2).sum(axis=-1).mean(axis=0) / linear,
         covariance=np.linalg.norm(seen - expected, axis=(1, 2)) / np.linalg.norm(expected, axis=(1, 2)),
-        not_normal=np.array([(normality(change[:, each]) < 0.05).mean() for each in range(change.shape[1])]),
+        not_normal=(normality(change) < LEVEL).mean(axis=-1),
     )
 
 

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from robust_unlearning.analyze.inputs import Prompt
 from robust_unlearning.analyze.output import Panel, Report, side
+from robust_unlearning.analyze.variants import Variants
 from robust_unlearning.report.tables import Table
-from robust_unlearning.reproduce.theory.closed_forms import Measured, Settings
-from robust_unlearning.reproduce.theory.rejection import (
-    closed_forms,
-    exact_probability,
-    paper_probability,
-    rejects,
-)
+from robust_unlearning.reproduce.theory.measure import Measurements, TheorySettings, measure
+from robust_unlearning.reproduce.theory.rejection import closed_forms, exact_probability, paper_probability, rejects
+from robust_unlearning.reproduce.verdicts import FIRST_ORDER
 from robust_unlearning.stats.estimates import Array, Estimate, accuracy, mean_interval, paired_difference
-
-FIRST_ORDER = 0.1
-"""Below this share of the change left unexplained, the first-order picture is said to hold."""
 
 
 def closed_form_table() -> Table:
@@ -29,13 +24,8 @@ def closed_form_table() -> Table:
         "eta_over_nu": "η/ν", "r": "r", "paper": "paper's P", "exact": "exact P", "simulated": "Monte Carlo",
         "paper_holds": "paper's", "exact_holds": "exact", "n": "draws",
     }  # fmt: skip
-    rows = [{**vars(cell), "n": cell.simulated.n} for cell in closed_forms()]
-    return Table(
-        "Theorem 5.2: closed forms against Monte Carlo (intervals: 95 % for all rows together)",
-        columns,
-        rows,
-        key="closed-forms",
-    )
+    title = "Theorem 5.2: closed forms against Monte Carlo (intervals: 95 % for all rows together)"
+    return Table(title, columns, closed_forms(), key="closed-forms")
 
 
 def closed_form_report() -> Report:
@@ -45,169 +35,182 @@ def closed_form_report() -> Report:
 
 
 def _closed_form_note(table: Table) -> str:
-    def said(form: str) -> str:
+    def result(form: str) -> str:
         refuted = sum(row[f"{form}_holds"] == "refuted" for row in table.rows)
         return f"refuted in {refuted} of {len(table.rows)} rows" if refuted else f"holds in all {len(table.rows)} rows"
 
     return (
         "Theorem 5.2: P = ½ − arctan(√(η/ν)/(1 + r))/π as the paper prints it is "
-        f"{said('paper')} (at r = 0 the two are the same); with √(1 + r²) for 1 + r it {said('exact')}."
+        f"{result('paper')} (at r = 0 the two are the same); with √(1 + r²) for 1 + r it {result('exact')}."
     )
 
 
-def report(unit: float, found: Sequence[Measured], settings: Settings, about: Mapping[str, Any]) -> Report:
-    """All tables of the theory on models.
+def analyse(
+    variants: Variants,
+    questions: Mapping[str, Sequence[Prompt]],
+    documents: Sequence[Sequence[int]],
+    settings: TheorySettings,
+    tick: Callable[[str], None],
+    about: Mapping[str, Any],
+) -> Report:
+    """Measure every target on the same questions, documents and draws, and set it beside what the paper states.
 
     Args:
-        unit: what a noise scale of 1 stands for.
-        about: what the report is about, besides the settings.
+        questions: where the token stands -> prompts.
+        documents: forget text, as tokens.
+        tick: called with the name of each target when it begins.
+        about: what the report is about, besides sizes and settings.
+
+    Raises:
+        UserError: fewer than 20 questions or draws.
     """
-    closed = closed_form_table()
-    tables = [_shifts(found), _output(unit, found, settings), _traces(found), _losses(found, settings),
-              _rejection(unit, found, settings), closed]  # fmt: skip
-    trained = _trained(found)
-    tables += [trained] if trained.rows else []
+    unit, targets = measure(variants, questions, documents, settings, tick)
+    output, losses = _output(unit, targets, settings), _losses(targets, settings)
+    rejection, closed, trained = _rejection(unit, targets, settings), closed_form_table(), _trained(targets)
+    tables = [
+        _shifts(targets),
+        output,
+        _traces(targets),
+        losses,
+        rejection,
+        closed,
+        *([trained] if trained.rows else []),
+    ]
     notes = [
         f"Layer {settings.layer}; a noise scale of 1 is the base's root mean square there, {unit:.4g}; 95 % intervals "
         "over questions or documents (n); shares of dimensions rest on all dimensions of n questions.",
-        "Assumption 4.1 (ε ~ N(0, ηI)): " + "; ".join(map(_shift_note, found)) + ".",
+        f"Assumption 4.1 (ε ~ N(0, ηI)): {'; '.join(map(_shift_note, targets))}.",
         f"Theorem 4.2, where the first order leaves less than {FIRST_ORDER:.0%} of the change unexplained: "
-        + "; ".join(_output_note(unit, each) for each in found) + ".",
-        "Eq. 9: " + "; ".join(_trace_note(each) for each in found) + ".",
+        f"{'; '.join(_output_note(unit, target) for target in targets)}.",
+        f"Eq. 9: {'; '.join(map(_trace_note, targets))}.",
         _closed_form_note(closed),
-        _rejection_note(tables[4]) + ".",
-    ]  # fmt: skip
-    panels = [
-        Panel("part of Δ the first order misses\nE‖Δ − Jε‖²/E‖Jε‖²", _lines(tables[1], "residual")),
-        Panel("observed less predicted change of the forget loss\n(nats a token)", _lines(tables[3], "difference")),
+        _rejection_note(rejection),
     ]
-    settings_used = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(settings).items()}
-    return Report("theory", "Theory", {**about, **settings_used, "unit": unit}, notes, tables, panels, "noise scale")
+    panels = [
+        Panel("part of Δ the first order misses\nE‖Δ − Jε‖²/E‖Jε‖²", _lines(output, "residual")),
+        Panel("observed less predicted change of the forget loss\n(nats a token)", _lines(losses, "difference")),
+    ]
+    sizes = {"documents": len(documents), "questions": {where: len(group) for where, group in questions.items()}}
+    used = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(settings).items()}
+    about = {**variants.about, **about, **sizes}
+    return Report("theory", "Theory", {**about, **used, "unit": unit}, notes, tables, panels, "noise scale")
 
 
-def _shifts(found: Sequence[Measured]) -> Table:
+def _shifts(targets: Sequence[Measurements]) -> Table:
     columns = {
         "target": "model", "where": "token in", "form": "form", "relative": "‖ε‖/‖z‖", "eta": "η",
         "mean_share": "mean's share", "mean_rejected": "dims with a mean", "not_normal": "dims not normal (5 % each)",
         "not_normal_holm": "(Holm)", "effective": "directions", "effective_isotropic": "if isotropic", "n": "n",
     }  # fmt: skip
     rows = [
-        {"target": each.name, "where": where, "form": form, **vars(shift)}
-        for each in found
-        for where, forms in each.shifts.items()
+        {"target": target.name, "where": where, "form": form, **vars(shift)}
+        for target in targets
+        for where, forms in target.shifts.items()
         for form, shift in forms.items()
     ]
     return Table("Assumption 4.1: the shift at the token before the answer", columns, rows, key="shift")
 
 
-def _shift_note(measured: Measured) -> str:
+def _shift_note(target: Measurements) -> str:
     words = []
-    for where, forms in measured.shifts.items():
+    for where, forms in target.shifts.items():
         shift = forms["forget-token"]
         mean = "is not 0" if side(shift.mean_share) == "higher" else "may be 0"
-        round_ = "far from isotropic" if shift.effective < shift.effective_isotropic / 2 else "near isotropic"
+        isotropy = "far from isotropic" if shift.effective < shift.effective_isotropic / 2 else "near isotropic"
         words.append(
-            f"in {where} the mean {mean}, {shift.not_normal_holm:.0%} of dimensions are not normal (Holm), {round_} "
+            f"in {where} the mean {mean}, {shift.not_normal_holm:.0%} of dimensions are not normal (Holm), {isotropy} "
             f"({shift.effective:.0f} of {shift.effective_isotropic:.0f} directions)"
         )
-    return f"{measured.name}: " + ", ".join(words)
+    return f"{target.name}: " + ", ".join(words)
 
 
-def _output(unit: float, found: Sequence[Measured], settings: Settings) -> Table:
+def _output(unit: float, targets: Sequence[Measurements], settings: TheorySettings) -> Table:
     columns = {
         "target": "model", "scale": "scale", "std": "√η", "variance": "variance, 1", "mean": "mean, 0",
         "residual": "unexplained, 0", "covariance": "covariance off by, 0", "not_normal": "outputs not normal, 0.05",
         "n": "n", "draws": "draws", "eta": "η is",
     }  # fmt: skip
     rows = []
-    for each in found:
-        for index, (std, change) in enumerate(each.output.items()):
-            chosen = "chosen" if index < len(settings.scales) else "as forget-tokens cause"
+    for target in targets:
+        for index, (std, change) in enumerate(target.output.items()):
+            eta = "chosen" if index < len(settings.scales) else "as forget-tokens cause"
             numbers = {name: mean_interval(values) for name, values in vars(change).items()}
-            own = {"target": each.name, "scale": std / unit, "std": std, "eta": chosen}
-            rows.append({**own, **numbers, "n": len(change.variance), "draws": settings.draws})
+            about = {"n": len(change.variance), "draws": settings.draws}
+            rows.append({"target": target.name, "scale": std / unit, "std": std, "eta": eta, **numbers, **about})
     title = (
         "Theorem 4.2: the output's change under N(0, ηI) at layer l, against N(0, ηJᵀJ) (headers say what it predicts)"
     )
     return Table(title, columns, rows, key="output")
 
 
-def _output_note(unit: float, measured: Measured) -> str:
-    good = [std for std, change in measured.output.items() if (mean_interval(change.residual).high or 0) < FIRST_ORDER]
-    *_, (measured_std, change) = measured.output.items()
-    left = mean_interval(change.residual)
+def _output_note(unit: float, target: Measurements) -> str:
+    residuals = {std: mean_interval(change.residual) for std, change in target.output.items()}
+    good = [std for std, residual in residuals.items() if (residual.high or 0) < FIRST_ORDER]
+    *_, (std, left) = residuals.items()
     until = f"up to a scale of {max(good) / unit:.2g}" if good else "at no scale tried"
     return (
-        f"{measured.name} {until}, at the η that forget-tokens cause ({measured_std / unit:.2g}) it leaves "
+        f"{target.name} {until}, at the η that forget-tokens cause ({std / unit:.2g}) it leaves "
         f"{left.value:.2f} [{left.low:.2f}, {left.high:.2f}]"
     )
 
 
-def _traces(found: Sequence[Measured]) -> Table:
+def _traces(targets: Sequence[Measurements]) -> Table:
     columns = {
-        "target": "model",
-        "loss": "ℓ, nats a token",
-        "trace": "Tr ∇²ℓ",
-        "positive": "documents with Tr > 0",
-        "n": "n",
-    }
+        "target": "model", "loss": "ℓ, nats a token", "trace": "Tr ∇²ℓ", "positive": "documents with Tr > 0", "n": "n",
+    }  # fmt: skip
     rows = [
         {
-            "target": each.name,
-            "loss": mean_interval(each.loss.loss),
-            "trace": mean_interval(each.loss.trace),
-            "positive": accuracy(each.loss.trace > 0),
-            "n": len(each.loss.trace),
+            "target": target.name,
+            "loss": mean_interval(target.loss.loss),
+            "trace": mean_interval(target.loss.trace),
+            "positive": accuracy(target.loss.trace > 0),
+            "n": len(target.loss.trace),
         }
-        for each in found
+        for target in targets
     ]
     return Table("Eq. 9: the latent Hessian of the loss of forget text", columns, rows, key="trace")
 
 
-def _trace_note(measured: Measured) -> str:
-    sign = {"higher": "positive", "lower": "negative"}.get(side(mean_interval(measured.loss.trace)), "of no clear sign")
-    return f"{measured.name}: the trace is {sign}"
+def _trace_note(target: Measurements) -> str:
+    sign = {"higher": "positive", "lower": "negative"}.get(side(mean_interval(target.loss.trace)), "of no clear sign")
+    return f"{target.name}: the trace is {sign}"
 
 
-def _losses(found: Sequence[Measured], settings: Settings) -> Table:
+def _losses(targets: Sequence[Measurements], settings: TheorySettings) -> Table:
     columns = {
         "target": "model", "scale": "scale", "predicted": "predicted μ/2·Tr", "observed": "observed",
         "difference": "observed − predicted", "n": "n",
     }  # fmt: skip
     rows = [
         {
-            "target": each.name,
+            "target": target.name,
             "scale": scale,
-            "predicted": mean_interval(each.loss.predicted[index]),
-            "observed": mean_interval(each.loss.observed[index]),
-            "difference": paired_difference(each.loss.observed[index], each.loss.predicted[index]),
-            "n": len(each.loss.trace),
+            "predicted": mean_interval(predicted),
+            "observed": mean_interval(observed),
+            "difference": paired_difference(observed, predicted),
+            "n": len(target.loss.trace),
         }
-        for each in found
-        for index, scale in enumerate(settings.scales)
+        for target in targets
+        for scale, predicted, observed in zip(settings.scales, target.loss.predicted, target.loss.observed, strict=True)
     ]
     return Table("Eq. 9: change of the loss of forget text under N(0, μI), nats a token", columns, rows, key="loss")
 
 
-def _rejection(unit: float, found: Sequence[Measured], settings: Settings) -> Table:
+def _rejection(unit: float, targets: Sequence[Measurements], settings: TheorySettings) -> Table:
     columns = {
         "target": "model", "where": "token in", "harmed": "with ΔJ > 0", "r": "median r", "scale": "√ν, scale",
         "paper": "paper's P", "exact": "exact P", "observed": "observed", "difference": "observed − exact", "n": "n",
     }  # fmt: skip
     rows = []
-    for each in found:
-        for where, answers in each.answers.items():
-            eta = each.shifts[where]["forget-token"].eta.value or 0.0
-            own = {"target": each.name, "where": where, "r": _median(answers.r), "n": len(answers.r)}
-            own["harmed"] = accuracy(answers.change > 0)
+    for target in targets:
+        for where, answers in target.answers.items():
+            eta = target.shifts[where]["forget-token"].eta.value or 0.0
+            harmed = accuracy(answers.change > 0)
+            about = {"target": target.name, "where": where, "r": _median(answers.r), "n": len(answers.r)}
             for std, shares in answers.injected.items():
-                paper, exact = _predicted(eta / std**2, answers.r)
-                numbers = {
-                    "paper": mean_interval(paper),
-                    "exact": mean_interval(exact),
-                    "observed": mean_interval(shares),
-                }
-                rows.append({**own, "scale": std / unit, **numbers, "difference": paired_difference(shares, exact)})
+                predicted = _predicted(eta / std**2, answers.r)
+                observed = {"observed": mean_interval(shares), "difference": paired_difference(shares, predicted[1])}
+                rows.append({**about, "harmed": harmed, "scale": std / unit, **_forms(predicted), **observed})
     title = f"Theorem 5.2 with noise injected at layer l ({settings.injections} draws a question)"
     return Table(title, columns, rows, key="rejection")
 
@@ -215,8 +218,12 @@ def _rejection(unit: float, found: Sequence[Measured], settings: Settings) -> Ta
 def _predicted(eta_over_nu: float, r: Array) -> tuple[Array, Array]:
     """The paper's and the exact closed form [n] at each question's own r."""
     forms = (paper_probability, exact_probability)
-    paper, exact = (np.array([form(eta_over_nu, float(each)) for each in r]) for form in forms)
+    paper, exact = (np.array([form(eta_over_nu, float(ratio)) for ratio in r]) for form in forms)
     return paper, exact
+
+
+def _forms(predicted: tuple[Array, Array]) -> dict[str, Estimate]:
+    return dict(zip(("paper", "exact"), map(mean_interval, predicted), strict=True))
 
 
 def _median(values: Array) -> Estimate:
@@ -230,42 +237,32 @@ def _rejection_note(table: Table) -> str:
     counts: dict[str, Counter[str]] = {}
     for row in table.rows:
         counts.setdefault(row["target"], Counter())[side(row["difference"])] += 1
-    said = {name: ", ".join(f"{word} in {n} rows" for word, n in count.items()) for name, count in counts.items()}
-    return "Theorem 5.2 with noise injected, observed P against the exact form: " + "; ".join(
-        f"{name}: {text}" for name, text in said.items()
-    )
+    results = {name: ", ".join(f"{word} in {n} rows" for word, n in count.items()) for name, count in counts.items()}
+    listed = "; ".join(f"{name}: {text}" for name, text in results.items())
+    return f"Theorem 5.2 with noise injected, observed P against the exact form: {listed}."
 
 
-def _trained(found: Sequence[Measured]) -> Table:
+def _trained(targets: Sequence[Measurements]) -> Table:
     """RNA models against the same method without noise: how often does training with RNA reject the change?"""
     columns = {
         "target": "RNA model", "against": "without noise", "where": "token in", "paper": "paper's P",
         "exact": "exact P", "observed": "observed", "n": "n",
     }  # fmt: skip
     rows = []
-    for rna in found:
-        plain = next((each for each in found if rna.recipe and _without_noise(each, rna)), None)
+    for rna in targets:
+        plain = next((target for target in targets if _without_noise(target, rna)), None)
         if plain is None or rna.recipe is None:
             continue
         for where, answers in rna.answers.items():
             eta = plain.shifts[where]["forget-token"].eta.value or 0.0
-            paper, exact = _predicted(eta / rna.recipe.noise_scale**2, plain.answers[where].r)
+            forms = _forms(_predicted(eta / rna.recipe.noise_scale**2, plain.answers[where].r))
             observed = accuracy(rejects(answers.change, plain.answers[where].change))
-            rows.append(
-                {
-                    "target": rna.name,
-                    "against": plain.name,
-                    "where": where,
-                    "paper": mean_interval(paper),
-                    "exact": mean_interval(exact),
-                    "observed": observed,
-                    "n": observed.n,
-                }
-            )
+            about = {"target": rna.name, "against": plain.name, "where": where}
+            rows.append({**about, **forms, "observed": observed, "n": observed.n})
     return Table("Theorem 5.2 for models trained with RNA: P[ΔJ_rna / ΔJ_u ≤ 0]", columns, rows, key="trained")
 
 
-def _without_noise(plain: Measured, rna: Measured) -> bool:
+def _without_noise(plain: Measurements, rna: Measurements) -> bool:
     """Whether `plain` was trained by the same method without noise."""
     if plain.recipe is None or rna.recipe is None or not rna.recipe.noise_scale or plain.recipe.noise_scale:
         return False

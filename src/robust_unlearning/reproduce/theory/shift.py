@@ -1,4 +1,4 @@
-"""Assumption 4.1 measured: the shift that a forget-token causes in a question's representation. NumPy only.
+"""Assumption 4.1 measured: the shift that a forget-token causes in a question's representation.
 
 The paper assumes ε = z_per − z ~ N(0, ηI): no mean, the same variance in every direction, normal. Here ε is taken
 at the token that predicts the answer, where forms of unlike length can be compared, so that each question gives one
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from robust_unlearning.reproduce.theory.normality import holm, normality, zero_mean
+from robust_unlearning.reproduce.theory.normality import LEVEL, normality, share_rejected, zero_mean
 from robust_unlearning.stats.estimates import Array, Estimate, mean_interval
 
 
@@ -59,9 +59,9 @@ def describe(shifts: Array, states: Array) -> Shift:
         eta=mean_interval((centred**2).mean(axis=1) * n / (n - 1)),
         relative=mean_interval(norms),
         mean_share=_mean_share(shifts),
-        mean_rejected=float(holm(zero_mean(shifts)).mean()),
-        not_normal=float((p < 0.05).mean()),
-        not_normal_holm=float(holm(p).mean()),
+        mean_rejected=share_rejected(zero_mean(shifts)),
+        not_normal=float((p < LEVEL).mean()),
+        not_normal_holm=share_rejected(p),
         effective=float(spectrum.sum() ** 2 / (spectrum**2).sum()),
         effective_isotropic=width / (1 + (width + 1) / (n - 1)),
         n=n,

@@ -16,7 +16,7 @@ import torch
 
 from robust_unlearning.analyze.derivatives import gaussian, gradients
 from robust_unlearning.analyze.inputs import Prompt, batches
-from robust_unlearning.analyze.subjects import Subjects, recipe_of
+from robust_unlearning.analyze.variants import Variants
 from robust_unlearning.recipe import Recipe
 from robust_unlearning.reproduce.theory.curvature import LossChange, loss_change
 from robust_unlearning.reproduce.theory.latent import Latent
@@ -27,7 +27,7 @@ from robust_unlearning.stats.estimates import Array
 
 
 @dataclass(frozen=True)
-class Settings:
+class TheorySettings:
     """What is measured with.
 
     Attributes:
@@ -50,7 +50,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Answers:
+class AnswerChange:
     """What a forget-token does to the loss of the right answer; a number a question [n].
 
     Attributes:
@@ -66,8 +66,8 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Everything of one target.
+class Measurements:
+    """Everything that was measured of one target.
 
     Attributes:
         shifts: where the token stands -> form (`forget-token`, `control`) -> its shift against the clean question.
@@ -81,7 +81,7 @@ class Measured:
     shifts: Mapping[str, Mapping[str, Shift]]
     output: Mapping[float, OutputChange]
     loss: LossChange
-    answers: Mapping[str, Answers]
+    answers: Mapping[str, AnswerChange]
 
 
 def unit(latent: Latent, questions: Mapping[str, Sequence[Prompt]], pad: int) -> float:
@@ -91,18 +91,18 @@ def unit(latent: Latent, questions: Mapping[str, Sequence[Prompt]], pad: int) ->
 
 
 def measure(
-    subjects: Subjects,
+    variants: Variants,
     questions: Mapping[str, Sequence[Prompt]],
     documents: Sequence[Sequence[int]],
-    settings: Settings,
+    settings: TheorySettings,
     tick: Callable[[str], None],
-) -> tuple[float, list[Measured]]:
-    """Every target on the same questions, documents and draws.
+) -> tuple[float, list[Measurements]]:
+    """Every model on the same questions, documents and draws.
 
     Args:
         questions: where the token stands -> prompts.
         documents: forget text, as tokens.
-        tick: called with the name of each target when it begins.
+        tick: called with the name of each model when it begins.
 
     Returns:
         The unit of the noise scales, and what was measured.
@@ -110,24 +110,24 @@ def measure(
     Raises:
         UserError: fewer than 20 questions or draws.
     """
-    latent = Latent(subjects.model, settings.layer)
-    scale = unit(latent, questions, subjects.pad)
-    found = []
-    for target in subjects.targets:
-        tick(target.name)
-        with subjects.applied(target):
-            shifts = {where: shifts_of(latent, group, subjects.pad) for where, group in questions.items()}
+    latent = Latent(variants.model, settings.layer)
+    scale = unit(latent, questions, variants.pad)
+    stds = [scale * relative for relative in settings.scales]
+    measured = []
+    for variant in variants.all:
+        tick(variant.name)
+        with variant.applied(variants.model):
+            shifts = {where: shifts_of(latent, group, variants.pad) for where, group in questions.items()}
             eta = next(iter(shifts.values()))["forget-token"].eta.value or 0.0
-            stds = [scale * each for each in settings.scales]
-            recipe = recipe_of(target)
+            recipe = variant.recipe()
             injected = [] if recipe is not None and recipe.noise_scale else stds
-            output = output_of(latent, questions, subjects.pad, [*stds, eta**0.5], settings)
-            loss = loss_of(latent, documents, subjects.pad, stds, settings)
+            output = output_of(latent, questions, variants.pad, [*stds, eta**0.5], settings)
+            loss = loss_of(latent, documents, variants.pad, stds, settings)
             answers = {
-                where: answers_of(latent, group, subjects.pad, injected, settings) for where, group in questions.items()
+                where: answers_of(latent, group, variants.pad, injected, settings) for where, group in questions.items()
             }
-            found.append(Measured(target.name, recipe, shifts, output, loss, answers))
-    return scale, found
+            measured.append(Measurements(variant.name, recipe, shifts, output, loss, answers))
+    return scale, measured
 
 
 def shifts_of(latent: Latent, group: Sequence[Prompt], pad: int) -> dict[str, Shift]:
@@ -139,13 +139,13 @@ def shifts_of(latent: Latent, group: Sequence[Prompt], pad: int) -> dict[str, Sh
 
 
 def output_of(
-    latent: Latent, questions: Mapping[str, Sequence[Prompt]], pad: int, stds: Sequence[float], settings: Settings
+    latent: Latent, questions: Mapping[str, Sequence[Prompt]], pad: int, stds: Sequence[float], settings: TheorySettings
 ) -> dict[float, OutputChange]:
     """Theorem 4.2 on clean questions, at each √η."""
     generator = torch.Generator().manual_seed(settings.seed)
-    own = {each.clean: None for group in questions.values() for each in group}  # a question once, not once a place
+    once = dict.fromkeys(prompt.clean for group in questions.values() for prompt in group)  # not once a place
     parts = []
-    for batch in batches(list(own)[: settings.prompts], pad):
+    for batch in batches(list(once)[: settings.prompts], pad):
         trunk, hidden = latent.enter(batch)
         etas = [std**2 for std in stds]
         parts.append(output_change(latent.output(trunk), hidden, trunk.mask, etas, settings.draws, generator))
@@ -153,7 +153,7 @@ def output_of(
 
 
 def loss_of(
-    latent: Latent, documents: Sequence[Sequence[int]], pad: int, stds: Sequence[float], settings: Settings
+    latent: Latent, documents: Sequence[Sequence[int]], pad: int, stds: Sequence[float], settings: TheorySettings
 ) -> LossChange:
     """Eq. 5 to 9 on forget text, at each √μ."""
     generator = torch.Generator().manual_seed(settings.seed)
@@ -167,15 +167,18 @@ def loss_of(
     return LossChange(*(np.concatenate(column, axis=-1) for column in columns))
 
 
-def answers_of(latent: Latent, group: Sequence[Prompt], pad: int, stds: Sequence[float], settings: Settings) -> Answers:
+def answers_of(
+    latent: Latent, group: Sequence[Prompt], pad: int, stds: Sequence[float], settings: TheorySettings
+) -> AnswerChange:
     """ΔJ, r, and how often noise on both forms rejects ΔJ, at each √ν."""
     generator = torch.Generator().manual_seed(settings.seed)
     answers = [each.answer for each in group]
     clean = _losses(latent, [each.clean for each in group], answers, pad, stds, settings.injections, generator)
     forget = _losses(latent, [each.forget for each in group], answers, pad, stds, settings.injections, generator)
     change = forget.still - clean.still
-    shares = [rejects(odd - own, change).mean(axis=0) for odd, own in zip(forget.moved, clean.moved, strict=True)]
-    return Answers(change, forget.gradient / clean.gradient, dict(zip(stds, shares, strict=True)))
+    moved = [forget_form - clean_form for forget_form, clean_form in zip(forget.moved, clean.moved, strict=True)]
+    shares = [rejects(noisy, change).mean(axis=0) for noisy in moved]
+    return AnswerChange(change, forget.gradient / clean.gradient, dict(zip(stds, shares, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -207,8 +210,8 @@ def _losses(
         norms.append(gradient.flatten(1).norm(dim=1))  # padding has no gradient: nothing real sees it
         with torch.no_grad():
             draws = [gaussian(hidden, trunk.mask, generator) for _ in range(injections)]
-            for std, own in zip(stds, moved, strict=True):
-                own.append(torch.stack([losses(hidden + std * each) for each in draws]))
+            for std, parts in zip(stds, moved, strict=True):
+                parts.append(torch.stack([losses(hidden + std * draw) for draw in draws]))
     return _Losses(_joined(still), _joined(norms), [_joined(each) for each in moved])
 
 
