@@ -132,6 +132,7 @@ def _plain_loss(model: nn.Module, reference: nn.Module, recipe: Recipe) -> Tenso
     return torch.stack(losses).mean() + 7 * torch.cat(kept).mean()
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("kept_by", KEEPING)
 @pytest.mark.parametrize(("method", "log_ratio"), [*((each, "sequence") for each in METHODS), ("dpo", "token_mean")])
 def test_loss_and_gradients_are_those_of_two_whole_models(
@@ -153,6 +154,7 @@ def test_loss_and_gradients_are_those_of_two_whole_models(
         np.testing.assert_allclose(weights[index][NAME].grad, value.grad, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("kept_by", ["kl", "mse"])
 @pytest.mark.parametrize("method", METHODS)
 def test_gradients_are_finite_differences_through_trunk_band_and_tail(
@@ -174,12 +176,14 @@ def test_gradients_are_finite_differences_through_trunk_band_and_tail(
         assert (around[0] - around[1]) / (2 * step) == pytest.approx(slope, rel=1e-5, abs=1e-7)
 
 
+@pytest.mark.unit
 def test_frozen_weights_get_no_gradient(tiny_recipe: dict[str, Any], tiny_model: Path) -> None:
     engine = BandEngine(random_model("llama").requires_grad_(False), FIRST, LAST, tail=True)
     _loss(engine, _recipe(tiny_recipe, "dpo"), _changed(engine)).backward()
     assert all(each.grad is None for each in engine.model.parameters())
 
 
+@pytest.mark.unit
 def test_running_the_tail_again_in_the_backward_pass_changes_nothing(
     tiny_recipe: dict[str, Any], exact: BandEngine
 ) -> None:
@@ -191,6 +195,7 @@ def test_running_the_tail_again_in_the_backward_pass_changes_nothing(
     assert all(torch.equal(first, second) for first, second in zip(*found, strict=True))
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("method", METHODS)
 def test_more_padding_changes_neither_loss_nor_gradient(
     method: str, tiny_recipe: dict[str, Any], exact: BandEngine
@@ -208,6 +213,7 @@ def test_more_padding_changes_neither_loss_nor_gradient(
 # --- the LM head in chunks
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("rows", [1, 3, 7, 100])
 def test_chunks_of_any_size_give_the_same_losses_and_gradients(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "CHUNK_BYTES", rows * 4 * 11)
@@ -232,6 +238,7 @@ def test_chunks_of_any_size_give_the_same_losses_and_gradients(rows: int, monkey
     np.testing.assert_allclose(hidden.grad, other.grad, rtol=1e-12)
 
 
+@pytest.mark.unit
 def test_without_gradients_the_head_makes_none() -> None:
     def loss(logits: Tensor, _rows: slice) -> Tensor:
         assert not logits.requires_grad
@@ -243,6 +250,7 @@ def test_without_gradients_the_head_makes_none() -> None:
 # --- RNA on what the LM head reads
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("kept_by", KEEPING)
 def test_noise_of_0_is_no_noise_to_the_bit(kept_by: str, tiny_recipe: dict[str, Any], exact: BandEngine) -> None:
     recipe, weights = _recipe(tiny_recipe, "npo", retain_loss=kept_by), _changed(exact)
@@ -250,6 +258,7 @@ def test_noise_of_0_is_no_noise_to_the_bit(kept_by: str, tiny_recipe: dict[str, 
     assert torch.equal(_loss(exact, recipe, weights, rna=none), _loss(exact, recipe, weights, rna=zero))
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("layers", [(0 + FIRST,), (LAST,), (LAST + 1,), (FIRST, LAST, 5)], ids=str)
 def test_noise_at_any_layers_is_that_of_the_whole_model(layers: tuple[int, ...], exact: BandEngine) -> None:
     view = View(exact, _batch("retain"))
@@ -259,6 +268,7 @@ def test_noise_at_any_layers_is_that_of_the_whole_model(layers: tuple[int, ...],
     np.testing.assert_allclose(found[view.mask.bool()], expected[view.mask.bool()], rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.unit
 def test_the_noise_is_drawn_anew_each_time_and_only_for_retain_text(
     tiny_recipe: dict[str, Any], exact: BandEngine
 ) -> None:
@@ -332,6 +342,7 @@ def test_refusals_are_drawn_from_the_users_file_with_the_seed(tiny_recipe: dict[
     assert len(firsts) == 3
 
 
+@pytest.mark.unit
 def test_dpo_moves_with_the_likelihood_of_the_refusal(tiny_recipe: dict[str, Any], exact: BandEngine) -> None:
     recipe, weights = _recipe(tiny_recipe, "dpo"), _changed(exact)
     forget, refusals = _view(exact, "forget"), _view(exact, "refusals")
@@ -385,6 +396,7 @@ def test_reference_values_are_kept_and_read_by_every_later_run(
     assert len(list(folder().glob("*.safetensors"))) == 2
 
 
+@pytest.mark.unit
 def test_reference_values_are_the_log_probabilities_of_the_whole_model(
     tiny_recipe: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -395,6 +407,7 @@ def test_reference_values_are_the_log_probabilities_of_the_whole_model(
     np.testing.assert_allclose(forget.reference_logp, expected, rtol=1e-5)
 
 
+@pytest.mark.unit
 def test_an_untouched_model_has_the_losses_of_the_reference(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     trainer = Trainer([RunFolder.open(tmp_path / "run", load_recipe(_preference(tiny_recipe, "dpo")))])
     (candidate,) = trainer.candidates

@@ -132,6 +132,7 @@ def test_a_run_draws_nothing_from_the_global_generator(tiny_recipe: dict[str, An
 # --- the losses of a step
 
 
+@pytest.mark.unit
 def test_an_untouched_model_has_no_retain_loss_and_no_gradient_from_it(
     tiny_recipe: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -144,6 +145,7 @@ def test_an_untouched_model_has_no_retain_loss_and_no_gradient_from_it(
     assert all(torch.count_nonzero(master.grad) == 0 for master in candidate.masters.values())
 
 
+@pytest.mark.unit
 def test_noise_gives_an_untouched_model_a_retain_loss_of_its_variance(
     tiny_recipe: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -154,6 +156,7 @@ def test_noise_gives_an_untouched_model_a_retain_loss_of_its_variance(
     assert len(set(losses)) == 20
 
 
+@pytest.mark.unit
 def test_the_forget_batch_is_never_noised(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     for method in METHODS:
         recipe = {**tiny_recipe, "method": method, "adaptive_scale": 2}
@@ -162,6 +165,7 @@ def test_the_forget_batch_is_never_noised(tiny_recipe: dict[str, Any], tmp_path:
         assert torch.equal(first.forget.loss, second.forget.loss)
 
 
+@pytest.mark.unit
 def test_losses_and_their_weights_are_those_of_the_formula(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     trainer = _trainer(tiny_recipe, tmp_path / "run", "forget_weight=0.5", "retain_weight=7", "noise_std=0.2")
     (candidate,) = trainer.candidates
@@ -473,6 +477,7 @@ def test_the_checkpoint_before_a_loss_that_is_not_finite_is_kept(tiny_recipe: di
     assert "error" not in resumed.record
 
 
+@pytest.mark.unit
 def test_a_failure_leaves_the_weights_of_the_last_step(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     trainer = _trainer(tiny_recipe, tmp_path / "run")
     (candidate,) = trainer.candidates
@@ -541,6 +546,7 @@ def test_a_failing_candidate_leaves_no_run_marked_as_running(tiny_recipe: dict[s
     assert {runs[0].status, runs[2].status} <= {"finished", "stopped"}
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("override", ["seed=1", "batch_size=3", "layer=4", "topics.spells.max_tokens=9"])
 def test_candidates_that_share_no_batches_are_refused_with_the_fields(
     override: str, tiny_recipe: dict[str, Any], tmp_path: Path
@@ -614,6 +620,7 @@ def test_a_topic_may_bring_its_own_retain_text(
 # --- precision and snapshots
 
 
+@pytest.mark.unit
 def test_updates_too_small_for_bfloat16_add_up_in_the_masters(
     tiny_recipe: dict[str, Any], tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -644,6 +651,7 @@ def test_updates_too_small_for_bfloat16_add_up_in_the_masters(
         assert (changed & keep).any()
 
 
+@pytest.mark.unit
 def test_the_forward_pass_sees_the_masters_in_the_models_type(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     trainer = _trainer(tiny_recipe, tmp_path / "run", "dtype=bfloat16")
     (candidate,) = trainer.candidates
