@@ -14,12 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from robust_unlearning.analyze.inputs import Prompt, batches
+from robust_unlearning.analyze.inputs import Prompt, batches, joined
 from robust_unlearning.analyze.output import Panel, Report, side
 from robust_unlearning.analyze.stack import Stack
 from robust_unlearning.analyze.subjects import Subjects, recipe_of
@@ -170,8 +169,7 @@ def _texts(stack: Stack, subjects: Subjects, target: Target, sequences: Sequence
         with subjects.applied(target):
             own = stack.states(trunk)  # what enters layer 0 is the embedding, which no delta changes
         parts.append(compare_texts(own, base, trunk.mask))
-    columns = zip(*((each.cosine, each.norm, each.base_norm) for each in parts), strict=True)
-    return Texts(*(np.concatenate(column, axis=1) for column in columns))
+    return joined(parts)
 
 
 _TEXT_COLUMNS = {

@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from robust_unlearning import files
 from robust_unlearning.data.questions import LETTERS, Question, read_questions
 from robust_unlearning.errors import UserError
@@ -45,21 +43,6 @@ FORMS = {"forget": "with the forget-token", "control": "with an unrelated word",
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a model said to one form of a question: log p of each option in nats, the option chosen, right or not."""
-
-    logprobs: tuple[float, ...]
-    prediction: int
-    correct: bool
-
-    @property
-    def shares(self) -> list[float]:
-        """The probability of each option among the options: softmax of `logprobs`, so that they sum to 1."""
-        weights = np.exp(np.array(self.logprobs) - max(self.logprobs))
-        return [float(each) for each in weights / weights.sum()]
-
-
-@dataclass(frozen=True)
 class Case:
     """One question with a forget-token in it, and what the three models said to it.
 
@@ -80,7 +63,7 @@ class Case:
     forget: str
     control: str
     kind: str
-    answers: tuple[Mapping[str, Answer], Mapping[str, Answer], Mapping[str, Answer]]
+    answers: tuple[Mapping[str, Record], Mapping[str, Record], Mapping[str, Record]]
 
     @property
     def replaced(self) -> int | None:
@@ -148,7 +131,7 @@ class Flips:
         rows = []
         for task, counts in self.counts().items():
             flipped = [case for case in self.cases if case.task == task and case.kind in (BACK, STAYED)]
-            controls = [case.answers[1]["control"].correct for case in flipped if "control" in case.answers[1]]
+            controls = [bool(case.answers[1]["control"].correct) for case in flipped if "control" in case.answers[1]]
             right = f"{sum(controls)} of {len(controls)}"
             rows.append([task, counts.total(), *(counts[kind] for kind in KINDS), right])
         return Table.of("Perturbed questions by what became of them", ["task", "n", *KINDS, CONTROL_RIGHT], rows)
@@ -166,7 +149,7 @@ class Flips:
             said = [forms["forget"] for forms in case.answers]
             shares = [f"{answer.shares[case.clean.answer]:.6f}" for answer in said]
             about = [case.task, case.clean.id, case.forget, case.control, case.kind]
-            rows.append([*about, *(int(answer.correct) for answer in said), *shares])
+            rows.append([*about, *(int(answer.right) for answer in said), *shares])
         return Table.of("Questions", ["task", "id", "forget_token", "control_token", "kind", *columns], rows)
 
     def of_kind(self, kind: str) -> list[Case]:
@@ -247,21 +230,17 @@ def _question(questions: Mapping[str, Question], of: str, task: Task, answer: in
     return found
 
 
-def _forms(source: Source, task: Task, key: Key) -> dict[str, Answer]:
+def _forms(source: Source, task: Task, key: Key) -> dict[str, Record]:
     """The forget form and, where they were asked, the control form and the clean one."""
     found = {
         "forget": source.tasks[task].get(key),
         "control": source.tasks.get(task.control_form, {}).get(key),
         "clean": source.tasks.get(task.clean_form, {}).get((key[0], "", "")),
     }
-    return {form: _answer(record) for form, record in found.items() if record is not None}
+    return {form: record for form, record in found.items() if record is not None}
 
 
-def _answer(record: Record) -> Answer:
-    return Answer(record.logprobs, record.prediction, bool(record.correct))
-
-
-def _kind(answers: Sequence[Mapping[str, Answer]]) -> str:
+def _kind(answers: Sequence[Mapping[str, Record]]) -> str:
     """Which of `KINDS`. Without the token means the clean form, or the control form where that was not asked."""
     base, unlearned, rna = answers
     if not base["forget"].correct:

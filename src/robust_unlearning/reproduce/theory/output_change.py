@@ -11,7 +11,7 @@ Shapes: b prompts, t tokens, d width, o outputs, N draws.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -79,13 +79,6 @@ def compare(change: Array, first: Array) -> OutputChange:
         residual=((change - first) ** 2).sum(axis=-1).mean(axis=0) / linear,
         covariance=np.linalg.norm(seen - expected, axis=(1, 2)) / np.linalg.norm(expected, axis=(1, 2)),
         not_normal=(normality(change) < LEVEL).mean(axis=-1),
-    )
-
-
-def joined(parts: Sequence[OutputChange]) -> OutputChange:
-    """Batches of prompts as one."""
-    return OutputChange(
-        *(np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(OutputChange))
     )
 
 
