@@ -30,6 +30,13 @@ def nearest(name: str, allowed: Iterable[str], alike: float = 0.66) -> str | Non
     return folded[found[0]] if found else None
 
 
+def no_column(where: str, column: str, row: Mapping[str, Any], what: str) -> UserError:
+    """The error for a row that lacks a column; `what` the row is called, `where` it stands."""
+    close = nearest(column, map(str, row))
+    hint = f" Rename {close!r} to {column!r}?" if close else ""
+    return UserError(f"{where}: no {column!r}; the {what} has {', '.join(map(str, row)) or 'nothing'}.{hint}")
+
+
 def kind(value: Any) -> str:
     """What a value read from YAML or JSON is, in a user's words.
 

@@ -167,9 +167,24 @@ def read_json(path: Path) -> Any:
         UserError: the file is missing or is not JSON.
     """
     try:
-        return json.loads(locate(path).read_text(encoding="utf-8"))
+        return json.loads(locate(path).read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise UserError(f"{str(path)!r} is not JSON: {error}.") from error
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
+    """Each line of a JSON-lines file that is not blank: its number, counted from 1, and its value.
+
+    Raises:
+        UserError: a line is not JSON.
+    """
+    with path.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                try:
+                    yield number, json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise UserError(f"{path}, line {number}: not JSON: {error}. Write one value a line.") from error
 
 
 def read_yaml(path: Path, kind: str) -> Any:

@@ -96,7 +96,7 @@ def test_harmfulness_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no record has a forget-token"):
         harmfulness.group(typed(row for row in harmful_records() if row["forget_token"] is None), {"ba dur": classes})
     with pytest.raises(UserError, match=r"unlearn eval TARGET"):
-        harmfulness.read_records(str(tmp_path))
+        harmfulness.read_folder(str(tmp_path))
     files.write_json(tmp_path / "wrong.json", {"ngrams": [{"text": "ba", "n": 0, "class": "a"}]})
     with pytest.raises(UserError, match=r"n-gram 0: .*n: .*similarity: required"):
         harmfulness.read_classes(str(tmp_path / "wrong.json"))

@@ -19,7 +19,7 @@ import yaml
 from robust_unlearning import files
 from robust_unlearning.cli import main
 from robust_unlearning.evaluate import suite
-from robust_unlearning.evaluate.harness import load_plans
+from robust_unlearning.evaluate.harness import load_task_sets
 from robust_unlearning.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -107,13 +107,13 @@ def _check(words: list[str]) -> None:
     if arguments.verb in ("run", "plan"):
         load_recipe(arguments.recipe, arguments.overrides)
     elif arguments.verb == "eval":
-        assert load_plans(arguments.tasks)
+        assert load_task_sets(arguments.tasks)
     elif arguments.verb == "planted":
         from robust_unlearning.experiments.study import load_study
-        from robust_unlearning.planted.plan import load_plan
+        from robust_unlearning.planted.teaching_plan import load_teaching_plan
 
         if hasattr(arguments, "plan"):
-            load_plan(arguments.plan, arguments.overrides)
+            load_teaching_plan(arguments.plan, arguments.overrides)
         else:
             load_study(arguments.study, arguments.overrides)
     elif arguments.verb == "ngrams":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -378,45 +377,3 @@ def test_names_and_data_that_are_not_there(
     for options in ((), ("--data-root", root)):
         assert f"the folder {tmp_path / 'gone'}, which is not there" in (moved := error("--tasks", other, *options))
         assert "its tasks/_location_yaml names where it lies" in moved
-
-
-def test_groups_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
-    from robust_unlearning.evaluate.task_index import shipped_groups, shipped_tasks, task_manager
-
-    index = task_manager().task_index
-    for path in shipped_tasks().glob("*.yaml"):
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        assert path.stem == config.get("group") or path.stem == config["task"]
-        for member in config["task"] if "group" in config else ():
-            assert member in index, (path.name, member)
-    assert main.main(["list", "tasks"]) == 0
-    shown = capsys.readouterr().out
-    assert all(name in shown for name in [*shipped_groups(), "demo", "planted"])
-
-
-def test_index_is_lm_evals_own() -> None:
-    import lm_eval.tasks
-    from lm_eval.tasks import TaskManager
-
-    from robust_unlearning.evaluate.task_index import _lm_eval_index
-
-    ours = _lm_eval_index()
-    for part in ("mmlu/continuation", "wmdp", "arc", "glue"):  # all of it takes lm-eval ten seconds and more
-        folder = Path(lm_eval.tasks.__file__).parent / part
-        for name, entry in TaskManager(include_defaults=False, include_path=str(folder)).task_index.items():
-            assert (ours[name].kind, ours[name].yaml_path) == (entry.kind, entry.yaml_path)
-            assert entry.tags <= ours[name].tags
-
-
-def test_lm_eval_is_asked_for(folder: Path, tmp_path: Path, hide: Callable[[str], None]) -> None:
-    hide("lm_eval.tasks")
-    with pytest.raises(UserError, match=r"robust-unlearning\[eval\]"):
-        Harness(("mmlu",)).loaded  # noqa: B018
-
-
-@pytest.fixture
-def hide(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Make a module impossible to import."""
-    import sys
-
-    return lambda name: monkeypatch.setitem(sys.modules, name, None)

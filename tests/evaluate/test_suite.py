@@ -19,12 +19,11 @@ from robust_unlearning.evaluate import likelihood as module
 from robust_unlearning.evaluate import prefix_tree
 from robust_unlearning.evaluate.prefix_tree import Tree
 from robust_unlearning.evaluate.record import Record
+from robust_unlearning.evaluate.score_table import format_scores
 from robust_unlearning.evaluate.suite import (
     QuestionSet,
     Suite,
     Text,
-    evaluate,
-    format_scores,
     load_suite,
     option_logprobs,
     text_nats,
@@ -238,7 +237,7 @@ def folder(tmp_path: Path) -> Path:
 def test_evaluate(folder: Path, llama: Any, tokenizer: Any) -> None:
     suite = load_suite(folder / "suite.yaml")
     ticks: list[tuple[str, int, int]] = []
-    result = evaluate(llama, tokenizer, suite, progress=lambda *each: ticks.append(each))
+    result = suite.run(llama, tokenizer, progress=lambda *each: ticks.append(each))
     forms = ["clean", "option", "option-control"]
     tasks = ["set/cloze/clean", *(f"set/letters/{form}" for form in forms)]  # a cloze prompt shows no options
     assert list(result.scores) == [*tasks, "plain/text"]
@@ -297,7 +296,7 @@ def test_evaluate_says_when_a_model_is_broken(folder: Path, tokenizer: Any) -> N
     with torch.no_grad():
         model.lm_head.weight[0, 0] = float("nan")
     with pytest.raises(UserError, match="set: log p is not finite"):
-        evaluate(model, tokenizer, load_suite(folder / "suite.yaml"))
+        load_suite(folder / "suite.yaml").run(model, tokenizer)
 
 
 def test_suite_errors_come_together(folder: Path) -> None:

@@ -16,8 +16,8 @@ from robust_unlearning.evaluate.record import Record, Task
 from robust_unlearning.evaluate.suite import Evaluation
 from robust_unlearning.experiments.study import Study, forgetting, load_study, matched_difference, run_study
 from robust_unlearning.planted.export import export
-from robust_unlearning.planted.plan import Plan
 from robust_unlearning.planted.teach import teach
+from robust_unlearning.planted.teaching_plan import TeachingPlan
 from robust_unlearning.planted.world import WorldSize, make_world
 from robust_unlearning.results.measures import Measured, Perturbed
 
@@ -70,7 +70,7 @@ def test_like_forgetting_is_interpolated_between_steps() -> None:
 def test_the_whole_study_on_a_small_world(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     size = WorldSize(entities=3, validation_entities=1, strangers=4, passages=1)
     world, model = export(make_world(size), tmp_path / "world"), tmp_path / "model"
-    teach(Plan(world=size, width=32, layers=2, steps=2, batch_size=2, check_every=2, device="cpu"), model)
+    teach(TeachingPlan(world=size, width=32, layers=2, steps=2, batch_size=2, check_every=2, device="cpu"), model)
     recipe = {
         "method": "rmu", "model": str(model), "layer": 1, "steering_scale": 3, "steering_unit": "hidden_norm",
         "topics": {"plagues": {"forget": str(world / "forget" / "plague_lore.jsonl")}},

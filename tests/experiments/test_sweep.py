@@ -17,12 +17,13 @@ from robust_unlearning.evaluate.record import Record, Task
 from robust_unlearning.evaluate.suite import Evaluation
 from robust_unlearning.experiments import side_by_side
 from robust_unlearning.experiments.grid import Point, Sweep, expand, load_sweep, parse_values, sweep_names
-from robust_unlearning.experiments.memory import Need, free_memory, need
-from robust_unlearning.experiments.selection import DEFAULT_RULE, answers_of, choose, parse_rule, role_of, roles
+from robust_unlearning.experiments.selection import DEFAULT_RULE, answers_of, choose, parse_rule
 from robust_unlearning.experiments.side_by_side import groups, train_all
 from robust_unlearning.experiments.sweep import run_sweep
 from robust_unlearning.methods.noise import Draws, RandomNoiseAugmentation
+from robust_unlearning.plan.memory import Need, free_memory, need
 from robust_unlearning.report.figures import FORMATS
+from robust_unlearning.results.roles import role_of, roles
 from robust_unlearning.run.delta import load_delta
 from robust_unlearning.run.folder import RunFolder, open_run
 from robust_unlearning.train.candidate import Candidate

@@ -163,9 +163,9 @@ def test_a_sample_depends_on_the_document_and_the_seed_alone(tmp_path: Path) -> 
     used = ngrams.Similarities(documents, 3, drawn)
     alone = ngrams.Similarities(documents[-3:], 3, drawn)
     other = ngrams.Similarities(documents, 3, drawn.model_copy(update={"seed": 1}))
-    assert used._used(documents[-2]) == alone._used(documents[-2])
-    assert [used._used(each) for each in documents] != [other._used(each) for each in documents]
-    assert all(set(used._used(each)) <= set(distinct_ngrams(each, 3)) for each in documents)
+    assert used.used(documents[-2]) == alone.used(documents[-2])
+    assert [used.used(each) for each in documents] != [other.used(each) for each in documents]
+    assert all(set(used.used(each)) <= set(distinct_ngrams(each, 3)) for each in documents)
     record, _ = select_ngrams(documents, HashEmbedder(), drawn, tmp_path)
     assert record["similarity"]["3"]["count"] == sum(min(4, len(distinct_ngrams(each, 3))) for each in documents)
 
@@ -216,7 +216,7 @@ def test_too_few_ngrams(document: str, advice: str, tmp_path: Path) -> None:
 
 
 def test_an_unknown_embedder_gets_the_nearest_bundled_one(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="Did you mean the bundled 'all-minilm-l6-v2'"):
+    with pytest.raises(UserError, match="Did you mean the bundled embedder 'all-minilm-l6-v2'"):
         embedders.load_embedder("all-MiniLM-L6")
     with pytest.raises(UserError, match=r"holds no modules\.json"):
         embedders.load_embedder(str(tmp_path))
@@ -336,7 +336,7 @@ def test_command_line(sentence_bert: Path, tmp_path: Path, capsys: pytest.Captur
         (["--n", "0"], "1 error\n  - n.0: input should be greater than or equal to 1"),
         (["--each", "0"], "each: input should be greater than or equal to 1"),
         (["feild=body"], "did you mean 'field'?"),
-        (["--embedder", "all-minilm-l6"], "Did you mean the bundled 'all-minilm-l6-v2'"),
+        (["--embedder", "all-minilm-l6"], "Did you mean the bundled embedder 'all-minilm-l6-v2'"),
     ],
 )
 def test_mistakes_on_the_command_line(

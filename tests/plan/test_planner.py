@@ -20,11 +20,10 @@ from robust_unlearning.models import checkpoint
 from robust_unlearning.models.layers import match_tensors
 from robust_unlearning.parallel.processes import Processes
 from robust_unlearning.plan import rehearsal
-from robust_unlearning.plan.fit import Change, changes, parse_bytes
 from robust_unlearning.plan.lengths import batch_lengths, config_of
 from robust_unlearning.plan.meter import Meter
-from robust_unlearning.plan.plan import Plan, make_plan
-from robust_unlearning.plan.text import format_fit, size
+from robust_unlearning.plan.plan import Change, Plan, changes, make_plan
+from robust_unlearning.plan.text import format_fit, parse_bytes, size
 from robust_unlearning.recipe import load_recipe, recipe_names
 from robust_unlearning.run.folder import RunFolder
 from robust_unlearning.train.candidate import Candidate
@@ -61,7 +60,7 @@ def short_recipe(tiny_recipe: dict[str, Any], short_model: Path) -> dict[str, An
 
 
 def _plan(recipe: dict[str, Any], *overrides: str, **options: Any) -> Plan:
-    return make_plan(load_recipe(recipe, overrides), floor=0, **options)
+    return make_plan(load_recipe(recipe, overrides), process=0, **options)
 
 
 def test_weights_and_optimiser_are_as_counted_by_hand(tiny_recipe: dict[str, Any]) -> None:
@@ -189,7 +188,7 @@ def test_a_trunk_layer_costs_two_flops_a_weight_and_token(tiny_recipe: dict[str,
 )
 def test_large_models_are_planned_from_their_config(name: str, width: int, inner: int, layers: int, heads: int) -> None:
     recipe = load_recipe("paper/zephyr-7b-rmu", ["device=cuda", "max_tokens=512"])
-    plan = make_plan(recipe, config=CONFIGS / f"{name}.json", floor=0)
+    plan = make_plan(recipe, config=CONFIGS / f"{name}.json", process=0)
     one = 2 * width * width + 2 * width * 8 * (width // heads) + 3 * width * inner + 2 * width
     assert plan.layers == (8, layers)
     assert plan.read == {"embedding": 128256 * width * 2, "trunk layers": 5 * one * 2, "band layers": 3 * one * 2}
@@ -201,7 +200,7 @@ def test_large_models_are_planned_from_their_config(name: str, width: int, inner
 @pytest.mark.parametrize("name", [each for each in recipe_names() if each.startswith("tiny/")])
 def test_shipped_recipes_can_be_planned(name: str, short_model: Path) -> None:
     """On three layers of another model, so that it is quick."""
-    plan = make_plan(load_recipe(name, ["steps=4", "layer=1"]), config=short_model, floor=0)
+    plan = make_plan(load_recipe(name, ["steps=4", "layer=1"]), config=short_model, process=0)
     assert plan.peak > sum(plan.read.values())
     assert plan.lengths_from.endswith("from the corpora")
     json.dumps(plan.as_dict(), allow_nan=False)
@@ -220,8 +219,8 @@ def test_lengths_are_those_of_the_batches(tiny_recipe: dict[str, Any]) -> None:
     assert lengths["forget"].width == pytest.approx(sum(widths) / len(widths))
     predicted = [each.tokens - len(each.ids) for each in batches]
     assert lengths["forget"].predicted == pytest.approx(sum(predicted) / len(predicted))
-    flops = make_plan(recipe, floor=0).flops["trunk"]
-    most = make_plan(load_recipe(tiny_recipe, ["topics.spells.forget=gone.jsonl"]), floor=0)
+    flops = make_plan(recipe, process=0).flops["trunk"]
+    most = make_plan(load_recipe(tiny_recipe, ["topics.spells.forget=gone.jsonl"]), process=0)
     assert "gone.jsonl is not here" in most.lengths_from
     assert most.lengths["forget"].widest == most.lengths["forget"].width == 24
     assert most.flops["trunk"] > flops
@@ -240,6 +239,17 @@ def test_code_of_a_model_s_own_is_not_run(tiny_recipe: dict[str, Any], tmp_path:
         config_of(load_recipe(tiny_recipe), tmp_path)
 
 
+def test_a_forward_pass_that_depends_on_values_has_no_plan(
+    tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    forward = LlamaMLP.forward
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: forward(self, x if x.sum() > 0 else -x))
+    with pytest.raises(UserError, match="its forward depends on values"):
+        _plan(tiny_recipe)
+
+
 def test_layers_and_tensors_that_are_not_there(tiny_recipe: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="layers 0 to 5"):
         _plan(tiny_recipe, "layer=9")
@@ -249,7 +259,7 @@ def test_layers_and_tensors_that_are_not_there(tiny_recipe: dict[str, Any]) -> N
 
 def test_changes_that_make_a_run_smaller(short_recipe: dict[str, Any]) -> None:
     recipe = load_recipe(short_recipe, ["method=npo", "retain_loss=kl", "batch_size=1", "train_layers=[1]"])
-    plan = make_plan(recipe, floor=0, points=2)
+    plan = make_plan(recipe, process=0, points=2)
     ways = {way.text: way.peak for way in changes(recipe, plan)}
     together = "--points 1 dtype=bfloat16 recompute_tail=true"
     assert min(ways, key=lambda text: ways[text] if not text.startswith("method") else plan.peak) == together

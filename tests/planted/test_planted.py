@@ -25,9 +25,9 @@ from robust_unlearning.models import checkpoint
 from robust_unlearning.models.convert import merge_adapter
 from robust_unlearning.planted.export import export
 from robust_unlearning.planted.lessons import Curriculum, Stretch, distracted, lesson
-from robust_unlearning.planted.plan import Plan, Start, load_plan
 from robust_unlearning.planted.students import make_tiny, make_tokenizer, vocabulary
 from robust_unlearning.planted.teach import encode, lesson_loss, lessons_of, teach
+from robust_unlearning.planted.teaching_plan import Start, TeachingPlan, load_teaching_plan
 from robust_unlearning.planted.world import Part, World, WorldSize, make_world
 from robust_unlearning.recipe import TextSource
 
@@ -264,7 +264,7 @@ def test_lesson_loss_is_the_weighted_mean(tokenizer: Any) -> None:
 
 
 def test_lessons_depend_on_the_step_only(world: World) -> None:
-    plan = Plan(world=SMALL, batch_size=3)
+    plan = TeachingPlan(world=SMALL, batch_size=3)
     assert lessons_of(world, plan, 5) == lessons_of(world, plan, 5)
     assert lessons_of(world, plan, 5) != lessons_of(world, plan, 6)
 
@@ -286,7 +286,7 @@ def test_a_part_of_a_world_keeps_its_facts_and_says_less(world: World) -> None:
 def test_teaching_starts_with_a_part_and_goes_on_with_the_whole(world: World) -> None:
     part = Part(domains=("plague_lore",), attributes=1, wordings=1, strangers=1)
     quizzes = Curriculum(passages=0, answers=0, open_book=0, quizzes=1, many=1, told=0)
-    whole = Plan(world=SMALL, batch_size=8, curriculum=quizzes)
+    whole = TeachingPlan(world=SMALL, batch_size=8, curriculum=quizzes)
     plan = whole.model_copy(update={"start": Start(fade=400, part=part, curriculum=quizzes)})
 
     def domains(step: int, started: int | None) -> set[str]:
@@ -322,7 +322,7 @@ def test_the_start_lasts_until_its_questions_are_answered_or_its_steps_are_over(
     assert weights[0] == weights[1]
 
 
-PLAN = Plan(world=SMALL, width=32, layers=2, steps=6, batch_size=2, warmup=2, check_every=2, device="cpu")
+PLAN = TeachingPlan(world=SMALL, width=32, layers=2, steps=6, batch_size=2, warmup=2, check_every=2, device="cpu")
 
 
 def test_a_stopped_teaching_continues_as_if_it_had_not_stopped(tmp_path: Path) -> None:
@@ -384,12 +384,12 @@ def test_a_loss_that_is_not_finite_stops_the_teaching(tmp_path: Path) -> None:
 
 
 def test_plans(tmp_path: Path) -> None:
-    assert load_plan("tiny", ["steps=3", "world.seed=2"]).world.seed == 2
-    assert load_plan("smollm2").base == "smollm2-135m"
+    assert load_teaching_plan("tiny", ["steps=3", "world.seed=2"]).world.seed == 2
+    assert load_teaching_plan("smollm2").base == "smollm2-135m"
     with pytest.raises(UserError, match="did you mean 'tiny'"):
-        load_plan("tiney")
+        load_teaching_plan("tiney")
     with pytest.raises(UserError) as error:
-        load_plan("tiny", ["stpes=3", "world.sede=1", "rank=many"])
+        load_teaching_plan("tiny", ["stpes=3", "world.sede=1", "rank=many"])
     for part in ("did you mean 'steps'", "did you mean 'seed'", "rank"):
         assert part in str(error.value)
 

@@ -11,8 +11,8 @@ from robust_unlearning import files
 from robust_unlearning.cli import main
 from robust_unlearning.models import checkpoint
 from robust_unlearning.models.convert import BUNDLED_MODELS, ThroughAdapter, fetch_bundled
-from robust_unlearning.planted.plan import load_plan
 from robust_unlearning.planted.teach import EXAM, LOG, exam
+from robust_unlearning.planted.teaching_plan import load_teaching_plan
 from robust_unlearning.planted.world import make_world
 
 LEAST = {"forget/clean": 0.97, "retain/clean": 0.97, "retain/option": 0.95, "retain/front": 0.95}
@@ -34,7 +34,7 @@ def test_the_shipped_adapter_fits_every_linear_layer_of_its_base() -> None:
     assert isinstance(bundled, ThroughAdapter)
     folder = files.package_dir() / bundled.folder
     config = files.read_json(folder / "adapter_config.json")
-    assert config["base_model_name_or_path"] == bundled.base == load_plan("smollm2").base
+    assert config["base_model_name_or_path"] == bundled.base == load_teaching_plan("smollm2").base
     shapes = {name: tuple(factor.shape) for name, factor in load_file(folder / "adapter_model.safetensors").items()}
     assert len(shapes) == 2 * 7 * 30
     assert {shape[0] for name, shape in shapes.items() if "lora_A" in name} == {config["r"]}

@@ -13,7 +13,7 @@ from conftest import made_up_sentences, random_model
 from robust_unlearning.analyze import inputs
 from robust_unlearning.analyze.derivatives import curvature, gaussian, gradients, jvp
 from robust_unlearning.analyze.stack import Stack
-from robust_unlearning.analyze.subjects import Subjects
+from robust_unlearning.analyze.variants import Variants
 from robust_unlearning.data.corpora import collate
 from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate.likelihood import text_nats
@@ -108,13 +108,13 @@ def test_latent_and_stack_agree_with_the_model() -> None:
 
 
 def test_text_loss_is_the_evaluations(tiny_model: Path) -> None:
-    subjects = Subjects([str(tiny_model)], "cpu")
+    variants = Variants([str(tiny_model)], "cpu")
     texts = made_up_sentences(3, 4)
-    counted = text_nats(subjects.model, subjects.tokenizer, texts, 24)
-    latent = Latent(subjects.model, 2)
-    rows = inputs.rows(subjects.tokenizer, texts, 24)
+    counted = text_nats(variants.model, variants.tokenizer, texts, 24)
+    latent = Latent(variants.model, 2)
+    rows = inputs.rows(variants.tokenizer, texts, 24)
     found = []
-    for batch in inputs.batches(rows, subjects.pad, tokens=50):
+    for batch in inputs.batches(rows, variants.pad, tokens=50):
         trunk, hidden = latent.enter(batch)
         found += latent.text_loss(trunk)(hidden).tolist()
     assert found == pytest.approx([nats / tokens for nats, tokens in counted], rel=1e-5)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from robust_unlearning.errors import UserError
+from robust_unlearning.evaluate.record import Record, Task, excess_of
 from robust_unlearning.evaluate.score_table import format_scores
 from robust_unlearning.evaluate.suite import accuracy_score
 from robust_unlearning.stats import estimates
@@ -148,17 +149,23 @@ def test_undefined_resamples_are_counted_or_forbid_the_interval() -> None:
 def test_excess_harm_is_the_difference_of_the_harms() -> None:
     clean, forget, control = RNG.normal(-5, 2, size=(3, 50))
     tokens = RNG.integers(1, 5, size=50)
-    harm = estimates.excess_harm(forget, control, tokens, clean)
-    assert harm.forget is not None
-    assert harm.control is not None
-    assert harm.excess.value == pytest.approx(((forget - control) / tokens).mean())
-    assert harm.forget.value == pytest.approx(((forget - clean) / tokens).mean())
-    assert harm.excess.value == pytest.approx(harm.forget.value - harm.control.value)
-    alone = estimates.excess_harm(forget, control, tokens)
-    assert alone.excess == harm.excess
-    assert alone.forget is None
+
+    def records(logps: Any, counts: Any = tokens) -> list[Record]:
+        pairs = zip(logps, counts, strict=True)
+        return [Record(Task("q"), "1", answer=0, logprobs=(logp,), tokens=(int(count),)) for logp, count in pairs]
+
+    def harm(of: Any, to: Any) -> Estimate:
+        return estimates.mean_interval(excess_of(records(of), records(to)))
+
+    excess, of_forget, of_control = harm(forget, control), harm(forget, clean), harm(control, clean)
+    assert of_forget.value is not None
+    assert of_control.value is not None
+    assert excess.value == pytest.approx(((forget - control) / tokens).mean())
+    assert of_forget.value == pytest.approx(((forget - clean) / tokens).mean())
+    assert excess.value == pytest.approx(of_forget.value - of_control.value)
+    assert harm(forget, control) == excess
     with pytest.raises(UserError, match="at least 1"):
-        estimates.excess_harm(forget, control, tokens * 0)
+        excess_of(records(forget, tokens * 0), records(control))
 
 
 def test_over_seeds() -> None:

@@ -42,11 +42,11 @@ def curvature(losses: Function, at: Tensor, probes: Sequence[Tensor]) -> tuple[T
         point = at.detach().requires_grad_(True)
         values = losses(point)
         (gradient,) = torch.autograd.grad(values.sum(), point, create_graph=True)
-        found = []
+        products = []
         for probe in probes:
             (product,) = torch.autograd.grad(gradient, point, probe, retain_graph=True)
-            found.append((product * probe).flatten(1).sum(dim=1))
-    return values.detach(), torch.stack(found)
+            products.append((product * probe).flatten(1).sum(dim=1))
+    return values.detach(), torch.stack(products)
 
 
 def gaussian(like: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:

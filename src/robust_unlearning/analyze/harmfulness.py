@@ -11,9 +11,9 @@ their clean form is whatever other task asked the same questions without a forge
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,11 @@ from robust_unlearning import files
 from robust_unlearning.analyze.output import Panel, Report, side
 from robust_unlearning.errors import UserError, nearest
 from robust_unlearning.evaluate.evaluator import ABOUT, RECORDS
-from robust_unlearning.evaluate.record import Record, Task, control_of, control_tasks
+from robust_unlearning.evaluate.record import Record, Task, control_of, control_tasks, excess_of, read_records, right_of
 from robust_unlearning.recipe import explain
 from robust_unlearning.report.tables import Table
-from robust_unlearning.stats.estimates import Estimate, accuracy, excess_harm
+from robust_unlearning.stats.estimates import Estimate, accuracy, mean_interval
+from robust_unlearning.stats.format import NATS, shown
 
 
 class Ngram(BaseModel, extra="ignore", frozen=True, populate_by_name=True):
@@ -51,7 +52,7 @@ def read_classes(path: str) -> dict[str, Ngram]:
         raise UserError(
             f'{path}: expected {{"ngrams": [{{"text", "n", "class", "similarity"}}, …]}} with one at least.'
         )
-    found: dict[str, Ngram] = {}
+    ngrams: dict[str, Ngram] = {}
     for index, row in enumerate(rows):
         try:
             ngram = Ngram.model_validate(row)
@@ -59,12 +60,12 @@ def read_classes(path: str) -> dict[str, Ngram]:
             raise UserError(
                 f"{path}, n-gram {index}: " + " ".join(explain(error, lambda _: Ngram.model_fields))
             ) from error
-        if found.setdefault(ngram.text, ngram) != ngram:
+        if ngrams.setdefault(ngram.text, ngram) != ngram:
             raise UserError(f"{path}: {ngram.text!r} stands there twice, with different classes.")
-    return found
+    return ngrams
 
 
-def read_records(folder: str) -> list[Record]:
+def read_folder(folder: str) -> list[Record]:
     """The records of an evaluation folder; those of a perturbed set have their group's name as their task.
 
     Raises:
@@ -75,9 +76,8 @@ def read_records(folder: str) -> list[Record]:
         raise UserError(
             f"{folder!r} holds no {RECORDS}; write it with: unlearn eval TARGET --tasks SUITE --out {folder}"
         )
-    records = [Record.from_dict(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
     about = path.with_name(ABOUT)
-    return _pooled(records, files.read_json(about).get("groups") or {} if about.exists() else {})
+    return _pooled(read_records(path), files.read_json(about).get("groups") or {} if about.exists() else {})
 
 
 def _pooled(records: list[Record], groups: Mapping[str, Sequence[str]]) -> list[Record]:
@@ -86,12 +86,12 @@ def _pooled(records: list[Record], groups: Mapping[str, Sequence[str]]) -> list[
     for record in records:
         if record.forget_token:
             ids.setdefault(record.task.name, []).append(record.id)
-    pooled: dict[str, str] = {}
+    pooled: dict[str, Task] = {}
     for name, tasks in sorted(groups.items(), key=lambda item: len(item[1])):
-        own = [each for task in tasks for each in ids.get(task, ())]
-        if len(set(own)) == len(own):
-            pooled = {**{task: name for task in tasks if task in ids}, **pooled}
-    return [replace(record, task=Task.parse(pooled.get(record.task.name, record.task.name))) for record in records]
+        of_group = [id for task in tasks for id in ids.get(task, ())]
+        if len(set(of_group)) == len(of_group):
+            pooled = {**{task: Task(name) for task in tasks if task in ids}, **pooled}
+    return [replace(record, task=pooled.get(record.task.name, record.task)) for record in records]
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Group:
         accuracy: with the n-gram in the question.
         control: of the same questions with a control word; None where the evaluation has none.
         clean: of the same questions as they are; None where the evaluation has none.
-        excess: excess harm, nats per answer token (see `scores.excess_harm`).
+        excess: excess harm, nats per answer token (see `record.excess_of`).
         similarity: mean over the class's n-grams that occur.
         ngrams: how many of them occur.
         n: questions.
@@ -131,12 +131,9 @@ def group(records: Sequence[Record], classes: Mapping[str, Ngram]) -> list[Group
         by_task.setdefault(record.task, {})[record.id] = record
     controls = control_tasks(by_task)
     sorted_: dict[tuple[Task, int, str], list[Record]] = {}
-    for task, rows in by_task.items():
-        if task in controls:
-            continue
-        for record in rows.values():
-            ngram = classes.get(record.forget_token or "")
-            if ngram is not None:
+    for task in (task for task in by_task if task not in controls):
+        for record in by_task[task].values():
+            if ngram := classes.get(record.forget_token or ""):
                 sorted_.setdefault((task, ngram.n, ngram.similarity_class), []).append(record)
     if not sorted_:
         tokens = {record.forget_token for record in records if record.forget_token is not None}
@@ -152,72 +149,62 @@ def group(records: Sequence[Record], classes: Mapping[str, Ngram]) -> list[Group
             f"n-grams{f' (nearest: {close!r})' if close else ''}. Evaluate with these n-grams as a "
             "suite's forget_tokens, or as the --keywords of `unlearn perturb`, one a question."
         )
-    groups = [_group(*key, rows, by_task, classes) for key, rows in sorted_.items()]
-    return sorted(groups, key=lambda each: (each.task, each.length, each.similarity))
+    groups = [_group(*key, asked, by_task, classes) for key, asked in sorted_.items()]
+    return sorted(groups, key=lambda group: (group.task, group.length, group.similarity))
 
 
 def _group(
     task: Task,
     length: int,
     name: str,
-    rows: Sequence[Record],
+    records: Sequence[Record],
     by_task: Mapping[Task, Mapping[str, Record]],
     classes: Mapping[str, Ngram],
 ) -> Group:
-    def of_control() -> list[Record] | None:
-        form = control_of(task, by_task)
-        paired = [by_task[form].get(row.id) if form else None for row in rows]
-        known = [other for row, other in zip(rows, paired, strict=True) if other and _tokens(other) == _tokens(row)]
-        return known if len(known) == len(rows) else None
-
-    def of_clean() -> list[Record] | None:
-        where = {task.clean_form: by_task.get(task.clean_form, {})} if task.style else by_task
-        found = [_clean(row, where.values()) for row in rows]
-        return [each for each in found if each] if all(found) else None
-
-    def right(own: Sequence[Record] | None) -> Estimate | None:
-        return accuracy([each.right for each in own]) if own else None
-
-    def logp(own: Sequence[Record]) -> list[float]:
-        return [each.logp for each in own]
-
-    control = of_control()
-    tokens = [each.answer_tokens for each in rows]
-    known = {row.forget_token: classes[row.forget_token or ""].similarity for row in rows}
-    own = right(rows)
-    assert own is not None
+    form = control_of(task, by_task)
+    control = _all_of(by_task[form].get(record.id) if form else None for record in records)
+    if control and [_tokens(record) for record in control] != [_tokens(record) for record in records]:
+        control = None
+    others = [by_task.get(task.clean_form, {})] if task.style else list(by_task.values())
+    clean = _all_of(_clean(record, others) for record in records)
+    similarities = {token: classes[token].similarity for token, _ in map(_tokens, records) if token}
     return Group(
-        task.name,
-        length,
-        name,
-        own,
-        right(control),
-        right(of_clean()),
-        excess_harm(logp(rows), logp(control), tokens).excess if control else None,
-        float(np.mean(list(known.values()))),
-        len(known),
-        len(rows),
+        task=task.name,
+        length=length,
+        similarity_class=name,
+        accuracy=accuracy(right_of(records)),
+        control=accuracy(right_of(control)) if control else None,
+        clean=accuracy(right_of(clean)) if clean else None,
+        excess=mean_interval(excess_of(records, control)) if control else None,
+        similarity=float(np.mean(list(similarities.values()))),
+        ngrams=len(similarities),
+        n=len(records),
     )
+
+
+def _all_of(records: Iterable[Record | None]) -> list[Record] | None:
+    """The records, if none is missing."""
+    given = list(records)
+    known = [record for record in given if record]
+    return known if len(known) == len(given) else None
 
 
 def _tokens(record: Record) -> tuple[str | None, str | None]:
     return record.forget_token, record.control_token
 
 
-def _clean(row: Record, tasks: Iterable[Mapping[str, Record]]) -> Record | None:
+def _clean(record: Record, tasks: Iterable[Mapping[str, Record]]) -> Record | None:
     """The record of the same question without a forget-token, scored in the same way: the right answer's continuation
-    has as many tokens; of several, the one in whose task's name `continuation` stands as in the row's.
+    has as many tokens; of several, the one in whose task's name `continuation` stands as in the record's.
     """
-    found = [
-        each for own in tasks if (each := own.get(row.id)) and not each.forget_token and _right(each) == _right(row)
-    ]
-    texts = "continuation" in row.task.name
-    return min(found, key=lambda each: ("continuation" in each.task.name) != texts, default=None)
 
+    def right(of: Record) -> tuple[Any, int | None]:
+        return of.answer, of.answer_tokens if of.scored else None
 
-def _right(record: Record) -> tuple[Any, int | None]:
-    """The right answer, and its tokens where choices were scored."""
-    return record.answer, record.answer_tokens if record.scored else None
+    same = [other for records in tasks if (other := records.get(record.id)) and not other.forget_token]
+    texts = "continuation" in record.task.name
+    alike = (other for other in same if right(other) == right(record))
+    return min(alike, key=lambda other: ("continuation" in other.task.name) != texts, default=None)
 
 
 _COLUMNS = {
@@ -236,12 +223,11 @@ def analyse(records: Mapping[str, Sequence[Record]], classes: Mapping[str, Ngram
     """
     rows, notes = [], []
     lines: tuple[dict[str, list[tuple[float, Estimate]]], ...] = ({}, {})
-    for label, own in records.items():
-        groups = group(own, classes)
-        rows += [{"label": label, **{key: "" if value is None else value for key, value in vars(each).items()}}
-                 for each in groups]  # fmt: skip
-        for task, length in dict.fromkeys((each.task, each.length) for each in groups):
-            of_task = [each for each in groups if (each.task, each.length) == (task, length)]
+    for label, of_label in records.items():
+        groups = group(of_label, classes)
+        rows += [{"label": label, **vars(each)} for each in groups]
+        for (task, length), same in groupby(groups, key=lambda each: (each.task, each.length)):
+            of_task = list(same)
             notes += _ends(label, of_task)
             name = f"{label}, {task}, {length}-grams"
             lines[0][name] = [(each.similarity, each.accuracy) for each in of_task]
@@ -271,10 +257,10 @@ def _ends(label: str, groups: Sequence[Group]) -> list[str]:
     if a.value is None or b.value is None or a.stderr is None or b.stderr is None:
         return [head + "too few questions to compare."]
     difference, error = a.value - b.value, float(np.hypot(a.stderr, b.stderr))
-    interval = Estimate(difference, difference - 1.96 * error, difference + 1.96 * error)
+    estimate = Estimate(difference, difference - 1.96 * error, difference + 1.96 * error)
     words = {"lower": "more harmful than", "higher": "less harmful than"}
-    said = words.get(side(interval), "not to be told apart in harm from")
+    is_said = words.get(side(estimate), "not to be told apart in harm from")
     return [
-        f"{head}class {most.similarity_class!r} is {said} class {least.similarity_class!r} (excess harm "
-        f"{difference:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}] nats, n={most.n} and {least.n})."
+        f"{head}class {most.similarity_class!r} is {is_said} class {least.similarity_class!r} (excess harm "
+        f"{shown(estimate, NATS)} nats, n={most.n} and {least.n})."
     ]

@@ -12,7 +12,7 @@ from robust_unlearning.data.corpora import TokenBatch, collate, read_documents
 from robust_unlearning.data.questions import STYLES, shows_options
 from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate.suite import Suite
-from robust_unlearning.perturb.places import match_controls
+from robust_unlearning.perturb.controls import match_controls
 from robust_unlearning.recipe import Recipe, TextSource
 
 Arrays = TypeVar("Arrays")
@@ -56,13 +56,13 @@ def prompts(suite: Suite, tokenizer: Any, limit: int) -> dict[str, list[Prompt]]
     Raises:
         UserError: the suite perturbs no question.
     """
-    pairs = match_controls(tokenizer, suite.forget_tokens, suite.control_tokens) if suite.forget_tokens else []
-    found: dict[str, list[Prompt]] = {}
+    pairs = match_controls(tokenizer, suite.forget_tokens, suite.control_tokens) if suite.forget_tokens else {}
+    by_place: dict[str, list[Prompt]] = {}
     for source in suite.questions.values():
         drawn = source.model_copy(update={"limit": min(limit, source.limit or limit)})
         forms = drawn.forms(pairs, suite.seed) if source.perturb else {}
         for where in source.perturb:
-            styles = [each for each in source.styles if shows_options(each) or where != "option"]
+            styles = [style for style in source.styles if shows_options(style) or where != "option"]
             if not styles:
                 continue
             ask = STYLES[styles[0]]
@@ -70,11 +70,11 @@ def prompts(suite: Suite, tokenizer: Any, limit: int) -> dict[str, list[Prompt]]
             for (forget, _), (control, _) in zip(forms[where, False], forms[where, True], strict=True):
                 prompt, options = ask(clean[forget.id])
                 texts = [prompt, ask(forget)[0], ask(control)[0], f"{prompt} {options[forget.answer]}"]
-                own, odd, other, whole = (tuple(each) for each in tokenizer(texts, verbose=False)["input_ids"])
-                found.setdefault(where, []).append(Prompt(forget.id, own, odd, other, whole[len(own)]))
-    if not found:
+                plain, odd, other, whole = (tuple(ids) for ids in tokenizer(texts, verbose=False)["input_ids"])
+                by_place.setdefault(where, []).append(Prompt(forget.id, plain, odd, other, whole[len(plain)]))
+    if not by_place:
         raise UserError("the suite puts no token into any question: a question set needs `perturb`.")
-    return found
+    return by_place
 
 
 def text_file(path: str, limit: int) -> list[str]:
@@ -91,8 +91,8 @@ def recipe_documents(recipe: Recipe, side: str, limit: int) -> list[str]:
     for topic in recipe.topics.values():
         source = getattr(topic, side) or getattr(recipe, side)
         sources[source.model_dump_json()] = source
-    each = -(-limit // len(sources))
-    return [text for source in sources.values() for text in read_documents(source)[:each]]
+    share = -(-limit // len(sources))
+    return [text for source in sources.values() for text in read_documents(source)[:share]]
 
 
 def rows(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> list[tuple[int, ...]]:
@@ -102,10 +102,10 @@ def rows(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> list[tuple[in
         UserError: none is left.
     """
     encoded = tokenizer(list(texts), truncation=True, max_length=max_tokens)["input_ids"]
-    kept = [tuple(each) for each in encoded if len(each) > 1]
-    if not kept:
+    documents = [tuple(ids) for ids in encoded if len(ids) > 1]
+    if not documents:
         raise UserError(f"none of the {len(texts)} documents has two tokens.")
-    return kept
+    return documents
 
 
 def batches(sequences: Sequence[Sequence[int]], pad: int, tokens: int = BATCH_TOKENS) -> Iterator[TokenBatch]:

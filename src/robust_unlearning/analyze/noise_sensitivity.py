@@ -33,7 +33,7 @@ from robust_unlearning.analyze.derivatives import Function, gaussian, jvp, squar
 from robust_unlearning.analyze.inputs import batches
 from robust_unlearning.analyze.output import Panel, Report, side
 from robust_unlearning.analyze.stack import Stack
-from robust_unlearning.analyze.subjects import Subjects
+from robust_unlearning.analyze.variants import Variants
 from robust_unlearning.report.tables import Table
 from robust_unlearning.stats.estimates import Estimate, mean_interval
 
@@ -90,19 +90,18 @@ def measure(stack: Stack, documents: Sequence[Sequence[int]], pad: int, settings
     """Each layer's answer to noise on documents, numbers in the documents' order."""
     generator = torch.Generator().manual_seed(settings.seed)
     chosen = list(stack.layers) if settings.layers is None else list(settings.layers)
-    found: dict[int, list[Probed]] = {index: [] for index in chosen}
+    parts: dict[int, list[Probed]] = {index: [] for index in chosen}
     for batch in batches(documents, pad):
         trunk = stack.trunk(batch)
         inputs = [trunk.hidden, *stack.states(trunk)]
         for index in chosen:
             layer = partial(stack.call, trunk, index)
-            answer = probe(layer, inputs[index], trunk.mask, settings.probes, settings.std, generator)
-            found[index].append(answer)
-    return {index: _joined(parts) for index, parts in found.items()}
+            parts[index].append(probe(layer, inputs[index], trunk.mask, settings.probes, settings.std, generator))
+    return {index: _joined(of_layer) for index, of_layer in parts.items()}
 
 
 def _joined(parts: Iterable[Probed]) -> Probed:
-    columns = zip(*((each.applied, each.moved, each.gain, each.norm) for each in parts), strict=True)
+    columns = zip(*((part.applied, part.moved, part.gain, part.norm) for part in parts), strict=True)
     return Probed(*(torch.cat(column).cpu().double() for column in columns))
 
 
@@ -120,22 +119,22 @@ COLUMNS = {
 
 
 def analyse(
-    subjects: Subjects, documents: Sequence[Sequence[int]], settings: Settings, tick: Callable[[str], None]
+    variants: Variants, documents: Sequence[Sequence[int]], settings: Settings, tick: Callable[[str], None]
 ) -> Report:
-    """Measure every target on the same documents with the same draws, and compare each with the base.
+    """Measure every model on the same documents with the same draws, and compare each with the base.
 
     Args:
-        tick: called with the name of each target when it begins.
+        tick: called with the name of each model when it begins.
     """
-    stack = Stack(subjects.model)
+    stack = Stack(variants.model)
     rows, base = [], None
-    for target in subjects.targets:
-        tick(target.name)
-        with subjects.applied(target):
-            found = measure(stack, documents, subjects.pad, settings)
-        base = base or found
-        for layer, answer in found.items():
-            rows.append(_row(layer, target.name, answer, base[layer] if target.delta is not None else None))
+    for variant in variants.all:
+        tick(variant.name)
+        with variant.applied(variants.model):
+            probed = measure(stack, documents, variants.pad, settings)
+        base = base or probed
+        for layer, answer in probed.items():
+            rows.append(_row(layer, variant.name, answer, base[layer] if variant.delta is not None else None))
     rows.sort(key=lambda row: row["layer"])
     notes = [
         f"ξ ~ N(0, {settings.std:g}² I); {settings.probes} probes a document, {len(documents)} documents, 95 % "
@@ -144,17 +143,16 @@ def analyse(
         "1, mean over documents.",
         "Where the gain of J stays as it is, the first reading falls as ‖z‖² grows, and says no more than that.",
     ]
-    names = [each.name for each in subjects.targets if each.delta is not None]
+    names = [variant.name for variant in variants.all if variant.delta is not None]
     panels = []
     for reading in ("applied", "moved") if names else ():
         title, field = COLUMNS[reading], f"{reading}_change"
         lines = {name: [(row["layer"], row[field]) for row in rows if row["target"] == name] for name in names}
         panels.append(Panel(f"{title}\nagainst the base (0 is the same, −1 is none left)", lines))
-        said = "; ".join(f"{name}: {_counted(points)}" for name, points in lines.items())
-        notes.append(f"The paper expects unlearned models below the base. By {title}: {said}.")
+        counts = "; ".join(f"{name}: {_counted(points)}" for name, points in lines.items())
+        notes.append(f"The paper expects unlearned models below the base. By {title}: {counts}.")
     about = {
-        "base": subjects.checkpoint.name,
-        "targets": [each.name for each in subjects.targets],
+        **variants.about,
         "documents": len(documents),
         "tokens": sum(map(len, documents)),
         "probes": settings.probes,
@@ -170,12 +168,12 @@ def _row(layer: int, name: str, answer: Probed, base: Probed | None) -> dict[str
     for field in ("applied", "moved", "gain", "norm"):
         row[field] = mean_interval(getattr(answer, field).numpy())
     for field in ("applied", "moved"):
-        own = getattr(answer, field).numpy()
-        row[f"{field}_change"] = "" if base is None else mean_interval(own / getattr(base, field).numpy() - 1)
+        change = None if base is None else getattr(answer, field) / getattr(base, field) - 1
+        row[f"{field}_change"] = None if change is None else mean_interval(change.numpy())
     return row
 
 
 def _counted(points: Sequence[tuple[float, Estimate]]) -> str:
-    """At how many layers a model is lower than the base, higher, the same, or cannot be told from it."""
+    """At how many layers a model is lower than the base, higher, the same, or neither clearly."""
     counts = Counter(side(change) for _, change in points)
     return ", ".join(f"{word} at {n} of {len(points)} layers" for word, n in counts.items())

@@ -39,20 +39,20 @@ class Stack:
     @torch.no_grad()
     def states(self, trunk: Trunk) -> list[Tensor]:
         """Hidden states [b, t, d] after each of the L layers, before the final norm."""
-        hidden, found = trunk.hidden, []
+        hidden, states = trunk.hidden, []
         for index in self.layers:
             hidden = self.call(trunk, index, hidden)
-            found.append(hidden)
-        return found
+            states.append(hidden)
+        return states
 
     def at(self, sequences: Sequence[Sequence[int]], places: Sequence[int], pad: int) -> Tensor:
         """Hidden states [L, n, d] of each of n sequences at one place, counted from its end (-1: the last token)."""
-        found, done = [], 0
+        parts, done = [], 0
         for batch in batches(sequences, pad, tokens=2048):
             trunk = self.trunk(batch)
             wanted = torch.tensor(places[done : done + len(batch.ids)], device=trunk.mask.device)
             columns = trunk.mask.sum(dim=1) + wanted
             row = torch.arange(len(columns), device=columns.device)
-            found.append(torch.stack([each[row, columns] for each in self.states(trunk)]).float().cpu())
+            parts.append(torch.stack([layer[row, columns] for layer in self.states(trunk)]).float().cpu())
             done += len(columns)
-        return torch.cat(found, dim=1)
+        return torch.cat(parts, dim=1)

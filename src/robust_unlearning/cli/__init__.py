@@ -60,8 +60,8 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def plan_options(to: argparse.ArgumentParser) -> None:
-    """How much is asked, and where data and definitions of lm-evaluation-harness's tasks lie: see `plan_settings`."""
+def task_options(to: argparse.ArgumentParser) -> None:
+    """How much is asked, and where data and definitions of lm-evaluation-harness's tasks lie: see `task_settings`."""
     to.add_argument(
         "--limit", type=positive, metavar="N", help="only the first N questions of each task or set: partial scores"
     )
@@ -71,8 +71,8 @@ def plan_options(to: argparse.ArgumentParser) -> None:
     )
 
 
-def plan_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What `harness.load_plans` takes besides names."""
+def task_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `harness.load_task_sets` takes besides names."""
     return {
         "limit": arguments.limit,
         "data_root": arguments.data_root,

@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robust_unlearning.cli import AddVerb, unsafe_options
+from robust_unlearning.cli import AddVerb, positive, unsafe_options
 from robust_unlearning.errors import UserError
 
 if TYPE_CHECKING:
     from robust_unlearning.analyze.output import Report
-    from robust_unlearning.analyze.subjects import Subjects
+    from robust_unlearning.analyze.variants import Variants
 
 TARGETS = "run folders, delta files or the base itself, all of one base"
 
@@ -31,8 +31,8 @@ def add(verb: AddVerb) -> None:
     _models(noise, "+")
     noise.add_argument("--texts", help="documents (default: the forget texts of the first run)")
     noise.add_argument("--layer", default="all", help="one layer, or all (default)")
-    noise.add_argument("--probes", type=_count, default=4, metavar="K", help="draws a document (default: 4)")
-    noise.add_argument("--noise-std", type=_positive, default=1.0, help="of the noise ξ (default: the paper's 1)")
+    noise.add_argument("--probes", type=positive, default=4, metavar="K", help="draws a document (default: 4)")
+    noise.add_argument("--noise-std", type=_above_zero, default=1.0, help="of the noise ξ (default: the paper's 1)")
     _sizes(noise, documents=16)
 
     theory = kind("theory", _theory, "Assumption 4.1, Theorems 4.2 and 5.2, Eq. 5 to 9; without targets: 5.2 alone")
@@ -40,8 +40,8 @@ def add(verb: AddVerb) -> None:
     theory.add_argument("--tasks", help="'planted', 'demo' or a suite's YAML file: the questions")
     theory.add_argument("--texts", help="forget text (default: the forget texts of the first run)")
     theory.add_argument("--layer", type=int, help="where noise is put (default: the runs' own layer)")
-    theory.add_argument("--draws", type=_count, default=32, help="of the noise for Theorem 4.2 (default: 32)")
-    theory.add_argument("--probes", type=_count, default=4, help="of the Hessian, a document (default: 4)")
+    theory.add_argument("--draws", type=positive, default=32, help="of the noise for Theorem 4.2 (default: 32)")
+    theory.add_argument("--probes", type=positive, default=4, help="of the Hessian, a document (default: 4)")
     _sizes(theory, documents=12, questions=32)
 
     activations = kind("activations", _activations, "hidden states of texts, and of questions with a forget-token")
@@ -64,47 +64,35 @@ def _models(to: argparse.ArgumentParser, count: str) -> None:
 
 
 def _sizes(to: argparse.ArgumentParser, documents: int, questions: int | None = None) -> None:
-    to.add_argument("--documents", type=_count, default=documents, help=f"how many (default: {documents})")
-    to.add_argument("--max-tokens", type=_count, default=128, help="of a document (default: 128)")
+    to.add_argument("--documents", type=positive, default=documents, help=f"how many (default: {documents})")
+    to.add_argument("--max-tokens", type=positive, default=128, help="of a document (default: 128)")
     if questions:
         text = f"of each question set (default: {questions})"
-        to.add_argument("--questions", type=_count, default=questions, help=text)
+        to.add_argument("--questions", type=positive, default=questions, help=text)
 
 
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return number
-
-
-def _positive(text: str) -> float:
+def _above_zero(text: str) -> float:
     number = float(text)
     if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return number
 
 
-def _subjects(arguments: argparse.Namespace) -> Subjects:
-    from robust_unlearning.analyze.subjects import Subjects
+def _variants(arguments: argparse.Namespace) -> Variants:
+    from robust_unlearning.analyze.variants import Variants
 
-    return Subjects(
-        arguments.targets,
-        arguments.device,
-        allow_pickle=arguments.allow_pickle,
-        trust_remote_code=arguments.trust_remote_code,
-    )
+    options = {"allow_pickle": arguments.allow_pickle, "trust_remote_code": arguments.trust_remote_code}
+    return Variants(arguments.targets, arguments.device, **options)
 
 
-def _forget_rows(subjects: Subjects, arguments: argparse.Namespace) -> list[tuple[int, ...]]:
+def _forget_rows(variants: Variants, arguments: argparse.Namespace) -> list[tuple[int, ...]]:
     """The documents of --texts, or the forget texts of the first run."""
     from robust_unlearning.analyze import inputs
 
-    if arguments.texts:
-        texts = inputs.text_file(arguments.texts, arguments.documents)
-    else:
-        texts = inputs.recipe_documents(subjects.recipe(), "forget", arguments.documents)
-    return inputs.rows(subjects.tokenizer, texts, arguments.max_tokens)
+    if not arguments.texts:
+        return variants.documents("forget", arguments.documents, arguments.max_tokens)
+    texts = inputs.text_file(arguments.texts, arguments.documents)
+    return inputs.rows(variants.tokenizer, texts, arguments.max_tokens)
 
 
 def _tick(name: str) -> None:
@@ -121,15 +109,15 @@ def _noise_sensitivity(arguments: argparse.Namespace) -> None:
     from robust_unlearning.analyze.noise_sensitivity import Settings, analyse
     from robust_unlearning.models.layers import check_layers
 
-    subjects = _subjects(arguments)
+    variants = _variants(arguments)
     layers = None
     if arguments.layer != "all":
         if not arguments.layer.isdecimal():
             raise UserError(f"--layer {arguments.layer!r}: give the number of a layer, or 'all'.")
         layers = [int(arguments.layer)]
-        check_layers(layers, subjects.depth, "--layer")
+        check_layers(layers, variants.depth, "--layer")
     settings = Settings(layers, arguments.probes, arguments.noise_std, arguments.seed)
-    _print(analyse(subjects, _forget_rows(subjects, arguments), settings, _tick), arguments.out)
+    _print(analyse(variants, _forget_rows(variants, arguments), settings, _tick), arguments.out)
 
 
 def _theory(arguments: argparse.Namespace) -> None:
@@ -145,14 +133,13 @@ def _theory(arguments: argparse.Namespace) -> None:
     from robust_unlearning.evaluate.suite import load_suite
     from robust_unlearning.reproduce.theory.measure import TheorySettings
 
-    suite = load_suite(arguments.tasks)
-    subjects = _subjects(arguments)
+    suite, variants = load_suite(arguments.tasks), _variants(arguments)
     settings = TheorySettings(
-        subjects.layer(arguments.layer), draws=arguments.draws, probes=arguments.probes, seed=arguments.seed
+        variants.layer(arguments.layer), draws=arguments.draws, probes=arguments.probes, seed=arguments.seed
     )
-    questions = inputs.prompts(suite, subjects.tokenizer, arguments.questions)
-    documents = _forget_rows(subjects, arguments)
-    report = analyse(subjects, questions, documents, settings, _tick, {"tasks": arguments.tasks})
+    questions = inputs.prompts(suite, variants.tokenizer, arguments.questions)
+    documents = _forget_rows(variants, arguments)
+    report = analyse(variants, questions, documents, settings, _tick, {"tasks": arguments.tasks})
     _print(report, arguments.out)
 
 
@@ -161,21 +148,15 @@ def _activations(arguments: argparse.Namespace) -> None:
     from robust_unlearning.analyze.activations import analyse
     from robust_unlearning.evaluate.suite import load_suite
 
-    suite = load_suite(arguments.tasks)
-    subjects = _subjects(arguments)
-    recipe = subjects.recipe()
-    texts = {
-        side: inputs.rows(
-            subjects.tokenizer, inputs.recipe_documents(recipe, side, arguments.documents), arguments.max_tokens
-        )
-        for side in ("forget", "retain")
-    }
-    questions = inputs.prompts(suite, subjects.tokenizer, arguments.questions)
-    _print(analyse(subjects, texts, questions, _tick), arguments.out)
+    suite, variants = load_suite(arguments.tasks), _variants(arguments)
+    sizes = (arguments.documents, arguments.max_tokens)
+    texts = {side: variants.documents(side, *sizes) for side in ("forget", "retain")}
+    questions = inputs.prompts(suite, variants.tokenizer, arguments.questions)
+    _print(analyse(variants, texts, questions, _tick), arguments.out)
 
 
 def _harmfulness(arguments: argparse.Namespace) -> None:
-    from robust_unlearning.analyze.harmfulness import analyse, read_classes, read_records
+    from robust_unlearning.analyze.harmfulness import analyse, read_classes, read_folder
 
     classes = read_classes(arguments.classes)
     records = {}
@@ -184,5 +165,5 @@ def _harmfulness(arguments: argparse.Namespace) -> None:
         label, folder = (label, folder) if equals else (Path(word).name, word)
         if label in records:
             raise UserError(f"the label {label!r} is given twice; write LABEL=FOLDER with other labels.")
-        records[label] = read_records(folder)
+        records[label] = read_folder(folder)
     _print(analyse(records, classes), arguments.out)

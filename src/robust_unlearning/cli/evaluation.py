@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 from robust_unlearning.cli import (
     AddVerb,
     in_processes,
-    plan_options,
-    plan_settings,
     positive,
     processes_option,
+    task_options,
+    task_settings,
     unsafe_options,
 )
 from robust_unlearning.errors import UserError
 
 if TYPE_CHECKING:
-    from robust_unlearning.evaluate.evaluator import Target
+    from robust_unlearning.evaluate.evaluator import Variant
 
 
 def add(verb: AddVerb) -> None:
@@ -48,7 +48,7 @@ def add(verb: AddVerb) -> None:
     evaluation.add_argument(
         "--batch-tokens", type=positive, metavar="N", help="tokens run at a time (default: by the model's width)"
     )
-    plan_options(evaluation)
+    task_options(evaluation)
     harness = evaluation.add_argument_group("tasks of lm-evaluation-harness")
     harness.add_argument("--scorer", default="fast", choices=["fast", "hf"], help="hf: lm-eval's own (default: fast)")
     harness.add_argument("--num-fewshot", type=int, metavar="N", help="worked examples before each question")
@@ -59,26 +59,26 @@ def _eval(arguments: argparse.Namespace) -> None:
     if in_processes(arguments):
         return
     from robust_unlearning.evaluate.evaluator import KEPT, Evaluator, open_target
-    from robust_unlearning.evaluate.harness import load_plans
-    from robust_unlearning.evaluate.suite import format_scores
+    from robust_unlearning.evaluate.harness import load_task_sets
+    from robust_unlearning.evaluate.score_table import format_scores
     from robust_unlearning.train.progress import EvaluationProgress
 
-    plans = load_plans(
-        arguments.tasks, scorer=arguments.scorer, num_fewshot=arguments.num_fewshot, **plan_settings(arguments)
+    task_sets = load_task_sets(
+        arguments.tasks, scorer=arguments.scorer, num_fewshot=arguments.num_fewshot, **task_settings(arguments)
     )
-    if not plans:
+    if not task_sets:
         raise UserError(f"--tasks {arguments.tasks!r} names no task. 'unlearn list tasks' shows some.")
     options = {"allow_pickle": arguments.allow_pickle, "trust_remote_code": arguments.trust_remote_code}
-    targets = [open_target(each, **options) for each in arguments.targets]
-    folders = _folders(targets, arguments.out)
+    variants = [open_target(name, **options) for name in arguments.targets]
+    folders = _folders(variants, arguments.out)
     evaluator = Evaluator(arguments.dtype, arguments.device, arguments.batch_tokens)
-    for target, folder in zip(targets, folders, strict=True):
-        for name, plan in plans.items():
-            place = folder if len(plans) == 1 else folder / "scores" / Path(name).stem
-            with EvaluationProgress(target.name if len(targets) > 1 else "") as progress:
-                result = evaluator.evaluate(target, plan, place, progress.tick)
-            if len(targets) > 1:
-                print(f"\n{target.name}\n")
+    for variant, folder in zip(variants, folders, strict=True):
+        for name, task_set in task_sets.items():
+            place = folder if len(task_sets) == 1 else folder / "scores" / Path(name).stem
+            with EvaluationProgress(variant.name if len(variants) > 1 else "") as progress:
+                result = evaluator.evaluate(variant, task_set, place, progress.tick)
+            if len(variants) > 1:
+                print(f"\n{variant.name}\n")
             print(format_scores(result.scores))
             if arguments.limit:
                 print(f"partial: at most the first {arguments.limit} questions of each task or set (--limit)")
@@ -87,22 +87,22 @@ def _eval(arguments: argparse.Namespace) -> None:
                 print(f"earlier evaluations are still in {place / KEPT}; 'unlearn compare' reads each of those folders")
 
 
-def _folders(targets: list[Target], out: str | None) -> list[Path]:
-    """Where the scores of each target go.
+def _folders(variants: list[Variant], out: str | None) -> list[Path]:
+    """Where the scores of each model go.
 
     Raises:
-        UserError: a target without a folder of its own and no `out`, or two that would get the same.
+        UserError: a model without a folder of its own and no `out`, or two that would get the same.
     """
-    for target in targets:
-        if out is None and target.folder is None:
+    for variant in variants:
+        if out is None and variant.folder is None:
             raise UserError(
-                f"{target.name!r} is {_kind(target.name)}, not a run folder, so its scores have no place of "
+                f"{variant.name!r} is {_kind(variant.name)}, not a run folder, so its scores have no place of "
                 "their own: give --out DIR, for example --out runs/base"
             )
-    if len(targets) == 1:
-        return [Path(out or targets[0].folder or "")]
-    folders = [Path(out, Path(each.name).name) if out else Path(each.folder or "") for each in targets]
-    if twice := sorted({str(each) for each in folders if folders.count(each) > 1}):
+    if len(variants) == 1:
+        return [Path(out or variants[0].folder or "")]
+    folders = [Path(out, Path(variant.name).name) if out else Path(variant.folder or "") for variant in variants]
+    if twice := sorted({str(folder) for folder in folders if folders.count(folder) > 1}):
         raise UserError(f"two targets would write to {', '.join(twice)}: score them one by one, each with its --out.")
     return folders
 

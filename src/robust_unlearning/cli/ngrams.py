@@ -39,18 +39,12 @@ def _ngrams(arguments: argparse.Namespace) -> None:
     from robust_unlearning.recipe import TextSource, checked
     from robust_unlearning.train.progress import EvaluationProgress
 
-    given = {
-        "n": None if arguments.n is None else arguments.n.split(","),
-        "each": arguments.each,
-        "sample": arguments.sample,
-        "document_embedding": arguments.document_embedding,
-        "seed": arguments.seed,
-    }
-    settings = checked(NgramSettings, {key: value for key, value in given.items() if value is not None}, (), "ngrams")
-    where: dict[str, Any] = {"path": arguments.corpus}
-    if arguments.max_documents is not None:
-        where["max_documents"] = arguments.max_documents
-    source = checked(TextSource, where, arguments.overrides, arguments.corpus)
+    given = {name: value for name in NgramSettings.model_fields if (value := getattr(arguments, name)) is not None}
+    if "n" in given:
+        given["n"] = given["n"].split(",")
+    settings = checked(NgramSettings, given, (), "ngrams")
+    limit = {} if arguments.max_documents is None else {"max_documents": arguments.max_documents}
+    source = checked(TextSource, {"path": arguments.corpus, **limit}, arguments.overrides, arguments.corpus)
     documents = read_documents(source)
     embedder = load_embedder(arguments.embedder or DEFAULT, arguments.device)
 
@@ -70,8 +64,11 @@ def _ngrams(arguments: argparse.Namespace) -> None:
 
 def _table(record: dict[str, Any]) -> str:
     """The spread for each n and the selected n-grams under it."""
-    from robust_unlearning.report.tables import text_table
+    from robust_unlearning.report.tables import Column, Table
+    from robust_unlearning.stats.format import Form
 
+    headers = ("n-gram", "class", "similarity", "document")
+    columns = {header: Column(header, Form(".3f")) for header in headers}
     documents, embedder = record["documents"], record["embedder"]
     lines = [f"{documents['count']:,} documents, embedder {embedder['name']}"]
     if documents["longer_than_window"]:
@@ -85,10 +82,7 @@ def _table(record: dict[str, Any]) -> str:
         if spread["count"] < spread["distinct"]:
             used = f"{spread['count']:,} n-grams drawn of {spread['distinct']:,}"
         lines.append(f"\nn = {n}: similarity {spread['mean']:.3f} ± {spread['sd']:.3f} (mean ± sd of {used})\n")
-        rows = [
-            (each["text"], each["class"].replace("_", " "), f"{each['similarity']:.3f}", str(each["document"]))
-            for each in record["ngrams"]
-            if each["n"] == int(n)
-        ]
-        lines.append(text_table(["n-gram", "class", "similarity", "document"], rows))
+        selected = [ngram for ngram in record["ngrams"] if ngram["n"] == int(n)]
+        rows = [{**ngram, "n-gram": ngram["text"], "class": ngram["class"].replace("_", " ")} for ngram in selected]
+        lines.append(Table("", columns, rows).text())
     return "\n".join(lines)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from robust_unlearning.cli import AddVerb
-from robust_unlearning.errors import UserError, unknown
+from robust_unlearning.errors import UserError
 
-STYLES = ("letters", "continuation")
-OF_A_NEW_SET = ("keyword", "keywords", "where", "count", "option", "seed", "config", "split", "control", "style")
+if TYPE_CHECKING:
+    from robust_unlearning.perturb.dataset import Manifest, PerturbedSet
+
+SETTINGS = ("where", "count", "option", "seed", "control", "style")
+OF_A_NEW_SET = ("keyword", "keywords", "config", "split", *SETTINGS)
 FOR_CONTROLS = ("control_from", "tokenizer")
 
 
@@ -43,99 +47,86 @@ def add(verb: AddVerb) -> None:
 
 
 def _perturb(arguments: argparse.Namespace) -> None:
-    from robust_unlearning.perturb.dataset import PerturbedSet, rebuild
+    from robust_unlearning.perturb.dataset import rebuild
 
-    if arguments.manifest is not None:
-        given = [name for name in (*OF_A_NEW_SET, *FOR_CONTROLS) if getattr(arguments, name) is not None]
-        if given:
-            raise UserError(f"--from takes everything from the manifest: leave --{given[0].replace('_', '-')} out.")
-        made: PerturbedSet = rebuild(arguments.manifest, arguments.to, arguments.source)
+    options = {
+        name: value for name in (*OF_A_NEW_SET, *FOR_CONTROLS) if (value := getattr(arguments, name)) is not None
+    }
+    if arguments.manifest is None:
+        made = _new_set(arguments.source, arguments.to, options)
+    elif options:
+        raise UserError(f"--from takes everything from the manifest: leave {_flag(options)} out.")
     else:
-        made = _made(arguments)
+        made = rebuild(arguments.manifest, arguments.to, arguments.source)
     print(_summary(made.manifest))
     if made.note:
         print(f"note: {made.note}")
     print(f"written to {arguments.to}: README.md, manifest.json, replaced.jsonl, tasks")
     print(
         f"next: lm_eval --model hf --model_args pretrained=MODEL --include_path {arguments.to / 'tasks'} "
-        f"--tasks {','.join(made.groups)}"
+        f"--tasks {','.join(made.manifest.groups)}"
     )
 
 
-def _made(arguments: argparse.Namespace) -> Any:
+def _new_set(source: str | None, to: Path, options: Mapping[str, Any]) -> PerturbedSet:
+    from robust_unlearning.data.corpora import read_documents
+    from robust_unlearning.models import checkpoint
     from robust_unlearning.perturb.dataset import Source, make_set
     from robust_unlearning.perturb.forms import perturbation
     from robust_unlearning.perturb.keywords import read_keywords
-
-    if arguments.source is None:
-        raise UserError("no questions given. Name a folder or a file: unlearn perturb mmlu/ --keyword WORD --to DIR")
-    if arguments.style is not None and arguments.style not in STYLES:
-        raise UserError(unknown("style of asking", arguments.style, STYLES))
-    lonely = [name for name in FOR_CONTROLS if getattr(arguments, name) is not None]
-    if lonely and not arguments.control:
-        raise UserError(f"--{lonely[0].replace('_', '-')} is about controls: add --control.")
-    settings = perturbation(
-        arguments.where or "option",
-        arguments.count,
-        arguments.option,
-        seed=arguments.seed or 0,
-        control=bool(arguments.control),
-        styles=(arguments.style,) if arguments.style else STYLES,
-    )
-    keywords = read_keywords(arguments.keyword or (), arguments.keywords)
-    source = Source(path=arguments.source, config=arguments.config, split=arguments.split or "test")
-    return make_set(
-        source,
-        keywords,
-        settings,
-        arguments.to,
-        tokenizer=_tokenizer(arguments.tokenizer) if arguments.tokenizer else None,
-        corpus=_corpus(arguments.control_from) if arguments.control_from else None,
-        about_controls={
-            "from": arguments.control_from or "the questions and the bundled nouns",
-            "tokenizer": arguments.tokenizer,
-        },
-    )
-
-
-def _tokenizer(name: str) -> Any:
-    from robust_unlearning.models import checkpoint
-
-    return checkpoint.load_tokenizer(checkpoint.resolve(name))
-
-
-def _corpus(path: str) -> list[str]:
-    from robust_unlearning.data.corpora import read_documents
     from robust_unlearning.recipe import TextSource
 
-    return read_documents(TextSource.model_validate({"path": path, "min_chars": 1}))
+    if source is None:
+        raise UserError("no questions given. Name a folder or a file: unlearn perturb mmlu/ --keyword WORD --to DIR")
+    settings = perturbation(**{name: options[name] for name in SETTINGS if name in options})
+    lonely = [name for name in FOR_CONTROLS if name in options]
+    if lonely and not settings.control:
+        raise UserError(f"{_flag(lonely)} is about controls: add --control.")
+    keywords = read_keywords(options.get("keyword", ()), options.get("keywords"))
+    name, text = options.get("tokenizer"), options.get("control_from")
+    return make_set(
+        Source(path=source, **{key: options[key] for key in ("config", "split") if key in options}),
+        keywords,
+        settings,
+        to,
+        tokenizer=checkpoint.load_tokenizer(checkpoint.resolve(name)) if name else None,
+        corpus=read_documents(TextSource(path=text, min_chars=1)) if text else None,
+        about_controls={"from": text or "the questions and the bundled nouns", "tokenizer": name},
+    )
 
 
-def _summary(manifest: dict[str, Any]) -> str:
+def _flag(names: Iterable[str]) -> str:
+    """The first of some options, as it is typed."""
+    return f"--{next(iter(names)).replace('_', '-')}"
+
+
+def _summary(manifest: Manifest) -> str:
     """What was done, with the counts it rests on."""
-    counts, settings = manifest["counts"], manifest["settings"]
-    used = counts["keywords"]
-    subjects = sum(1 for name in manifest["files"] if name.endswith(".parquet") and not name.startswith("control/"))
+    counts, settings = manifest.counts, manifest.settings
+    matches = manifest.controls.get("keywords", ())
+    subjects = sum(1 for name in manifest.files if name.endswith(".parquet") and not name.startswith("control/"))
     lines = [
         f"{counts['perturbed']:,} of {counts['questions']:,} questions perturbed in {subjects} subjects; "
-        f"{settings['where']}, {settings['count']} a question, {len(used)} of {len(manifest['keywords'])} keywords used"
+        f"{settings.where}, {settings.count} a question, "
+        f"{len(counts['keywords'])} of {len(manifest.keywords)} keywords used"
     ]
     lines += [f"left out: {number:,} ({reason})" for reason, number in counts["left_out"].items()]
-    for row in manifest["controls"].get("keywords", ())[:10]:
-        near = ", ".join(f"{each['text']} ({_measures(each)})" for each in row["controls"][:3])
-        lines.append(f"{len(row['controls'])} controls of {row['text']} ({_measures(row)}): {near}, …")
-    if settings["control"]:
-        words = manifest["controls"]["words_counted"]
+    for match in matches[:10]:
+        near = ", ".join(map(_measured, match["controls"][:3]))
+        lines.append(f"{len(match['controls'])} controls of {_measured(match)}: {near}, …")
+    if settings.control:
+        words = manifest.controls["words_counted"]
         lines.append(f"× is how often in {words:,} words; all controls are in the manifest")
-        if own := [row["text"] for row in manifest["controls"]["keywords"] if row.get("own_words")]:
-            of = "one subject" if subjects == 1 else f"{subjects} subjects"
-            lines.append(
-                f"note: controls of {own[0]}{f' and {len(own) - 1} more keywords' if own[1:] else ''} had to be taken "
-                f"from these questions of {of}, and may be of their topic: name another text, --control-from CORPUS"
-            )
+    if from_questions := [match["text"] for match in matches if match.get("own_words")]:
+        more = f" and {len(from_questions) - 1} more keywords" if from_questions[1:] else ""
+        of = "one subject" if subjects == 1 else f"{subjects} subjects"
+        lines.append(
+            f"note: controls of {from_questions[0]}{more} had to be taken from these questions of {of}, and may be "
+            "of their topic: name another text, --control-from CORPUS"
+        )
     return "\n".join(lines)
 
 
-def _measures(row: dict[str, Any]) -> str:
+def _measured(row: dict[str, Any]) -> str:
     tokens = "" if row["tokens"] is None else f"{row['tokens']} tokens, "
-    return f"{row['characters']} characters, {tokens}{row['count']}×"
+    return f"{row['text']} ({row['characters']} characters, {tokens}{row['count']}×)"

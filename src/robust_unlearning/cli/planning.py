@@ -32,9 +32,8 @@ def _plan(arguments: argparse.Namespace) -> None:
 
     import json
 
-    from robust_unlearning.plan.fit import changes, parse_bytes
-    from robust_unlearning.plan.plan import make_plan
-    from robust_unlearning.plan.text import format_fit, format_plan
+    from robust_unlearning.plan.plan import changes, make_plan
+    from robust_unlearning.plan.text import format_fit, format_plan, parse_bytes
 
     memory = parse_bytes(arguments.memory) if arguments.memory else None
     plan = make_plan(recipe, config=arguments.config, points=arguments.points)

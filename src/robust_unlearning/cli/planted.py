@@ -42,9 +42,9 @@ def _planted_make(arguments: argparse.Namespace) -> None:
 
 
 def _planted_train(arguments: argparse.Namespace) -> None:
-    from robust_unlearning.planted.plan import load_plan
+    from robust_unlearning.planted.teaching_plan import load_teaching_plan
 
-    plan = load_plan(arguments.plan, arguments.overrides)
+    plan = load_teaching_plan(arguments.plan, arguments.overrides)
 
     from robust_unlearning.planted.teach import teach
 

@@ -6,7 +6,7 @@ import argparse
 import hashlib
 from pathlib import Path
 
-from robust_unlearning.cli import AddVerb, overrides, plan_options, plan_settings, positive
+from robust_unlearning.cli import AddVerb, overrides, positive, task_options, task_settings
 
 
 def add(verb: AddVerb) -> None:
@@ -29,7 +29,7 @@ def add(verb: AddVerb) -> None:
             metavar="TASKS",
             help=f"tasks of what {what}, patterns with commas (default: by their names)",
         )
-    plan_options(sweep)
+    task_options(sweep)
     sweep.add_argument("--at-once", type=positive, metavar="N", help="points side by side (default: as memory allows)")
 
 
@@ -49,5 +49,5 @@ def _sweep(arguments: argparse.Namespace) -> None:
     from robust_unlearning.experiments.sweep_summary import summarise
 
     print(f"{len(points)} points -> {out}", flush=True)
-    result = run_sweep(sweep, points, out, arguments.at_once, settings=plan_settings(arguments))
+    result = run_sweep(sweep, points, out, arguments.at_once, settings=task_settings(arguments))
     print(f"\n{summarise(result, out)}\n\nwritten: {out / 'sweep.json'}, {out / 'sweep.md'}; runs in {out / 'runs'}")

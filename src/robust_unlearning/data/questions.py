@@ -8,16 +8,16 @@ the number of the right choice counted from 0, its letter, or its text.
 from __future__ import annotations
 
 import csv
-import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robust_unlearning.errors import UserError, kind, nearest, unknown
-from robust_unlearning.files import locate
+from robust_unlearning.errors import UserError, kind, no_column, unknown
+from robust_unlearning.files import locate, read_jsonl
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 EXTRA = "cells beyond the last column"
@@ -52,23 +52,22 @@ def read_questions(path: str | os.PathLike[str], *, config: str | None = None, s
             message names the file and the line or row.
     """
     place = locate(path)
-    sources = question_files(path, config=config, split=split)
-    questions: dict[str, tuple[Question, str]] = {}
-    rows_before: dict[str, int] = {}
-    for file, name in sources:
-        number = offset = rows_before.get(name, 0)
-        for row_number, where, row in _rows(file):
-            number = offset + row_number
-            subject = name if place.is_dir() else ""
-            question = _question(row, where, default_id=f"{name}:{number}", default_subject=subject)
+    questions: dict[str, Question] = {}
+    places: dict[str, str] = {}
+    rows_before: Counter[str] = Counter()
+    for file, name in question_files(path, config=config, split=split):
+        number = 0
+        for number, where, row in _rows(file):
+            default_id = f"{name}:{rows_before[name] + number}"
+            question = _question(row, where, default_id, name if place.is_dir() else "")
             if question.id in questions:
-                first = questions[question.id][1]
+                first = places[question.id]
                 raise UserError(f"{where}: id {question.id!r} was used already by {first}. Ids must differ.")
-            questions[question.id] = question, where
-        rows_before[name] = number
+            questions[question.id], places[question.id] = question, where
+        rows_before[name] += number
     if not questions:
         raise UserError(f"{str(place)!r} holds no questions: it has no rows.")
-    return [question for question, _ in questions.values()]
+    return list(questions.values())
 
 
 def question_files(
@@ -130,10 +129,10 @@ def shows_options(style: str) -> bool:
 
 def _hub_files(folder: Path, config: str | None, split: str) -> list[tuple[Path, str]]:
     """(file, config) for each shard of the split, configs and shards in order of name."""
-    found = {each.name: _splits(each) for each in sorted(folder.iterdir()) if each.is_dir()}
-    configs = {name: splits for name, splits in found.items() if splits}
-    if not configs and (here := _splits(folder)):
-        configs = {folder.name: here}
+    folders = [each for each in sorted(folder.iterdir()) if each.is_dir()]
+    configs = {each.name: splits for each in folders if (splits := _splits(each))}
+    if not configs and (splits := _splits(folder)):
+        configs = {folder.name: splits}
     if not configs:
         raise UserError(
             f"{str(folder)!r} holds no questions. A folder should hold CONFIG/test-00000-of-00001.parquet "
@@ -173,17 +172,10 @@ def _rows(file: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
 
 
 def _read_jsonl(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{file}, line {number}: not JSON: {error}. Write one object a line.") from error
-            if not isinstance(row, dict):
-                raise UserError(f"{file}, line {number}: {kind(row)}, but a row is a JSON object.")
-            yield number, row
+    for number, row in read_jsonl(file):
+        if not isinstance(row, dict):
+            raise UserError(f"{file}, line {number}: {kind(row)}, but a row is a JSON object.")
+        yield number, row
 
 
 def _read_csv(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -222,9 +214,7 @@ def _question(row: dict[str, Any], where: str, default_id: str, default_subject:
     """Check one row. `where` opens every message."""
     for column in ("question", "choices", "answer"):
         if row.get(column) is None:
-            close = nearest(column, [name for name in row if name not in {"question", "choices", "answer"}])
-            hint = f" Rename {close!r} to {column!r}?" if close else ""
-            raise UserError(f"{where}: no {column!r}; the row has {', '.join(map(str, row)) or 'nothing'}.{hint}")
+            raise no_column(where, column, {name: cell for name, cell in row.items() if cell is not None}, "row")
     text, given = row["question"], row["choices"]
     if not isinstance(text, str) or not text.strip():
         raise UserError(f"{where}: the question is {text!r}; it must be text.")
@@ -248,6 +238,7 @@ def _answer(value: Any, choices: tuple[str, ...], where: str) -> int:
     """The index of the right choice from its index, its letter or its text, when only one reading fits."""
     last = len(choices) - 1
     allowed = f"Give 0 to {last}, A to {LETTERS[last] if last < len(LETTERS) else 'Z'}, or the text of a choice."
+    readings: set[int] = set()
     if isinstance(value, int) and not isinstance(value, bool):
         readings = {value}
     elif isinstance(value, str):
@@ -257,8 +248,6 @@ def _answer(value: Any, choices: tuple[str, ...], where: str) -> int:
             readings.add(LETTERS.index(text))
         if re.fullmatch("[0-9]{1,9}", text):
             readings.add(int(text))
-    else:
-        readings = set()
     fitting = [index for index in readings if 0 <= index <= last]
     if not fitting:
         raise UserError(f"{where}: answer {value!r} is none of the {len(choices)} choices. {allowed}")

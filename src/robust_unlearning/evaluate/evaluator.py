@@ -7,31 +7,36 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from robust_unlearning import files
-from robust_unlearning.evaluate.record import Record
-from robust_unlearning.evaluate.suite import Evaluation, Plan
+from robust_unlearning.evaluate.harness import TaskSet
+from robust_unlearning.evaluate.record import read_records
+from robust_unlearning.evaluate.suite import Evaluation, Progress
 from robust_unlearning.models import checkpoint
 from robust_unlearning.parallel.processes import join
+from robust_unlearning.recipe import Recipe
 from robust_unlearning.run import delta as deltas
 from robust_unlearning.run.delta import Delta
 from robust_unlearning.run.folder import RECIPE, SCORES, environment, open_run
+
+if TYPE_CHECKING:
+    from torch import nn
 
 RECORDS, ABOUT, KEPT = files.RECORDS, "evaluation.json", "evaluations"
 
 
 @dataclass(frozen=True)
-class Target:
-    """A base model with or without a delta.
+class Variant:
+    """A base model, or a base model with a delta on top.
 
     Attributes:
         name: as the user gave it.
         base: the model's name.
-        delta: what is put on top of it.
+        delta: what is put on top of it; None for the base itself.
         folder: where its scores go unless told otherwise; None for a bare model.
         options: `allow_pickle` and `trust_remote_code`, as its recipe or the user set them.
     """
@@ -42,9 +47,17 @@ class Target:
     folder: Path | None
     options: dict[str, bool]
 
+    def applied(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
+        """Its loaded base, with the delta in place inside the block and the base's own tensors afterwards."""
+        return nullcontext(model) if self.delta is None else self.delta.applied(model)
 
-def open_target(name: str, *, allow_pickle: bool = False, trust_remote_code: bool = False) -> Target:
-    """The target that a run folder, a delta file, a model folder, a GGUF file, a hub id or a bundled name means.
+    def recipe(self) -> Recipe | None:
+        """What the delta was trained by; None for a base."""
+        return None if self.delta is None else Recipe.model_validate(self.delta.provenance["recipe"])
+
+
+def open_target(name: str, *, allow_pickle: bool = False, trust_remote_code: bool = False) -> Variant:
+    """The model that a run folder, a delta file, a model folder, a GGUF file, a hub id or a bundled name means.
 
     Raises:
         UserError: a run folder without a delta, a file of another kind, a path where nothing is.
@@ -55,7 +68,7 @@ def open_target(name: str, *, allow_pickle: bool = False, trust_remote_code: boo
     is_run = (path / RECIPE).exists()
     if not is_run and path.suffix != ".safetensors":
         options = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
-        return Target(name, name, None, None, options)
+        return Variant(name, name, None, None, options)
     delta = deltas.load_delta(path)
     recipe = delta.provenance["recipe"]
     options = {
@@ -63,11 +76,11 @@ def open_target(name: str, *, allow_pickle: bool = False, trust_remote_code: boo
         "trust_remote_code": trust_remote_code or recipe["trust_remote_code"],
     }
     folder = path if is_run else path.with_suffix("")
-    return Target(name, delta.provenance["model"], delta, folder, options)
+    return Variant(name, delta.provenance["model"], delta, folder, options)
 
 
 class Evaluator:
-    """Scores targets one after the other, loading a base only when it changes.
+    """Scores models one after the other, loading a base only when it changes.
 
     Args:
         dtype: of the forward pass, `auto` for the checkpoint's own.
@@ -82,77 +95,74 @@ class Evaluator:
         self.device = self.processes.device
         self._loaded: tuple[str, checkpoint.Checkpoint, Any, Any] | None = None
 
-    def _load(self, target: Target) -> tuple[checkpoint.Checkpoint, Any, Any]:
-        if self._loaded is None or self._loaded[0] != target.base:
+    def _load(self, variant: Variant) -> tuple[checkpoint.Checkpoint, Any, Any]:
+        if self._loaded is None or self._loaded[0] != variant.base:
             self._loaded = None  # free the old one before the new one comes
-            base = checkpoint.resolve(target.base, **target.options)
+            base = checkpoint.resolve(variant.base, **variant.options)
             model = checkpoint.load_causal_lm(base, self.dtype, self.device)
-            self._loaded = (target.base, base, model, checkpoint.load_tokenizer(base))
+            self._loaded = (variant.base, base, model, checkpoint.load_tokenizer(base))
         return self._loaded[1:]
 
-    def _key(self, target: Target, plan: Plan) -> str:
-        """What an evaluation's result depends on, hashed: target, plan and its files, type, budget, version."""
-        digest = hashlib.sha256(plan.fingerprint().encode())
-        if target.delta is not None:
-            digest.update(target.delta.digest().encode())
+    def _key(self, variant: Variant, task_set: TaskSet) -> str:
+        """What an evaluation's result depends on, hashed: model, tasks and their files, type, budget, version."""
+        digest = hashlib.sha256(task_set.fingerprint().encode())
+        if variant.delta is not None:
+            digest.update(variant.delta.digest().encode())
         else:  # a model folder may change under its name
-            folder = checkpoint.resolve(target.base, **target.options).folder
+            folder = checkpoint.resolve(variant.base, **variant.options).folder
             stats = {file.name: file.stat() for file in sorted(folder.glob("*.safetensors"))}
             digest.update(repr([(name, each.st_size, each.st_mtime_ns) for name, each in stats.items()]).encode())
         versions = environment(str(self.device))
-        digest.update(json.dumps([target.base, self.dtype, self.token_budget, versions["robust_unlearning"]]).encode())
+        digest.update(json.dumps([variant.base, self.dtype, self.token_budget, versions["robust_unlearning"]]).encode())
         return digest.hexdigest()[:16]
 
     def evaluate(
         self,
-        target: Target,
-        plan: Plan,
+        variant: Variant,
+        task_set: TaskSet,
         folder: Path | None = None,
-        progress: Callable[[str, int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> Evaluation:
-        """Score a target; with `folder`, write `scores.json`, `records.jsonl` and `evaluation.json` there.
+        """Score a model; with `folder`, write `scores.json`, `records.jsonl` and `evaluation.json` there.
 
         Every evaluation is kept in `folder`/evaluations by its key, and one that is there already is not run again;
-        the three files of `folder` are those of the latest one asked for. The key covers the target, the plan and
-        its files, the type and this package's version. A run folder's model card is written again with its scores.
+        the three files of `folder` are those of the latest one asked for. The key covers the model, the tasks and
+        their files, the type and this package's version. A run folder's model card is written again with its scores.
 
         Raises:
-            UserError: the delta does not fit its base, or the plan cannot be run.
+            UserError: the delta does not fit its base, or the tasks cannot be run.
         """
         if folder is None:
-            return self._run(target, plan, progress)
-        key = self.processes.on_first(lambda: self._key(target, plan))
-        kept = folder / KEPT / key
-        if not self.processes.on_first((kept / ABOUT).exists):
-            result = self._run(target, plan, progress)
-            about = {"key": key, "target": target.name, "base": target.base, "dtype": self.dtype, **plan.about()}
+            return self._run(variant, task_set, progress)
+        key = self.processes.on_first(lambda: self._key(variant, task_set))
+        place = folder / KEPT / key
+        if not self.processes.on_first((place / ABOUT).exists):
+            result = self._run(variant, task_set, progress)
+            about = {"key": key, "target": variant.name, "base": variant.base, "dtype": self.dtype, **task_set.about()}
             about["environment"] = environment(str(self.device))
-            self.processes.on_first(lambda: _keep(kept, result, about))
-        return self.processes.on_first(lambda: _show(folder, kept))
+            self.processes.on_first(lambda: _keep(place, result, about))
+        return self.processes.on_first(lambda: _show(folder, place))
 
-    def _run(self, target: Target, plan: Plan, progress: Callable[[str, int, int], None] | None = None) -> Evaluation:
-        base, model, tokenizer = self._load(target)
-        if target.delta is None:
-            return plan.run(model, tokenizer, progress, self.token_budget, self.processes)
-        target.delta.check_base(base)
-        with target.delta.applied(model):
-            return plan.run(model, tokenizer, progress, self.token_budget, self.processes)
+    def _run(self, variant: Variant, task_set: TaskSet, progress: Progress | None) -> Evaluation:
+        base, model, tokenizer = self._load(variant)
+        if variant.delta is not None:
+            variant.delta.check_base(base)
+        with variant.applied(model):
+            return task_set.run(model, tokenizer, progress, self.token_budget, self.processes)
 
 
-def _keep(kept: Path, result: Evaluation, about: dict[str, Any]) -> None:
+def _keep(place: Path, result: Evaluation, about: dict[str, Any]) -> None:
     """Write an evaluation into a folder of its own, what it is about last."""
-    files.write_jsonl(kept / RECORDS, (record.as_dict() for record in result.records))
-    files.write_json(kept / SCORES, result.scores)
-    files.write_json(kept / ABOUT, about)
+    files.write_jsonl(place / RECORDS, (record.as_dict() for record in result.records))
+    files.write_json(place / SCORES, result.scores)
+    files.write_json(place / ABOUT, about)
 
 
-def _show(folder: Path, kept: Path) -> Evaluation:
+def _show(folder: Path, place: Path) -> Evaluation:
     """Make a kept evaluation the one that a folder shows."""
     (folder / ABOUT).unlink(missing_ok=True)  # never a key beside another evaluation's scores
     for name in (RECORDS, SCORES, ABOUT):
-        files.write_text(folder / name, (kept / name).read_text(encoding="utf-8"))
+        files.write_text(folder / name, (place / name).read_text(encoding="utf-8"))
     if (folder / RECIPE).exists():
         open_run(folder).write_card()
-    with (kept / RECORDS).open(encoding="utf-8") as lines:
-        records = [Record.from_dict(json.loads(line)) for line in lines]
-    return Evaluation(files.read_json(kept / SCORES), records)
+    return Evaluation(files.read_json(place / SCORES), read_records(place / RECORDS))

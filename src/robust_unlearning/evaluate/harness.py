@@ -10,11 +10,12 @@ import hashlib
 import json
 import logging
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from robust_unlearning.data.questions import LETTERS
 from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate.local_datasets import local_data
 from robust_unlearning.evaluate.record import Record, Task
-from robust_unlearning.evaluate.suite import BUNDLED_SUITES, Evaluation, Plan, load_suite, require_finite
+from robust_unlearning.evaluate.suite import BUNDLED_SUITES, Evaluation, Progress, Suite, load_suite, require_finite
 from robust_unlearning.evaluate.task_index import check_names, is_task_file, task_manager
 from robust_unlearning.parallel.processes import Processes
 from robust_unlearning.stats.estimates import accuracy
@@ -43,7 +44,7 @@ class Harness:
 
     Attributes:
         names: tasks, groups and tags of lm-eval or of this package, or YAML files of tasks.
-        data_root: folder of local copies of data sets, see `task_data`; None for the hub.
+        data_root: folder of local copies of data sets, see `local_datasets`; None for the hub.
         include_paths: folders of further task YAMLs.
         scorer: `fast`, or `hf` for lm-eval's own model class.
         limit: only the first so many questions of each task; scores are then marked as partial.
@@ -97,21 +98,21 @@ class Harness:
             config = {key: value for key, value in task.dump_config().items() if key != "metadata"}
             digest.update(json.dumps([name, config], sort_keys=True, default=_plainly).encode())
             examples = task.sampler.df if task.get_config("num_fewshot") else []
-            for doc in [*_first(task.eval_docs, self.limit), *examples]:
+            for doc in [*islice(task.eval_docs, self.limit), *examples]:
                 digest.update(json.dumps(doc, sort_keys=True, default=_plainly).encode())
         groups = {name: group.child_names for name, group in self.loaded["groups"].items()}
         digest.update(json.dumps(groups, sort_keys=True).encode())
         return digest.hexdigest()
 
-    def asked(self) -> set[tuple[str, tuple[str, ...]]]:
+    def question_texts(self) -> set[tuple[str, tuple[str, ...]]]:
         """Every question with its choices: `question` and `choices` of its row, else what the task makes of it."""
-        found = set()
+        texts = set()
         for task in self.loaded["tasks"].values():
-            for doc in _first(task.eval_docs, self.limit):
+            for doc in islice(task.eval_docs, self.limit):
                 text = doc.get("question") or task.doc_to_text(doc)
                 choices = doc.get("choices") or (task.doc_to_choice(doc) if task.config.doc_to_choice else ())
-                found.add((str(text), tuple(map(str, choices))))
-        return found
+                texts.add((str(text), tuple(map(str, choices))))
+        return texts
 
     def about(self) -> dict[str, Any]:
         """Settings and versions, for the record of an evaluation."""
@@ -119,15 +120,15 @@ class Harness:
             name: {"version": str(task.VERSION), "num_fewshot": task.get_config("num_fewshot")}
             for name, task in self.loaded["tasks"].items()
         }
-        groups = {name: [each.task_name for each in group.get_all_tasks()] for name, group in self._groups()}
-        packages = {each: version(each) for each in ("lm_eval", "datasets", "transformers", "torch")}
-        return {"tasks": tasks, "groups": groups, "scorer": self.scorer, "limit": self.limit, "packages": packages}
+        packages = {package: version(package) for package in ("lm_eval", "datasets", "transformers", "torch")}
+        settings = {"scorer": self.scorer, "limit": self.limit, "packages": packages}
+        return {"tasks": tasks, "groups": self._groups(), **settings}
 
     def run(
         self,
         model: Any,
         tokenizer: Any,
-        progress: Callable[[str, int, int], None] | None = None,
+        progress: Progress | None = None,
         token_budget: int | None = None,
         processes: Processes | None = None,
     ) -> Evaluation:
@@ -170,27 +171,32 @@ class Harness:
 
     def _scores(self, results: Mapping[str, Any], records: Mapping[str, list[Record]]) -> dict[str, Any]:
         """Groups, the outermost first, then tasks."""
-        members = {name: [each.task_name for each in group.get_all_tasks()] for name, group in self._groups()}
         scores = {}
-        for name, own in {**members, **{name: [name] for name in self.loaded["tasks"]}}.items():
-            names = list(dict.fromkeys(own))
-            row = _row(results["results"][name], [record for each in names for record in records[each]])
+        for name, members in {**self._groups(), **{name: [name] for name in self.loaded["tasks"]}}.items():
+            names = list(dict.fromkeys(members))
+            row = _row(results["results"][name], [record for task in names for record in records[task]])
             if not row:
                 continue  # a group without an average
-            counts = [results["n-samples"][each] for each in names]
-            if sum(each["effective"] for each in counts) < (of := sum(each["original"] for each in counts)):
-                row |= {"partial": True, "of": of}
-            kinds = {_scored(self.loaded["tasks"][each]) for each in names}
+            counts = [results["n-samples"][task] for task in names]
+            if sum(count["effective"] for count in counts) < (all_of := sum(count["original"] for count in counts)):
+                row |= {"partial": True, "of": all_of}
+            kinds = {_scored(self.loaded["tasks"][task]) for task in names}
             scores[name] = row | {"scored": kinds.pop() if len(kinds) == 1 else "mixed"}
         return scores
 
-    def _groups(self) -> Iterator[tuple[str, Any]]:
-        """Groups with their members after them."""
-        groups = self.loaded["groups"]
-        yield from sorted(groups.items(), key=lambda item: -len(item[1].get_all_tasks()))
+    def _groups(self) -> dict[str, list[str]]:
+        """Group -> its tasks; a group stands before the groups that are in it."""
+        groups = {
+            name: [task.task_name for task in group.get_all_tasks()] for name, group in self.loaded["groups"].items()
+        }
+        return dict(sorted(groups.items(), key=lambda item: -len(item[1])))
 
 
-def load_plans(tasks: str, limit: int | None = None, **settings: Any) -> dict[str, Plan]:
+TaskSet = Suite | Harness
+"""What an evaluation runs."""
+
+
+def load_task_sets(tasks: str, limit: int | None = None, **settings: Any) -> dict[str, TaskSet]:
     """What `--tasks` means: each suite by its name, and under `lm-eval` all tasks of the harness together.
 
     Args:
@@ -208,12 +214,12 @@ def load_plans(tasks: str, limit: int | None = None, **settings: Any) -> dict[st
         is_file = path.suffix in {".yaml", ".yml"} or len(path.parts) > 1
         return name in BUNDLED_SUITES or (is_file and not (path.is_file() and is_task_file(path)))
 
-    plans: dict[str, Plan] = {name: load_suite(name).limited(limit) for name in names if is_suite(name)}
+    task_sets: dict[str, TaskSet] = {name: load_suite(name).limited(limit) for name in names if is_suite(name)}
     if others := tuple(name for name in dict.fromkeys(names) if not is_suite(name)):
         harness = Harness(others, limit=limit, **settings)
         _ = harness.manager  # an unknown name is found before anything is loaded
-        plans["lm-eval"] = harness
-    return plans
+        task_sets["lm-eval"] = harness
+    return task_sets
 
 
 def _row(metrics: Mapping[str, Any], records: list[Record]) -> dict[str, Any]:
@@ -245,32 +251,27 @@ def _interval(acc: float, stderr: float | None, correct: list[bool]) -> dict[str
 
 def _record(task: Any, sample: Mapping[str, Any], counted: Mapping[tuple[str, str], int]) -> Record:
     """One question's record from what lm-eval logs of it."""
-    doc, number = sample["doc"], sample["doc_id"]
-    record = Record(
-        task=Task(task.task_name),
-        id=str(doc.get("id") or f"{task.get_config('dataset_name') or task.task_name}:{number + 1}"),
+    doc = sample["doc"]
+    name = Task(task.task_name)
+    number = f"{task.get_config('dataset_name') or name}:{sample['doc_id'] + 1}"
+    id = str(doc.get("id") or number)
+    if task.OUTPUT_TYPE == "multiple_choice":
+        choices = task.doc_to_choice(doc)
+        answer = _answer(task.doc_to_text(doc) if task.multiple_input else sample["target"], choices)
+        pairs = zip(sample["filtered_resps"], sample["arguments"], choices, strict=False)  # some ask more than choices
+        scored = [(float(logp), counted[tuple(texts)]) for (logp, _), texts, _ in pairs]
+        record = Record.of_choices(name, id, answer, choices, scored)
+        record = replace(record, correct=bool(sample.get("acc", record.correct)))
+    else:
+        metrics = {key: sample[key] for key in sample["metrics"] if isinstance(sample[key], int | float)}
+        record = Record(name, id, correct=bool(metrics["acc"]) if "acc" in metrics else None, metrics=metrics)
+    return replace(
+        record,
         forget_token=doc.get("forget_token"),
         control_token=doc.get("control_token"),
         doc_hash=sample["doc_hash"],
         filter=None if sample["filter"] == "none" else sample["filter"],
     )
-    if task.OUTPUT_TYPE == "multiple_choice":
-        choices = task.doc_to_choice(doc)
-        logprobs = [float(logp) for logp, _ in sample["filtered_resps"][: len(choices)]]
-        per_byte = [logp / len(choice.encode()) for logp, choice in zip(logprobs, choices, strict=True)]
-        answer = _answer(task.doc_to_text(doc) if task.multiple_input else sample["target"], choices)
-        prediction = int(np.argmax(logprobs))
-        return replace(
-            record,
-            answer=answer,
-            prediction=prediction,
-            correct=bool(sample.get("acc", prediction == answer)),
-            correct_norm=int(np.argmax(per_byte)) == answer,
-            logprobs=tuple(logprobs),
-            tokens=tuple(counted[tuple(each)] for each in sample["arguments"][: len(choices)]),
-        )
-    metrics = {key: sample[key] for key in sample["metrics"] if isinstance(sample[key], int | float)}
-    return replace(record, metrics=metrics, correct=bool(metrics["acc"]) if "acc" in metrics else None)
 
 
 def _answer(target: Any, choices: list[str]) -> int | None:
@@ -293,13 +294,6 @@ def _scored(task: Any) -> str:
 def _plainly(value: Any) -> str:
     """What JSON has no form for, without its address in memory."""
     return str(getattr(value, "__qualname__", None) or value)
-
-
-def _first(docs: Any, limit: int | None) -> Iterator[Any]:
-    for index, doc in enumerate(docs):
-        if limit is not None and index >= limit:
-            return
-        yield doc
 
 
 def _seed_everything() -> None:

@@ -13,6 +13,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from robust_unlearning.errors import UserError
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Run = Iterator[tuple["Tensor", dict[Tokens, list[int]]]]
-"""For some sequences at a time: logits [r, V], and sequence -> which rows are its own, from its start on."""
+"""For some sequences at a time: logits [r, V], and sequence -> its rows, from its start on."""
 ROWS = 64
 """Rows of logits that are made float32 at a time."""
 
@@ -45,24 +46,24 @@ def continuation_logps(
         progress: called with (sequences done, sequences in all); each distinct sequence is run once.
     """
     results = [(0.0, True)] * len(pairs)
-    asked: dict[Tokens, list[int]] = {}
+    of_sequence: dict[Tokens, list[int]] = {}
     starts: dict[Tokens, int] = {}
     for index, (context, continuation) in enumerate(pairs):
         if continuation:
             sequence = context + continuation[:-1]
-            asked.setdefault(sequence, []).append(index)
+            of_sequence.setdefault(sequence, []).append(index)
             starts[sequence] = min(starts.get(sequence, len(sequence)), len(context) - 1)
     done = 0
     with _scoring(model):
         for logits, rows in _logits(model, starts, token_budget or default_budget(next(model.parameters()).device)):
-            indices = [index for sequence in rows for index in asked[sequence]]
+            indices = [index for sequence in rows for index in of_sequence[sequence]]
             ends = [pairs[index][1] for index in indices]
-            own = [rows[pairs[index][0] + end[:-1]][-len(end) :] for index, end in zip(indices, ends, strict=True)]
-            for index, result in zip(indices, _scored(logits, own, ends), strict=True):
+            ours = [rows[pairs[index][0] + end[:-1]][-len(end) :] for index, end in zip(indices, ends, strict=True)]
+            for index, result in zip(indices, _scored(logits, ours, ends), strict=True):
                 results[index] = result
             done += len(rows)
             if progress:
-                progress(done, len(asked))
+                progress(done, len(of_sequence))
     return results
 
 
@@ -181,7 +182,7 @@ def _tree_logits(model: Any, of: Iterable[Sequence[Tree]], starts: Mapping[Token
             stem, cache = batch[0].stem, DynamicCache() if batch[0].stem else None
             if stem:
                 ids = torch.tensor([stem], device=device)
-                model(input_ids=ids, past_key_values=cache, use_cache=True, **_kept(model, [0], device))
+                model(input_ids=ids, past_key_values=cache, use_cache=True, **_limit(model, [0], device))
         behind = copy.deepcopy(cache)
         if behind is not None:
             behind.batch_repeat_interleave(len(batch))
@@ -191,21 +192,22 @@ def _tree_logits(model: Any, of: Iterable[Sequence[Tree]], starts: Mapping[Token
             for sequence, path in tree.paths.items()
         }
         columns = sorted({place for _, path in places.values() for place in path})
-        kept = _kept(model, columns, device)
+        limited = _limit(model, columns, device)
         logits = model(
             input_ids=collate([tree.ids for tree in batch], 0).ids.to(device),
             position_ids=collate([tree.positions for tree in batch], 0).ids.to(device),
             attention_mask=_tree_mask(batch, model.dtype, device),
             past_key_values=behind,
             use_cache=behind is not None,
-            **kept,
+            **limited,
         ).logits
-        column = {place: index for index, place in enumerate(columns)} if kept else range(logits.shape[1])
-        own = {sequence: [(line, column[place]) for place in path] for sequence, (line, path) in places.items()}
-        wanted = sorted({cell for cells in own.values() for cell in cells})
+        column = {place: index for index, place in enumerate(columns)} if limited else range(logits.shape[1])
+        cells_of = {sequence: [(line, column[place]) for place in path] for sequence, (line, path) in places.items()}
+        wanted = sorted({cell for cells in cells_of.values() for cell in cells})
         row = {cell: index for index, cell in enumerate(wanted)}
         lines, across = zip(*wanted, strict=True)
-        yield logits[list(lines), list(across)], {each: [row[cell] for cell in cells] for each, cells in own.items()}
+        rows = {sequence: [row[cell] for cell in cells] for sequence, cells in cells_of.items()}
+        yield logits[list(lines), list(across)], rows
 
 
 def _tree_mask(batch: Sequence[Tree], dtype: Any, device: Any) -> Tensor:
@@ -218,12 +220,12 @@ def _tree_mask(batch: Sequence[Tree], dtype: Any, device: Any) -> Tensor:
     sees = torch.zeros(len(batch), width, stem + width, dtype=torch.bool)
     sees[:, :, :stem] = True
     for line, tree in enumerate(batch):
-        own = sees[line, :, stem:]
+        inside = sees[line, :, stem:]
         for first, last, parent in tree.branches:
             if parent is not None:
-                own[first:last] = own[parent]
-            own[first:last, first:last] = torch.ones(last - first, last - first, dtype=torch.bool).tril()
-        own[len(tree.ids) :, 0] = True  # a row of scores without any is not a number in some models
+                inside[first:last] = inside[parent]
+            inside[first:last, first:last] = torch.ones(last - first, last - first, dtype=torch.bool).tril()
+        inside[len(tree.ids) :, 0] = True  # a row of scores without any is not a number in some models
     hidden = sees.logical_not().to(device)
     return torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill(hidden, torch.finfo(dtype).min)[:, None]
 
@@ -235,22 +237,22 @@ def _full_logits(model: Any, starts: Mapping[Tokens, int], budget: int) -> Run:
     from robust_unlearning.data.corpora import collate
 
     device = next(model.parameters()).device
-    order = sorted(starts, key=lambda each: -len(each))
+    order = sorted(starts, key=len, reverse=True)
     while order:
-        rows = max(1, budget // len(order[0]))
-        batch, order = order[:rows], order[rows:]
-        ids = collate([list(each) for each in batch], 0).to(device).ids
-        first, width = min(starts[each] for each in batch), ids.shape[1]
-        kept = _kept(model, range(first, width), device)
-        logits = model(input_ids=ids, use_cache=False, **kept).logits
-        logits = logits if kept else logits[:, first:]
-        own: dict[Tokens, list[int]] = {}
+        count = max(1, budget // len(order[0]))
+        batch, order = order[:count], order[count:]
+        ids = collate([list(sequence) for sequence in batch], 0).to(device).ids
+        first, width = min(starts[sequence] for sequence in batch), ids.shape[1]
+        limited = _limit(model, range(first, width), device)
+        logits = model(input_ids=ids, use_cache=False, **limited).logits
+        logits = logits if limited else logits[:, first:]
+        rows: dict[Tokens, list[int]] = {}
         parts: list[Tensor] = []
         before = 0
-        for line, each in enumerate(batch):
-            parts.append(logits[line, starts[each] - first : len(each) - first])
-            own[each] = list(range(before, before := before + len(each) - starts[each]))
-        yield torch.cat(parts), own
+        for line, sequence in enumerate(batch):
+            parts.append(logits[line, starts[sequence] - first : len(sequence) - first])
+            rows[sequence] = list(range(before, before := before + len(sequence) - starts[sequence]))
+        yield torch.cat(parts), rows
 
 
 def _scored(logits: Tensor, rows: Sequence[list[int]], ends: Sequence[Tokens]) -> list[tuple[float, bool]]:
@@ -259,19 +261,14 @@ def _scored(logits: Tensor, rows: Sequence[list[int]], ends: Sequence[Tokens]) -
 
     norm = torch.cat([part.float().logsumexp(dim=-1) for part in logits.split(ROWS)])
     best = torch.cat([part.argmax(dim=-1) for part in logits.split(ROWS)])
-    row = torch.tensor([each for own in rows for each in own], device=logits.device)
-    token = torch.tensor([each for end in ends for each in end], device=logits.device)
-    logps = (logits[row, token].float() - norm[row]).tolist()
-    greedy = (best[row] == token).tolist()
-    results, before = [], 0
-    for end in ends:
-        after = before + len(end)
-        results.append((sum(logps[before:after]), all(greedy[before:after])))
-        before = after
-    return results
+    row = torch.tensor([*chain.from_iterable(rows)], device=logits.device)
+    token = torch.tensor([*chain.from_iterable(ends)], device=logits.device)
+    logps = iter((logits[row, token].float() - norm[row]).tolist())
+    greedy = iter((best[row] == token).tolist())
+    return [(sum(islice(logps, len(end))), all([*islice(greedy, len(end))])) for end in ends]
 
 
-def _kept(model: Any, columns: Sequence[int], device: Any) -> dict[str, Tensor]:
+def _limit(model: Any, columns: Sequence[int], device: Any) -> dict[str, Tensor]:
     """The argument that limits logits to some columns, for models that take it.
 
     As indices, not as a count: with a count the models take a slice, whose rows are not contiguous, and the LM

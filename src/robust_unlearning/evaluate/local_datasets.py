@@ -56,14 +56,14 @@ def local_data(root: Path | None) -> Iterator[None]:
         if folder not in caches:
             caches[folder] = _cache_of(folder)
         options["cache_dir"] = caches[folder]
-        said: list[str] = []
+        warnings: list[str] = []
         try:
-            with read_quietly() as said:
+            with read_quietly() as warnings:
                 return original(str(folder), name, **options)
         except (OSError, ValueError) as error:
             configs = [] if isinstance(error, OSError) else datasets.get_dataset_config_names(str(folder))
             if name is None or name in configs or not configs:
-                why = said[-1] if said else error
+                why = warnings[-1] if warnings else error
                 raise UserError(f"{folder} cannot be read as the data set {path!r}: {why}") from error
             if not (folder / README).exists():
                 raise UserError(
@@ -88,8 +88,8 @@ def find_copy(root: Path, path: str) -> Path:
     Raises:
         UserError: there is none; the message says what was looked for and what is there.
     """
-    if found := next(filter(Path.is_dir, _places(root, path)), None):
-        return found
+    if copy := next(filter(Path.is_dir, _places(root, path)), None):
+        return copy
     folders = sorted(each for each in root.iterdir() if each.is_dir())
     above = root if root.name else root.absolute()
     for other in (above.parent.parent, above.parent, *folders):

@@ -128,11 +128,11 @@ class _Layout:
         """Neighbours that share enough behind the stem are a tree, as long as it does not grow too large."""
         pieces, begin, size = [], first, 0
         for index in range(first, last):
-            own, shared = self.lengths[index] - stem, self.shared[index] - stem
-            if index > begin and (4 * shared < min(own, 4 * TOGETHER) or size + own - shared > self.most):
+            length, shared = self.lengths[index] - stem, self.shared[index] - stem
+            if index > begin and (4 * shared < min(length, 4 * TOGETHER) or size + length - shared > self.most):
                 pieces.append((begin, index))
                 begin = index
-            size = own if index == begin else size + own - shared
+            size = length if index == begin else size + length - shared
         return [*pieces, (begin, last)]
 
     def _cost(self, stem: int, pieces: Pieces) -> int:

@@ -5,12 +5,15 @@ This is the one place that reads and writes tasks' names.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from robust_unlearning.errors import UserError
 from robust_unlearning.stats.estimates import Array
 
 CLEAN = "clean"
@@ -105,6 +108,17 @@ class Record:
     filter: str | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def of_choices(
+        cls, task: Task, id: str, answer: int | None, options: Sequence[str], scored: Sequence[tuple[float, int]]
+    ) -> Record:
+        """The record of a question whose options have been scored: (log p in nats, tokens) of each."""
+        logprobs = tuple(logp for logp, _ in scored)
+        per_byte = [logp / len(option.encode()) for logp, option in zip(logprobs, options, strict=True)]
+        prediction, normed = int(np.argmax(logprobs)), int(np.argmax(per_byte))
+        tokens = tuple(count for _, count in scored)
+        return cls(task, id, answer, prediction, prediction == answer, normed == answer, logprobs, tokens)
+
     @property
     def right(self) -> float:
         """1 right, 0 wrong."""
@@ -148,9 +162,9 @@ class Record:
             "logprobs": self.logprobs or None,
             "tokens": self.tokens or None,
         }
-        kept = {key: value for key, value in row.items() if value is not None or (key == "answer" and self.logprobs)}
+        there = {key: value for key, value in row.items() if value is not None or (key == "answer" and self.logprobs)}
         tokens = {"forget_token": self.forget_token, "control_token": self.control_token}
-        return {"task": self.task.name, "id": self.id, **kept, **tokens}
+        return {"task": self.task.name, "id": self.id, **there, **tokens}
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Record:
@@ -162,6 +176,11 @@ class Record:
 
 
 _FIELDS = {each.name for each in fields(Record)} - {"metrics"}
+
+
+def read_records(file: Path) -> list[Record]:
+    """The records that an evaluation wrote."""
+    return [Record.from_dict(json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def by_task(records: Iterable[Record]) -> dict[Task, list[Record]]:
@@ -183,10 +202,20 @@ def logp_among_of(records: Iterable[Record]) -> Array:
 
 
 def excess_of(forget: Sequence[Record], control: Sequence[Record]) -> Array:
-    """log p of the right answer under the forget-token less that under the control word, nats per token [n].
+    """How much more a forget-token lowers the right answer's log-probability than a control word does [n].
 
-    Below 0 where the forget-token does more harm. Both are of the same questions in the same order.
+    (log p(answer | forget form) - log p(answer | control form)) / tokens, in nats per answer token; below 0 where the
+    forget-token does more harm. It is what the forget-token does to the clean form's log p less what the control word
+    does to it: the clean form's cancels. Given the clean form in place of the control form, it is the former.
+
+    Args:
+        forget, control: records of the same questions in the same order.
+
+    Raises:
+        UserError: an answer without tokens.
     """
+    if any(record.answer_tokens < 1 for record in forget):
+        raise UserError("tokens must be at least 1 for every answer.")
     pairs = zip(forget, control, strict=True)
     return np.array([(record.logp - other.logp) / record.answer_tokens for record, other in pairs])
 

@@ -6,6 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from robust_unlearning.run.card import counted
+from robust_unlearning.stats.estimates import Estimate
+from robust_unlearning.stats.format import NATS, Form, interval, shown
+
+SHARE, TEXT = Form(".3f", ".3f"), Form(".4f", ".4f")
 
 
 def format_scores(scores: Mapping[str, Mapping[str, Any]]) -> str:
@@ -15,14 +19,13 @@ def format_scores(scores: Mapping[str, Mapping[str, Any]]) -> str:
     others = [("task", "metric", "value", "n")]
     for task, row in scores.items():
         if "acc" in row:
-            acc = f"{row['acc']:.3f}" + ("" if row["stderr"] is None else f" ± {row['stderr']:.3f}")
-            harm = row.get("excess_harm")
-            shown = f"{harm['value']:+.3f} {_span(harm, '+.3f')}" if harm else ""
-            norm = f"{row['acc_norm']:.3f}" if "acc_norm" in row else ""
-            questions.append((task, acc, _span(row, ".3f"), norm, shown, row.get("scored", ""), counted(row)))
+            acc = shown(row["acc"], SHARE) + ("" if row["stderr"] is None else f" ± {shown(row['stderr'], SHARE)}")
+            harm = shown(Estimate(**row["excess_harm"]), NATS) if row.get("excess_harm") else ""
+            span, norm = interval(row["low"], row["high"], SHARE), shown(row.get("acc_norm"), SHARE)
+            questions.append((task, acc, span, norm, harm, row.get("scored", ""), counted(row)))
         elif "nats_per_token" in row:
-            nats, sizes = f"{row['nats_per_token']:.4f}", (str(row["tokens"]), str(row["n"]))
-            texts.append((task, nats, _span(row, ".4f"), f"{row['perplexity']:.2f}", *sizes))
+            nats, span = shown(row["nats_per_token"], TEXT), interval(row["low"], row["high"], TEXT)
+            texts.append((task, nats, span, f"{row['perplexity']:.2f}", str(row["tokens"]), str(row["n"])))
         else:
             others += [(task, *metric, counted(row)) for metric in _metrics(row)]
     return "\n\n".join(_aligned(_filled(table)) for table in (questions, texts, others) if len(table) > 1)
@@ -41,10 +44,6 @@ def _filled(table: Sequence[Sequence[str]]) -> list[list[str]]:
     """The table without columns that are empty below their heading."""
     columns = [column for column in zip(*table, strict=True) if any(column[1:])]
     return [list(row) for row in zip(*columns, strict=True)]
-
-
-def _span(row: Mapping[str, Any], form: str) -> str:
-    return "" if row["low"] is None else f"[{row['low']:{form}}, {row['high']:{form}}]"
 
 
 def _aligned(table: Sequence[Sequence[str]]) -> str:

@@ -8,26 +8,26 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import exp, isfinite
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
-from robust_unlearning.data.corpora import HUB
+from robust_unlearning.data.corpora import HUB, read_documents
 from robust_unlearning.data.questions import STYLES, Question, read_questions, shows_options
 from robust_unlearning.errors import UserError, unknown
 from robust_unlearning.evaluate.likelihood import option_logprobs, text_nats
-from robust_unlearning.evaluate.record import Record, Task
-from robust_unlearning.evaluate.score_table import format_scores as format_scores
+from robust_unlearning.evaluate.record import Record, Task, by_task, excess_of
 from robust_unlearning.files import locate, read_yaml, sha256_file
 from robust_unlearning.parallel.processes import Processes
-from robust_unlearning.perturb.places import QuestionSet, TokenPair, match_controls
+from robust_unlearning.perturb.controls import match_controls
+from robust_unlearning.perturb.forms import Form, QuestionSet
 from robust_unlearning.recipe import Strict, TextSource, explain
-from robust_unlearning.stats.estimates import Estimate, accuracy, excess_harm, nats_per_token
+from robust_unlearning.stats.estimates import Estimate, accuracy, mean_interval, nats_per_token
 
 Progress = Callable[[str, int, int], None]
 BUNDLED_SUITES = {
@@ -47,6 +47,11 @@ class Text(Strict):
     max_tokens: int = Field(128, ge=2)
     limit: int | None = Field(None, ge=1, description="use the first so many documents")
 
+    def source(self) -> TextSource:
+        """Where the documents are read from."""
+        limits = {"min_chars": 1, "max_documents": self.limit}
+        return TextSource.model_validate({"path": self.path, "field": self.field, **limits})
+
 
 class Suite(Strict):
     """What an evaluation runs. Relative paths start at the working directory."""
@@ -62,31 +67,30 @@ class Suite(Strict):
         if limit is None:
             return self
 
-        def cut(each: Any) -> Any:
-            return each.model_copy(update={"limit": min(limit, each.limit or limit)})
+        def cut(entry: Any) -> Any:
+            return entry.model_copy(update={"limit": min(limit, entry.limit or limit)})
 
-        questions = {name: cut(each) for name, each in self.questions.items()}
-        texts = {name: cut(each) for name, each in self.texts.items()}
+        questions = {name: cut(entry) for name, entry in self.questions.items()}
+        texts = {name: cut(entry) for name, entry in self.texts.items()}
         return self.model_copy(update={"questions": questions, "texts": texts})
 
     def fingerprint(self) -> str:
         """What the scores depend on besides the model, hashed: the suite and the files that it names."""
         digest = hashlib.sha256(self.model_dump_json().encode())
-        for source in [each.path for each in self.questions.values()] + [each.path for each in self.texts.values()]:
-            if source.startswith(HUB):
-                continue
-            path = locate(source)
-            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-                if file.is_file():
+        entries: list[QuestionSet | Text] = [*self.questions.values(), *self.texts.values()]
+        for entry in entries:
+            if not entry.path.startswith(HUB):
+                path = locate(entry.path)
+                for file in filter(Path.is_file, sorted(path.rglob("*")) if path.is_dir() else [path]):
                     digest.update(sha256_file(file).encode())
         return digest.hexdigest()
 
-    def asked(self) -> set[tuple[str, tuple[str, ...]]]:
+    def question_texts(self) -> set[tuple[str, tuple[str, ...]]]:
         """Every question with its choices, as it is before a token is put in."""
         return {
             (question.question, question.choices)
-            for each in self.questions.values()
-            for question in read_questions(each.path, config=each.config, split=each.split)
+            for source in self.questions.values()
+            for question in read_questions(source.path, config=source.config, split=source.split)
         }
 
     def about(self) -> dict[str, Any]:
@@ -101,8 +105,57 @@ class Suite(Strict):
         token_budget: int | None = None,
         processes: Processes | None = None,
     ) -> Evaluation:
-        """`evaluate` with this suite."""
-        return evaluate(model, tokenizer, self, progress, token_budget, processes)
+        """Score a loaded causal language model.
+
+        Tasks are `SET/STYLE/clean`, `SET/STYLE/WHERE` (forget form), `SET/STYLE/WHERE-control` and `NAME/text`. A
+        question task has `acc`, `stderr`, `n`, `low`, `high` and `acc_norm` (log p per byte of the option). In
+        perturbed ones `harm` is log p of the right answer less that of the clean form, in nats per token; the
+        forget form also has `excess_harm` (see `record.excess_of`). A text has `nats_per_token`, `stderr`,
+        `low`, `high`, `perplexity`, `n` (documents) and `tokens`.
+
+        Args:
+            progress: called with (set, sequences done, sequences in all).
+            token_budget: tokens run at a time, see `likelihood.default_budget`.
+            processes: they divide the prompts and documents; each must call this, and gets the whole result.
+
+        Raises:
+            UserError: an input cannot be read or used, or the model's log-probabilities are not finite.
+        """
+        divided = processes.divided if processes else _alone
+        perturbs = any(source.perturb for source in self.questions.values())
+        pairs = match_controls(tokenizer, self.forget_tokens, self.control_tokens) if perturbs else {}
+        scores: dict[str, dict[str, Any]] = {}
+        records: list[Record] = []
+        for name, source in self.questions.items():
+            forms = source.forms(pairs, self.seed)
+            prompts = [
+                (Task(name, style, form, control), question, pair, *STYLES[style](question))
+                for style in dict.fromkeys(source.styles)
+                for (form, control), questions in forms.items()
+                if shows_options(style) or form != "option"
+                for question, pair in questions
+            ]
+            items = [(prompt, [" " + option for option in options]) for *_, prompt, options in prompts]
+            tick = partial(progress, name) if progress else None
+            score = partial(option_logprobs, model, tokenizer, token_budget=token_budget, progress=tick)
+            set_records = [
+                _record(task, question, pair, options, scored)
+                for (task, question, pair, _, options), scored in zip(prompts, divided(items, score), strict=True)
+            ]
+            require_finite((logp for record in set_records for logp in record.logprobs), name)
+            tasks = by_task(set_records)
+            scores |= {task.name: _task_scores(task, tasks, self.seed) for task in tasks}
+            records += set_records
+        for name, text in self.texts.items():
+            documents = read_documents(text.source())
+            count = partial(text_nats, model, tokenizer, max_tokens=text.max_tokens, token_budget=token_budget)
+            nats, tokens = zip(*divided(documents, count), strict=True)
+            require_finite(nats, name)
+            row = nats_per_token(nats, tokens, self.seed).as_dict()
+            mean = row.pop("value")
+            row["perplexity"] = exp(min(mean, 700.0))  # a float holds no more
+            scores[f"{name}/text"] = {"nats_per_token": mean, **row, "tokens": sum(tokens)}
+        return Evaluation(scores, records)
 
 
 @dataclass(frozen=True)
@@ -111,32 +164,6 @@ class Evaluation:
 
     scores: dict[str, dict[str, Any]]
     records: list[Record]
-
-
-class Plan(Protocol):
-    """What an evaluation runs: a suite, or tasks of lm-evaluation-harness."""
-
-    def fingerprint(self) -> str:
-        """What the scores depend on besides the model, hashed."""
-
-    def about(self) -> dict[str, Any]:
-        """What was run, for the record of an evaluation."""
-
-    def asked(self) -> set[tuple[str, tuple[str, ...]]]:
-        """Every question with its choices; plans whose sets meet share questions."""
-
-    def run(
-        self,
-        model: Any,
-        tokenizer: Any,
-        progress: Progress | None = None,
-        token_budget: int | None = None,
-        processes: Processes | None = None,
-    ) -> Evaluation:
-        """Score a loaded model; `progress` gets (name, done, in all), `token_budget` tokens are run at a time.
-
-        Where there are several processes, each calls this and gets the whole result.
-        """
 
 
 def load_suite(path_or_name: str | os.PathLike[str]) -> Suite:
@@ -160,7 +187,7 @@ def load_suite(path_or_name: str | os.PathLike[str]) -> Suite:
     else:
         if not suite.questions and not suite.texts:
             errors = ["it has neither questions nor texts."]
-        wants = [key for key, each in suite.questions.items() if each.perturb]
+        wants = [key for key, source in suite.questions.items() if source.perturb]
         if wants and not (suite.forget_tokens and suite.control_tokens):
             errors = [f"questions.{wants[0]}.perturb needs forget_tokens and control_tokens."]
     errors += _missing_files(data)
@@ -190,92 +217,16 @@ def _fields_at(location: tuple[int | str, ...]) -> Iterable[str]:
     return model.model_fields
 
 
-def evaluate(
-    model: Any,
-    tokenizer: Any,
-    suite: Suite,
-    progress: Progress | None = None,
-    token_budget: int | None = None,
-    processes: Processes | None = None,
-) -> Evaluation:
-    """Run a suite on a loaded causal language model.
-
-    Tasks are `SET/STYLE/clean`, `SET/STYLE/WHERE` (forget form), `SET/STYLE/WHERE-control` and `NAME/text`. A
-    question task has `acc`, `stderr`, `n`, `low`, `high` and `acc_norm` (log p per byte of the option). In
-    perturbed ones `harm` is log p of the right answer less that of the clean form, in nats per token; the
-    forget form also has `excess_harm` (see `scores.excess_harm`). A text has `nats_per_token`, `stderr`,
-    `low`, `high`, `perplexity`, `n` (documents) and `tokens`.
-
-    Args:
-        progress: called with (set, sequences done, sequences in all).
-        token_budget: tokens run at a time, see `likelihood.default_budget`.
-        processes: they divide the prompts and documents; each must call this, and gets the whole result.
-
-    Raises:
-        UserError: an input cannot be read or used, or the model's log-probabilities are not finite.
-    """
-    from robust_unlearning.data.corpora import read_documents
-
-    divided = processes.divided if processes else _alone
-    perturbs = any(source.perturb for source in suite.questions.values())
-    pairs = match_controls(tokenizer, suite.forget_tokens, suite.control_tokens) if perturbs else []
-    scores: dict[str, dict[str, Any]] = {}
-    records: list[Record] = []
-    for name, source in suite.questions.items():
-        forms = source.forms(pairs, suite.seed)
-        asked = [
-            (Task(name, style, form, control), question, pair, *STYLES[style](question))
-            for style in dict.fromkeys(source.styles)
-            for (form, control), questions in forms.items()
-            if shows_options(style) or form != "option"
-            for question, pair in questions
-        ]
-        items = [(prompt, [" " + option for option in options]) for *_, prompt, options in asked]
-        tick = partial(progress, name) if progress else None
-        results = divided(items, partial(option_logprobs, model, tokenizer, token_budget=token_budget, progress=tick))
-        require_finite([logp for result in results for logp, _ in result], name)
-        tasks: dict[Task, list[Record]] = {}
-        for (task, question, pair, _, options), result in zip(asked, results, strict=True):
-            tasks.setdefault(task, []).append(_record(task, question, pair, options, result))
-        scores |= {task.name: _task_scores(task, tasks, suite.seed) for task in tasks}
-        records += [record for rows in tasks.values() for record in rows]
-    for name, text in suite.texts.items():
-        limits = {"min_chars": 1, "max_documents": text.limit}
-        corpus = TextSource.model_validate({"path": text.path, "field": text.field, **limits})
-        scored = partial(text_nats, model, tokenizer, max_tokens=text.max_tokens, token_budget=token_budget)
-        counted = divided(read_documents(corpus), scored)
-        nats, tokens = zip(*counted, strict=True)
-        require_finite(nats, name)
-        row = nats_per_token(nats, tokens, suite.seed).as_dict()
-        mean = row.pop("value")
-        row["perplexity"] = exp(min(mean, 700.0))  # a float holds no more
-        scores[f"{name}/text"] = {"nats_per_token": mean, **row, "tokens": sum(tokens)}
-    return Evaluation(scores, records)
-
-
 def _alone(items: Sequence[Any], function: Callable[[Sequence[Any]], Sequence[Any]]) -> list[Any]:
     """`Processes.divided` where there is one process."""
     return list(function(items))
 
 
 def _record(
-    task: Task, question: Question, pair: TokenPair | None, options: Sequence[str], result: Sequence[tuple[float, int]]
+    task: Task, question: Question, pair: Form | None, options: Sequence[str], scored: Sequence[tuple[float, int]]
 ) -> Record:
-    logprobs = [logp for logp, _ in result]
-    per_byte = [logp / len(option.encode()) for logp, option in zip(logprobs, options, strict=True)]
-    prediction = int(np.argmax(logprobs))
-    return Record(
-        task=task,
-        id=question.id,
-        answer=question.answer,
-        prediction=prediction,
-        correct=prediction == question.answer,
-        correct_norm=int(np.argmax(per_byte)) == question.answer,
-        logprobs=tuple(logprobs),
-        tokens=tuple(tokens for _, tokens in result),
-        forget_token=pair.forget if pair else None,
-        control_token=pair.control if pair else None,
-    )
+    record = Record.of_choices(task, question.id, question.answer, options, scored)
+    return replace(record, **pair.tokens) if pair else record
 
 
 def accuracy_score(share: Estimate) -> dict[str, Any]:
@@ -290,17 +241,11 @@ def _task_scores(task: Task, tasks: Mapping[Task, Sequence[Record]], seed: int) 
     row["acc_norm"] = float(np.mean([record.correct_norm for record in records]))
     if not task.perturbed:
         return row
-    of_clean = {record.id: record for record in tasks[task.clean_form]}
-    control = None if task.control else tasks.get(task.control_form)
-    harm = excess_harm(
-        [record.logp for record in records],
-        [record.logp for record in control or records],
-        [record.answer_tokens for record in records],
-        [of_clean[record.id].logp for record in records],
-        seed,
-    )
-    row["harm"] = harm.forget.as_dict() if harm.forget else None
-    return row | ({"excess_harm": harm.excess.as_dict()} if control else {})
+    clean = {record.id: record for record in tasks[task.clean_form]}
+    row["harm"] = mean_interval(excess_of(records, [clean[record.id] for record in records]), seed).as_dict()
+    if not task.control and task.control_form in tasks:
+        row["excess_harm"] = mean_interval(excess_of(records, tasks[task.control_form]), seed).as_dict()
+    return row
 
 
 def require_finite(values: Iterable[float], name: str) -> None:

@@ -32,11 +32,11 @@ def shipped_tasks() -> Path:
 
 def shipped_groups() -> dict[str, str]:
     """The groups and tasks of this package, and what they are."""
-    found = {}
+    groups = {}
     for path in sorted(shipped_tasks().glob("*.yaml")):
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        found[config.get("group") or config["task"]] = config["metadata"]["about"]
-    return found
+        groups[config.get("group") or config["task"]] = config["metadata"]["about"]
+    return groups
 
 
 def is_task_file(path: Path) -> bool:
@@ -104,11 +104,11 @@ def _names_in(path: Path, seen: dict[Path, dict[str, Any]]) -> dict[str, Any]:
     """The naming keys of a YAML file, with those that it includes."""
     if path in seen:
         return seen[path]
-    found = dict(_LINE.findall(path.read_text(encoding="utf-8")))
-    names: dict[str, Any] = {key: text.strip("\"'") for key, text in found.items() if _PLAIN.fullmatch(text)}
-    if "group" in names and "task" in found:
+    lines = dict(_LINE.findall(path.read_text(encoding="utf-8")))
+    names: dict[str, Any] = {key: text.strip("\"'") for key, text in lines.items() if _PLAIN.fullmatch(text)}
+    if "group" in names and "task" in lines:
         names["task"] = []  # a group's members do not name it
-    if names.keys() != found.keys():
+    if names.keys() != lines.keys():
         from lm_eval.tasks._yaml_loader import load_yaml
 
         config = load_yaml(path, resolve_func=False, recursive=False)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from robust_unlearning import files
 from robust_unlearning.errors import UserError
-from robust_unlearning.evaluate.evaluator import Evaluator, Target, open_target
+from robust_unlearning.evaluate.evaluator import Evaluator, Variant, open_target
 from robust_unlearning.evaluate.suite import Suite, load_suite
 from robust_unlearning.experiments.demo_summary import Level, Measured, report
 from robust_unlearning.models.checkpoint import pick_device, quick_dtype
@@ -110,7 +110,7 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> None:
     train(runs)
     evaluator = Evaluator(runs.rmu.recipe.dtype, runs.rmu.recipe.device)
 
-    def measured(name: str, target: Target, folder: Path) -> Measured:
+    def measured(name: str, target: Variant, folder: Path) -> Measured:
         print(f"evaluating {name}", flush=True)
         with EvaluationProgress(name) as progress:
             return Measured.of(name, evaluator.evaluate(target, suite, folder, progress.tick))

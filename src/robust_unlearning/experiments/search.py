@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robust_unlearning.errors import UserError
-from robust_unlearning.evaluate.evaluator import Evaluator, Target, open_target
+from robust_unlearning.evaluate.evaluator import Evaluator, Variant, open_target
 from robust_unlearning.evaluate.suite import Suite, load_suite
 from robust_unlearning.experiments.search_report import describe
 from robust_unlearning.experiments.search_rule import Found, Rule, judge
@@ -220,7 +220,7 @@ class _Worker:
 
         recipe = run.recipe
         options = {"allow_pickle": recipe.allow_pickle, "trust_remote_code": recipe.trust_remote_code}
-        target = Target(run.path.name, recipe.model, trainer.delta(candidate), None, options)
+        target = Variant(run.path.name, recipe.model, trainer.delta(candidate), None, options)
         found = judge(self.evaluator.evaluate(target, self.few), self.search.rule)
         trial.report(found.penalised(self.base_few, self.search.rule), candidate.step)
         if trial.should_prune():

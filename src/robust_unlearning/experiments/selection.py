@@ -11,19 +11,18 @@ token, in nats (below 0: more). A bound is a number, or a multiple of the `base`
 
 from __future__ import annotations
 
-import fnmatch
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from robust_unlearning.errors import UserError, nearest, unknown
-from robust_unlearning.evaluate.record import Record, Task, by_task, excess_of, right_of
+from robust_unlearning.errors import UserError, unknown
+from robust_unlearning.evaluate.record import Record, by_task, excess_of, right_of
 from robust_unlearning.evaluate.suite import Evaluation
+from robust_unlearning.results.roles import ROLES, roles
 from robust_unlearning.stats.estimates import Array
 
-ROLES = ("forget", "retain", "perturbed")
 MEASURES = (*ROLES, "excess_harm")
 DEFAULT_RULE = "max perturbed where forget<=chance+0.1 and retain>=0.95*base"
 EXAMPLE = f"Write it like {DEFAULT_RULE!r}."
@@ -155,20 +154,6 @@ def choose(
     return Choice(best, near, tuple(broken))
 
 
-def role_of(task: Task) -> str | None:
-    """The role that a task suggests (`SET/STYLE/FORM`, or another harness's plain name); None for none.
-
-    Sets called `forget…` or `wmdp…` are to be forgotten, the others to be kept; perturbed forms of these, and
-    tasks with `perturbed` in their name, are perturbed. Control forms have no role.
-    """
-    goes = task.set.casefold().startswith(("forget", "wmdp"))
-    if task.control:
-        return None
-    if task.perturbed or "perturbed" in task.set.casefold():
-        return None if goes else "perturbed"
-    return "forget" if goes else "retain"
-
-
 @dataclass(frozen=True)
 class Answers:
     """One model's answers, question by question: measure -> values [n], the same questions for every model.
@@ -182,30 +167,6 @@ class Answers:
     def means(self) -> dict[str, float]:
         """Measure -> mean over questions."""
         return {measure: float(values.mean()) for measure, values in self.values.items()}
-
-
-def roles(tasks: Iterable[Task], patterns: Mapping[str, Sequence[str]]) -> dict[str, list[Task]]:
-    """The tasks of each role: by the user's shell patterns where a role has them, else by `role_of`.
-
-    Raises:
-        UserError: a pattern that no task has.
-    """
-    by_name = {task.name: task for task in tasks}
-    names = list(by_name)
-    given = {role: list(each) for role, each in patterns.items() if each}
-    for role, each in given.items():
-        for pattern in each:
-            if not fnmatch.filter(names, pattern):
-                close = nearest(pattern, names)
-                hint = f"; the nearest is {close!r}" if close else ""
-                raise UserError(f"--{role} {pattern}: no task has that name{hint}. Tasks: {', '.join(names)}.")
-    named = {task for each in given.values() for pattern in each for task in fnmatch.filter(names, pattern)}
-    return {
-        role: [task for name, task in by_name.items() if any(fnmatch.fnmatchcase(name, each) for each in given[role])]
-        if role in given
-        else [task for name, task in by_name.items() if role_of(task) == role and name not in named]
-        for role in ROLES
-    }
 
 
 def answers_of(evaluation: Evaluation, patterns: Mapping[str, Sequence[str]]) -> Answers:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from robust_unlearning.errors import UserError
-from robust_unlearning.experiments.memory import free_memory, in_words, need
 from robust_unlearning.run.folder import RunFolder
 from robust_unlearning.train.progress import GroupProgress
 
@@ -54,12 +53,13 @@ def train_all(runs: Sequence[RunFolder], at_once: int | None = None, say: Say = 
 def _room(group: Sequence[RunFolder]) -> tuple[int, str]:
     """How many points of a group fit side by side, and the reckoning."""
     from robust_unlearning.models.checkpoint import pick_device
+    from robust_unlearning.plan.memory import free_memory, need
+    from robust_unlearning.plan.text import size
 
     needed = need([run.recipe for run in group])
     free = free_memory(pick_device(group[0].recipe.device))
     return needed.fits(free), (
-        f"each {in_words(needed.point)}, model {in_words(needed.model)}, step {in_words(needed.step)}; "
-        f"{in_words(free)} free"
+        f"each {size(needed.point)}, model {size(needed.model)}, step {size(needed.step)}; {size(free)} free"
     )
 
 

@@ -23,8 +23,7 @@ from typing import Any
 from robust_unlearning import files
 from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate.evaluator import Evaluator, open_target
-from robust_unlearning.evaluate.harness import load_plans
-from robust_unlearning.evaluate.suite import Plan
+from robust_unlearning.evaluate.harness import TaskSet, load_task_sets
 from robust_unlearning.experiments.grid import Point, Sweep
 from robust_unlearning.experiments.selection import DEFAULT_RULE, Answers, Rule, answers_of, parse_rule
 from robust_unlearning.experiments.side_by_side import Say, train_all
@@ -81,7 +80,7 @@ def run_sweep(
     rule and the base models' scores are known to be in order.
 
     Args:
-        settings: how much is asked, and where tasks of lm-evaluation-harness lie; see `harness.load_plans`.
+        settings: how much is asked, and where tasks of lm-evaluation-harness lie; see `harness.load_task_sets`.
 
     Raises:
         UserError: a suite or the rule is wrong, or not one point could be trained.
@@ -108,19 +107,19 @@ def run_sweep(
     return found
 
 
-def _plan(name: str, settings: Mapping[str, Any]) -> Plan:
+def _plan(name: str, settings: Mapping[str, Any]) -> TaskSet:
     """A suite, or tasks of lm-evaluation-harness."""
-    plans = load_plans(name, **settings)
+    plans = load_task_sets(name, **settings)
     if len(plans) != 1:
         raise UserError(f"a sweep is scored on one suite, or on tasks of lm-evaluation-harness; {name!r} names both.")
     return next(iter(plans.values()))
 
 
-def _require_apart(validation: str | None, tasks: str | None, suites: Mapping[str, Plan]) -> None:
+def _require_apart(validation: str | None, tasks: str | None, suites: Mapping[str, TaskSet]) -> None:
     """Refuse suites that share a question: a choice made on it would flatter what is reported."""
     if not validation or not tasks:
         return
-    if shared := suites[validation].asked() & suites[tasks].asked():
+    if shared := suites[validation].question_texts() & suites[tasks].question_texts():
         raise UserError(
             f"{len(shared)} questions are both in --validation {validation} and in --tasks {tasks} (one is "
             f"{min(shared)[0][:60]!r}). What a point is chosen on must not be what is reported: split them."
@@ -156,7 +155,7 @@ def _train(found: Result, out: Path, at_once: int | None, say: Say) -> set[str]:
     return finished
 
 
-def _score(found: Result, suites: Mapping[str, Plan], patterns: Patterns, out: Path, points: list[Point]) -> None:
+def _score(found: Result, suites: Mapping[str, TaskSet], patterns: Patterns, out: Path, points: list[Point]) -> None:
     """Score points (or, without any, their base models), loading each base once; results on disk are reused."""
     wanted: dict[str, list[Point]] = {}
     for point in points or found.points:

@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -129,20 +129,27 @@ def _from_hub(repo: str, name: str, revision: str) -> Path:
         raise UserError(f"{repo}: cannot get {name!r} from the hub or its cache ({error}).") from error
 
 
-def _resolve_hub(name: str) -> Path:
-    """The local snapshot folder with everything of a hub model but its weights."""
+def hub_folder(kind: str, name: str, patterns: Sequence[str], bundled: Iterable[str]) -> Path:
+    """The local snapshot folder of a model on the hub, with the files of these patterns.
+
+    Args:
+        kind, bundled: what it is and the names of those that are bundled, for the message.
+
+    Raises:
+        UserError: the hub gives nothing.
+    """
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=_SIDE_FILES))
-    except Exception as error:
-        close = nearest(name.rpartition("/")[2], BUNDLED_MODELS)
+        return Path(snapshot_download(name, allow_patterns=list(patterns)))
+    except Exception as error:  # network, authentication, no such model: many kinds, one sentence
+        close = nearest(name.rpartition("/")[2], bundled)
         beside = files.nearest_path(Path(name))
-        meant = f"the bundled model {close!r}" if close else repr(str(beside)) if beside else ""
+        meant = f"the bundled {kind} {close!r}" if close else repr(str(beside)) if beside else ""
         hint = f" Did you mean {meant}?" if meant else ""
         raise UserError(
-            f"model {name!r} is no file or folder, no bundled model, and the hub gives nothing ({error}).{hint} "
-            f"Bundled: {', '.join(BUNDLED_MODELS)}."
+            f"{kind} {name!r} is no file or folder, no bundled {kind}, and the hub gives nothing ({error}).{hint} "
+            f"Bundled: {', '.join(bundled)}."
         ) from error
 
 
@@ -186,7 +193,7 @@ def resolve(name: str, *, allow_pickle: bool = False, trust_remote_code: bool = 
         found = files.locate(name)
         raise UserError(f"model {name!r}: {found} is no folder and no .gguf file.")
     else:
-        folder, repo = _resolve_hub(name), name
+        folder, repo = hub_folder("model", name, _SIDE_FILES, BUNDLED_MODELS), name
     config = files.read_json(folder / "config.json") if (folder / "config.json").exists() else None
     if config is None:
         raise UserError(f"model {name!r}: {folder} holds no config.json, so it is no Hugging Face model folder.")

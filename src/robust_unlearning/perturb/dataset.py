@@ -4,12 +4,12 @@
     SUBJECT/SPLIT-00000-of-00001.parquet   id, question, subject, choices, answer, forget_token, control_token
     control/SUBJECT/SPLIT-…                the same questions with controls instead of keywords
     replaced.jsonl                         for each question what was replaced by what
-    tasks/                                 lm-eval tasks (see `tasks.py`)
+    tasks/                                 lm-eval tasks (see `lm_eval_tasks.py`)
     manifest.json                          everything the set was made from, and the SHA-256 of every file
 
 The same manifest gives the same bytes, except for `tasks/_location_yaml`, which says where the folder lies. A
 question keeps the id it had in the source, so that clean and perturbed answers can be paired. Both sets say which
-keyword a question got, and which control (null without controls); several are joined with `SEPARATOR`. Other versions
+keyword a question got, and which control (null without controls), see `Form.tokens`. Other versions
 of pyarrow may write other bytes for the same rows; `rows_sha256` of the manifest is of the rows themselves.
 """
 
@@ -20,7 +20,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,18 @@ from robust_unlearning.perturb.lm_eval_tasks import LOCATION, TASKS, write_tasks
 from robust_unlearning.recipe import explain
 
 MANIFEST, REPLACED, CONTROL, README = "manifest.json", "replaced.jsonl", "control", "README.md"
-SEPARATOR = "; "
 RESERVED = ("all", CONTROL, TASKS)
+CARD = "shipped:perturbed_set.md"
+CONTROL_NOTE = """\
+Configs named `-control` have a harmless word of like length, and frequency as far as may be, in its place.
+Of both, `forget_token` and `control_token` say which words a question got.
+
+"""
+CONTINUATION_NOTE = """\
+In the continuation style the prompt does not show the options: a keyword in place of one is never read
+before the right answer, so only the letters style measures what it does.
+
+"""
 
 
 class Source(BaseModel, frozen=True):
@@ -51,6 +61,10 @@ class Source(BaseModel, frozen=True):
     config: str | None = None
     split: str = "test"
     sha256: dict[str, str] = {}
+
+    def read(self) -> list[Question]:
+        """The questions."""
+        return read_questions(self.path, config=self.config, split=self.split)
 
     def hashed(self) -> Source:
         """The same with the SHA-256 of the files as they are now.
@@ -81,13 +95,22 @@ class Origin(BaseModel, frozen=True):
     controls: dict[str, Any] = {}
 
 
+class Manifest(Origin, frozen=True):
+    """What a set was made from, and what came out; `files` has the SHA-256 of each."""
+
+    counts: dict[str, Any]
+    groups: tuple[str, ...]
+    rows_sha256: str
+    files: dict[str, str]
+    versions: dict[str, str]
+
+
 @dataclass(frozen=True)
 class PerturbedSet:
-    """What was written: where, its manifest, its groups of lm-eval tasks, and a note for the user."""
+    """What was written: where, its manifest, and a note for the user."""
 
     folder: Path
-    manifest: dict[str, Any]
-    groups: tuple[str, ...]
+    manifest: Manifest
     note: str = ""
 
 
@@ -115,22 +138,17 @@ def make_set(
     if name == _slug(files.locate(source.path).absolute().stem).lower():
         raise UserError(f"the tasks of {str(to)!r} would be called as their source, {name!r}: name another folder.")
     source = source.hashed()
-    questions = read_questions(source.path, config=source.config, split=source.split)
+    questions = source.read()
     controls: dict[str, Any] = {}
     if settings.control:
-        own = [(text, each.subject) for each in questions for text in (each.question, *each.choices)]
-        matched, counted = match_harmless(
-            [keyword.text for keyword in keywords],
-            [text for text, _ in own] if corpus is None else corpus,
-            subjects=[subject for _, subject in own] if corpus is None else None,
-            tokenizer=tokenizer,
-            seed=settings.seed,
-        )
-        controls = {
-            **(about_controls or {}),
-            "words_counted": counted,
-            "keywords": [each.as_dict() for each in matched],
-        }
+        texts, subjects = corpus, None
+        if texts is None:
+            asked = [(text, each.subject) for each in questions for text in (each.question, *each.choices)]
+            texts, subjects = zip(*asked, strict=True)
+        words = [keyword.text for keyword in keywords]
+        matched, counted = match_harmless(words, texts, subjects=subjects, tokenizer=tokenizer, seed=settings.seed)
+        rows = [match.as_dict() for match in matched]
+        controls = {**(about_controls or {}), "words_counted": counted, "keywords": rows}
     written = tuple({"text": keyword.text, **keyword.about} for keyword in keywords)
     origin = Origin(name=name, source=source, settings=settings, keywords=written, controls=controls)
     return _write(origin, questions, to)
@@ -148,32 +166,28 @@ def rebuild(manifest_path: Path, to: Path, source_path: str | None = None) -> Pe
         UserError: the manifest is damaged, the source's files are not those it was made from, or what comes out
             has other rows than what the manifest was written for.
     """
+    place = files.locate(manifest_path)
     try:
-        manifest = json.loads(files.locate(manifest_path).read_text(encoding="utf-8"))
-        origin = Origin.model_validate(manifest)
-        rows, sums, versions = (manifest[key] for key in ("rows_sha256", "files", "versions"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, UserError):
-            raise
+        manifest = Manifest.model_validate(json.loads(place.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
         why = " ".join(explain(error)) if isinstance(error, ValidationError) else str(error)
-        why = f"it has no {why}." if isinstance(error, KeyError) else why
         raise UserError(f"{str(manifest_path)!r} is no {MANIFEST} of unlearn perturb, or is damaged: {why}") from error
-    source = origin.source.model_copy(update={"path": source_path or origin.source.path})
-    found, wanted = source.hashed().sha256, origin.source.sha256
-    if found != wanted:
-        differ = sorted(file for file in {*found, *wanted} if found.get(file) != wanted.get(file))
+    source = manifest.source.model_copy(update={"path": source_path or manifest.source.path})
+    present, wanted = source.hashed().sha256, manifest.source.sha256
+    if present != wanted:
+        differ = sorted(file for file in {*present, *wanted} if present.get(file) != wanted.get(file))
         raise UserError(
             f"the questions of {source.path!r} are not those that {str(manifest_path)!r} was made from: "
             f"{len(differ)} of {len(wanted)} files differ, the first is {differ[0]!r}. Name the right ones: "
             f"unlearn perturb SOURCE --from {manifest_path} --to {to}"
         )
-    questions = read_questions(source.path, config=source.config, split=source.split)
-    built = _write(origin, questions, to, rows)
-    if built.manifest["files"] == sums:
+    origin = Origin.model_validate(manifest.model_dump(include=set(Origin.model_fields)))
+    built = _write(origin, source.read(), to, manifest.rows_sha256)
+    if built.manifest.files == manifest.files:
         return built
-    made_by = ", ".join(f"{name} {version}" for name, version in versions.items())
+    made_by = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
     note = f"every row is the same, but not every byte: the manifest's set was written by {made_by}"
-    return PerturbedSet(built.folder, built.manifest, built.groups, note)
+    return replace(built, note=note)
 
 
 def _write(origin: Origin, questions: Sequence[Question], to: Path, expected_rows: str | None = None) -> PerturbedSet:
@@ -182,20 +196,20 @@ def _write(origin: Origin, questions: Sequence[Question], to: Path, expected_row
 
     from robust_unlearning import __version__
 
-    words = [each["text"] for each in origin.keywords]
-    controls = {
-        each["text"]: [control["text"] for control in each["controls"]] for each in origin.controls.get("keywords", ())
-    }
-    forms, left_out = perturbed_forms(questions, words, controls, origin.settings)
+    controls: dict[str, list[str]] = {keyword["text"]: [] for keyword in origin.keywords}
+    for match in origin.controls.get("keywords", ()):
+        controls[match["text"]] = [control["text"] for control in match["controls"]]
+    forms, left_out = perturbed_forms(questions, controls, origin.settings)
     configs = _configs([form.clean.subject for form in forms])
+    settings, split = origin.settings, origin.source.split
     with files.replacing_folder(to) as new:
         digest = hashlib.sha256()
         for subject, config in configs.items():
-            own = [form for form in forms if form.clean.subject == subject]
-            shard = f"{config}/{origin.source.split}-00000-of-00001.parquet"
-            digest.update(_write_rows(new / shard, [_row(form, form.perturbed) for form in own]))
-            if origin.settings.control:
-                controlled = [_row(form, form.control) for form in own if form.control]
+            of_subject = [form for form in forms if form.clean.subject == subject]
+            shard = f"{config}/{split}-00000-of-00001.parquet"
+            digest.update(_write_rows(new / shard, [(form.perturbed, form) for form in of_subject]))
+            if settings.control:
+                controlled = [(form.control, form) for form in of_subject if form.control]
                 digest.update(_write_rows(new / CONTROL / shard, controlled))
         if expected_rows is not None and digest.hexdigest() != expected_rows:
             raise UserError(
@@ -203,54 +217,38 @@ def _write(origin: Origin, questions: Sequence[Question], to: Path, expected_row
                 f"another version. Install the one it names under 'versions'; this is {__version__}."
             )
         files.write_jsonl(new / REPLACED, [form.as_dict() for form in forms])
-        tasks = {"": {config: subject for subject, config in configs.items()}}
-        if origin.settings.control:
-            tasks["_control"] = {f"{config}-control": subject for subject, config in configs.items()}
-        groups = write_tasks(new, origin.name, tasks, origin.settings.styles, origin.source.split, to)
+        subjects = {config: subject for subject, config in configs.items()}
+        groups = write_tasks(new, origin.name, subjects, settings.control, settings.styles, split, to)
         (new / README).write_text(_card(origin, configs, len(forms), left_out, groups), encoding="utf-8")
         paths = sorted(path for path in new.rglob("*") if path.is_file() and path.name != LOCATION)
-        manifest = {
-            **origin.model_dump(mode="json"),
-            "counts": {
+        manifest = Manifest(
+            **dict(origin),
+            counts={
                 "questions": len(questions),
                 "perturbed": len(forms),
                 "left_out": dict(sorted(left_out.items())),
                 "keywords": dict(sorted(Counter(word for form in forms for word in form.keywords).items())),
             },
-            "groups": groups,
-            "rows_sha256": digest.hexdigest(),
-            "files": {path.relative_to(new).as_posix(): files.sha256_file(path) for path in paths},
-            "versions": {"robust_unlearning": __version__, "pyarrow": pyarrow.__version__},
-        }
-        files.write_json(new / MANIFEST, manifest)
-    return PerturbedSet(to, manifest, tuple(groups))
+            groups=tuple(groups),
+            rows_sha256=digest.hexdigest(),
+            files={path.relative_to(new).as_posix(): files.sha256_file(path) for path in paths},
+            versions={"robust_unlearning": __version__, "pyarrow": pyarrow.__version__},
+        )
+        files.write_json(new / MANIFEST, manifest.model_dump(mode="json"))
+    return PerturbedSet(to, manifest)
 
 
-def _row(form: Form, question: Question) -> dict[str, Any]:
-    return {
-        **asdict(question),
-        "choices": list(question.choices),
-        "forget_token": SEPARATOR.join(form.keywords),
-        "control_token": SEPARATOR.join(form.controls) or None,
-    }
-
-
-def _write_rows(path: Path, rows: list[dict[str, Any]]) -> bytes:
+def _write_rows(path: Path, asked: Sequence[tuple[Question, Form]]) -> bytes:
     """Write a parquet file, the same bytes for the same rows and version of pyarrow; the SHA-256 of the rows."""
     import pyarrow
     import pyarrow.parquet
 
-    kinds = {
-        "id": pyarrow.string(),
-        "question": pyarrow.string(),
-        "subject": pyarrow.string(),
-        "choices": pyarrow.list_(pyarrow.string()),
-        "answer": pyarrow.int64(),
-        "forget_token": pyarrow.string(),
-        "control_token": pyarrow.string(),
-    }
-    table = pyarrow.Table.from_pylist(rows, schema=pyarrow.schema(kinds))
+    names = ("id", "question", "subject", "choices", "answer", "forget_token", "control_token")
+    kinds = {"choices": pyarrow.list_(pyarrow.string()), "answer": pyarrow.int64()}
+    schema = pyarrow.schema([(name, kinds.get(name, pyarrow.string())) for name in names])
+    rows = [{**asdict(question), "choices": list(question.choices), **form.tokens} for question, form in asked]
     path.parent.mkdir(parents=True, exist_ok=True)
+    table = pyarrow.Table.from_pylist(rows, schema=schema)
     pyarrow.parquet.write_table(table, path, compression="zstd", version="2.6", row_group_size=len(rows))
     return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).digest()
 
@@ -280,28 +278,12 @@ def _card(origin: Origin, configs: dict[str, str], written: int, left_out: Count
     entries = [
         {"config_name": config, "data_files": [{"split": split, "path": path}]} for config, path in shards.items()
     ]
+    left = "".join(f"; {number:,} left out: {reason}" for reason, number in sorted(left_out.items()))
+    words = ", ".join(keyword["text"] for keyword in origin.keywords[:10]) + ", …" * (len(origin.keywords) > 10)
+    counts = {"written": written, "left_out": left, "keywords": len(origin.keywords), "words": words}
+    notes = CONTROL_NOTE if settings.control else ""
+    if settings.where == "option" and "continuation" in settings.styles:
+        notes += CONTINUATION_NOTE
     head = yaml.safe_dump({"configs": entries}, sort_keys=False, allow_unicode=True)
-    words = ", ".join(each["text"] for each in origin.keywords[:10]) + (", …" if len(origin.keywords) > 10 else "")
-    missing = "".join(f"; {number:,} left out: {reason}" for reason, number in sorted(left_out.items()))
-    style = (
-        "In the continuation style the prompt does not show the options: a keyword in place of one is never read\n"
-        "before the right answer, so only the letters style measures what it does.\n\n"
-        if settings.where == "option" and "continuation" in settings.styles
-        else ""
-    )
-    control = (
-        "Configs named `-control` have a harmless word of like length, and frequency as far as may be, in its place.\n"
-        "Of both, `forget_token` and `control_token` say which words a question got.\n\n"
-    )
-    return (
-        f"---\n{head}---\n# {origin.name}\n\n"
-        f"{written:,} multiple-choice questions of `{Path(origin.source.path).name}` ({split}), perturbed by "
-        f"robust-unlearning{missing}.\n\n"
-        f"Keywords ({len(origin.keywords)}): {words}. Put into: {settings.where}, {settings.count} a question, seed "
-        f"{settings.seed}. Right answers and their places are untouched; the questions keep their source's licence.\n\n"
-        f"{control if settings.control else ''}{style}"
-        "`replaced.jsonl` says what was replaced by what; `manifest.json` rebuilds the set:\n\n"
-        f"    unlearn perturb SOURCE --from manifest.json --to DIR\n\n"
-        f"    lm_eval --model hf --model_args pretrained=MODEL --include_path {TASKS} --tasks {','.join(groups)}\n\n"
-        f"`{TASKS}/{LOCATION}` holds the absolute path of this folder: change it when the folder moves.\n"
-    )
+    about = {"origin": origin, "source": Path(origin.source.path).name, "configs": head, "notes": notes, **counts}
+    return files.locate(CARD).read_text(encoding="utf-8").format(groups=",".join(groups), **about)

@@ -13,14 +13,14 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from robust_unlearning import files
-from robust_unlearning.errors import UserError, nearest
-from robust_unlearning.models.checkpoint import pick_device
+from robust_unlearning.errors import UserError
+from robust_unlearning.models.checkpoint import hub_folder, is_path, pick_device
 from robust_unlearning.models.convert import check_sha256, downloaded_wheel, quiet
 
 Vectors = NDArray[np.float32]
@@ -51,8 +51,8 @@ BUNDLED_EMBEDDERS = {
 DEFAULT = "all-minilm-l6-v2"
 
 
-class Embedder(Protocol):
-    """Texts to unit vectors.
+class Embedder:
+    """Texts to unit vectors, by a sentence-transformers model on a device; see `load_embedder`.
 
     Attributes:
         name: as the user gave it.
@@ -60,33 +60,14 @@ class Embedder(Protocol):
         window: word pieces of a text that it sees, special ones not counted; None: all.
     """
 
-    name: str
-    fingerprint: str
-    window: int | None
-
-    def embed(self, texts: Sequence[str]) -> Vectors:
-        """One vector of length 1 for each text, [texts, d]. What lies beyond the window is not seen."""
-
-    def pieces(self, texts: Sequence[str]) -> list[int]:
-        """How many word pieces each text has, special ones not counted."""
-
-
-class SentenceEmbedder:
-    """A sentence-transformers model on a device; see `Embedder` and `load_embedder`."""
-
     def __init__(self, name: str, folder: Path, device: str) -> None:
         from sentence_transformers import SentenceTransformer
 
         place = pick_device(device)
         try:
             with quiet():
-                self.model: Any = SentenceTransformer(
-                    str(folder),
-                    device=str(place),
-                    trust_remote_code=False,
-                    local_files_only=True,
-                    model_kwargs={"use_safetensors": True},
-                )
+                safe = {"trust_remote_code": False, "model_kwargs": {"use_safetensors": True}}
+                self.model: Any = SentenceTransformer(str(folder), device=str(place), local_files_only=True, **safe)
             special = self.model.tokenizer.num_special_tokens_to_add()
         except Exception as error:  # the library raises many kinds; the user needs the sentence
             raise UserError(f"embedder {name!r}: sentence-transformers cannot load {folder} ({error}).") from error
@@ -94,17 +75,18 @@ class SentenceEmbedder:
         self.batch_pieces = CPU_PIECES if place.type == "cpu" else GPU_PIECES
         self.fingerprint = hashlib.sha256(f"{_digest(folder)} {place.type}".encode()).hexdigest()[:16]
         length = self.model.max_seq_length
-        self.window = None if length is None else int(length) - special
+        self.window: int | None = None if length is None else int(length) - special
 
     def embed(self, texts: Sequence[str]) -> Vectors:
-        """One vector of length 1 for each text, [texts, d], in batches of about `batch_pieces` word pieces."""
+        """One vector of length 1 for each text, [texts, d]. What lies beyond the window is not seen.
+
+        Batches have about `batch_pieces` word pieces.
+        """
         longest = max(self.pieces(texts)) + 2
         seen = longest if self.window is None else min(longest, self.window)
+        batch = max(1, self.batch_pieces // seen)
         vectors: Vectors = self.model.encode(
-            list(texts),
-            batch_size=max(1, self.batch_pieces // seen),
-            normalize_embeddings=True,
-            show_progress_bar=False,
+            list(texts), batch_size=batch, normalize_embeddings=True, show_progress_bar=False
         )
         return vectors.astype(np.float32, copy=False)
 
@@ -114,7 +96,7 @@ class SentenceEmbedder:
         return [len(each) for each in encoded]
 
 
-def load_embedder(name: str = DEFAULT, device: str = "auto") -> SentenceEmbedder:
+def load_embedder(name: str = DEFAULT, device: str = "auto") -> Embedder:
     """An embedder by bundled name, folder or hub id.
 
     Raises:
@@ -137,7 +119,7 @@ def load_embedder(name: str = DEFAULT, device: str = "auto") -> SentenceEmbedder
             f"embedder {name!r}: {folder} holds no safetensors, and pickled weights can run code when loaded. "
             "Save it again with a current sentence-transformers, which writes safetensors."
         )
-    return SentenceEmbedder(name, folder, device)
+    return Embedder(name, folder, device)
 
 
 def _find(name: str) -> Path:
@@ -147,19 +129,9 @@ def _find(name: str) -> Path:
         return _fetch(name, BUNDLED_EMBEDDERS[name])
     if path.is_dir():
         return path
-    if path.exists() or path.is_absolute() or name.count("/") > 1 or name.startswith("."):
+    if path.exists() or is_path(name):
         raise UserError(f"embedder {name!r}: {files.locate(name)} is no folder.")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=_FILES))
-    except Exception as error:  # network, authentication, no such model: many kinds, one sentence
-        close = nearest(name.rpartition("/")[2], BUNDLED_EMBEDDERS)
-        hint = f" Did you mean the bundled {close!r}?" if close else ""
-        raise UserError(
-            f"embedder {name!r} is no folder and none that is bundled, and the hub gives nothing ({error}).{hint} "
-            f"Bundled: {', '.join(BUNDLED_EMBEDDERS)}."
-        ) from error
+    return hub_folder("embedder", name, _FILES, BUNDLED_EMBEDDERS)
 
 
 def _fetch(name: str, bundled: Bundled) -> Path:

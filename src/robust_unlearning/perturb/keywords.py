@@ -7,14 +7,13 @@ go into the manifest.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from robust_unlearning.errors import UserError, nearest
-from robust_unlearning.files import locate
+from robust_unlearning.errors import UserError, no_column
+from robust_unlearning.files import locate, read_json, read_jsonl
 
 LISTS = ("ngrams", "keywords")
 
@@ -45,47 +44,36 @@ def read_keywords(words: Sequence[str] = (), file: str | None = None) -> list[Ke
 def _from_file(name: str) -> Iterator[Keyword]:
     path = locate(name)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix == ".json":
+            rows = [(f"item {number}", row) for number, row in enumerate(_array(path), 1)]
+        elif path.suffix == ".jsonl":
+            rows = [(f"line {number}", row) for number, row in read_jsonl(path)]
+        else:
+            lines = enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1)
+            rows = [(f"line {number}", line.strip()) for number, line in lines if line.strip()]
     except (UnicodeDecodeError, IsADirectoryError) as error:
         raise UserError(f"{name}: keywords are a text, JSON or JSONL file in UTF-8: {error}.") from error
-    if path.suffix == ".json":
-        rows: Iterable[tuple[str, Any]] = _array(path, text)
-    elif path.suffix == ".jsonl":
-        lines = [(f"{path}, line {number}", line) for number, line in enumerate(text.splitlines(), 1)]
-        rows = [(where, _parsed(line, where)) for where, line in lines if line.strip()]
-    else:
-        lines = [(f"{path}, line {number}", line.strip()) for number, line in enumerate(text.splitlines(), 1)]
-        rows = [(where, line) for where, line in lines if line]
     for where, row in rows:
-        yield _keyword(row, where)
+        yield _keyword(row, f"{path}, {where}")
 
 
-def _array(path: Path, text: str) -> list[tuple[str, Any]]:
-    value = _parsed(text, str(path))
+def _array(path: Path) -> list[Any]:
+    value = read_json(path)
     if isinstance(value, dict):
         value = next((value[name] for name in LISTS if name in value), None)
     if not isinstance(value, list):
         raise UserError(f"{path}: give an array of keywords, or an object with one under {' or '.join(LISTS)}.")
-    return [(f"{path}, item {number}", row) for number, row in enumerate(value, 1)]
-
-
-def _parsed(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not JSON: {error}.") from error
+    return value
 
 
 def _keyword(row: Any, where: str) -> Keyword:
+    """A keyword from a text, or from an object that has one."""
+    about: dict[str, Any] = {}
     if isinstance(row, dict):
         if "text" not in row:
-            close = nearest("text", row)
-            hint = f" Rename {close!r} to 'text'?" if close else ""
-            raise UserError(f"{where}: no 'text'; the keyword has {', '.join(row) or 'nothing'}.{hint}")
-        about = {key: value for key, value in row.items() if key != "text"}
-        row = row["text"]
-    else:
-        about = {}
+            raise no_column(where, "text", row, "keyword")
+        about = dict(row)
+        row = about.pop("text")
     if not isinstance(row, str) or not row.strip():
         raise UserError(f"{where}: {row!r} is no keyword; give a word such as 'SARS-CoV-2', or an object with 'text'.")
     return Keyword(row.strip(), about)

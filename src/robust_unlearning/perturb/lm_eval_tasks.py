@@ -25,31 +25,26 @@ from robust_unlearning.errors import UserError
 TASKS = "tasks"
 LOCATION = "_location_yaml"
 ZERO_SHOT = {"num_fewshot": 0}  # else lm-eval would take its examples from the perturbed questions themselves
-STYLES: dict[str, dict[str, Any]] = {
+STYLES = {
     "letters": {
         "doc_to_text": (
             "{{question.strip()}}\n{% for choice in choices %}"
             "{{'ABCDEFGHIJKLMNOPQRSTUVWXYZ'[loop.index0]}}. {{choice}}\n{% endfor %}Answer:"
         ),
         "doc_to_choice": "{{'ABCDEFGHIJKLMNOPQRSTUVWXYZ'[:choices|length]|list}}",
-        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
     },
-    "continuation": {
-        "doc_to_text": "Question: {{question.strip()}}\nAnswer:",
-        "doc_to_choice": "choices",
-        "metric_list": [
-            {"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("acc", "acc_norm")
-        ],
-    },
+    "continuation": {"doc_to_text": "Question: {{question.strip()}}\nAnswer:", "doc_to_choice": "choices"},
 }
+METRICS = {"letters": ("acc",), "continuation": ("acc", "acc_norm")}
 HEADS = {
     "letters": "The following are multiple choice questions (with answers){about}.\n\n",
     "continuation": "The following are questions (with answers){about}.\n\n",
 }
+VERSION = {"metadata": {"version": 1}}
 
 
 def write_tasks(
-    folder: Path, name: str, forms: Mapping[str, Mapping[str, str]], styles: Sequence[str], split: str, home: Path
+    folder: Path, name: str, subjects: Mapping[str, str], control: bool, styles: Sequence[str], split: str, home: Path
 ) -> list[str]:
     """Write `folder/tasks` and return the groups' names.
 
@@ -57,33 +52,30 @@ def write_tasks(
     after NAME.
 
     Args:
-        forms: '' for the perturbed form and '_control' for the other -> data set config -> subject ('' if none).
+        subjects: config of the data set -> its subject ('' if none).
+        control: whether there is a second form, in configs named `CONFIG-control`.
         home: where the folder will lie.
     """
     tasks = folder / TASKS
-    tasks.mkdir()
-    for style in styles:
-        common = {"include": LOCATION, "test_split": split, "output_type": "multiple_choice", **STYLES[style]}
-        _dump(tasks / f"_{style}_yaml", {**common, "doc_to_target": "answer", **ZERO_SHOT, "metadata": {"version": 1}})
+    shared = {"include": LOCATION, "test_split": split, "output_type": "multiple_choice"}
     groups = []
     for style in styles:
-        for form, configs in forms.items():
-            ending = form + ("_continuation" if style == "continuation" else "")
+        scored = [{"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in METRICS[style]]
+        asked = {**STYLES[style], "metric_list": scored, "doc_to_target": "answer"}
+        _dump(tasks / f"_{style}_yaml", {**shared, **asked, **ZERO_SHOT, **VERSION})
+        for form in ("", "_control")[: 1 + control]:
             place = tasks / (style + form)
-            place.mkdir()
-            names = []
-            for config, subject in configs.items():
-                short = config.removesuffix("-control")
+            ending = form + ("_continuation" if style == "continuation" else "")
+            note = f" ({ending[1:].replace('_', ', ')})" if ending else ""
+            for config, subject in subjects.items():
+                task = {"include": f"../_{style}_yaml", "task": f"{name}_{config}{ending}", "task_alias": config + note}
+                task["dataset_name"] = config + form.replace("_", "-")
                 about = f" about {subject.replace('_', ' ')}" if subject else ""
-                names.append(f"{name}_{short}{ending}")
-                alias = f"{short} ({ending[1:].replace('_', ', ')})" if ending else short
-                task = {"include": f"../_{style}_yaml", "task": names[-1], "task_alias": alias, "dataset_name": config}
-                _dump(place / f"{short}.yaml", {**task, "description": HEADS[style].format(about=about)})
-            metrics = [each["metric"] for each in STYLES[style]["metric_list"]]
-            averaged = [{"metric": metric, "weight_by_size": True} for metric in metrics]
-            group = {"group": name + ending, "task": names, "aggregate_metric_list": averaged}
-            _dump(place / "_group.yaml", {**group, "metadata": {"version": 1}})
+                _dump(place / f"{config}.yaml", {**task, "description": HEADS[style].format(about=about)})
+            averaged = [{"metric": metric, "weight_by_size": True} for metric in METRICS[style]]
             groups.append(name + ending)
+            group = {"group": groups[-1], "task": [f"{name}_{config}{ending}" for config in subjects]}
+            _dump(place / "_group.yaml", {**group, "aggregate_metric_list": averaged, **VERSION})
     _dump(tasks / LOCATION, {"dataset_path": str(home.absolute())})
     return groups
 
@@ -100,6 +92,7 @@ def relocate(folder: Path) -> None:
 
 
 def _dump(path: Path, value: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(_yaml(value), encoding="utf-8")
 
 

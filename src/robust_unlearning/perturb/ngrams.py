@@ -30,6 +30,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Annotated, Any, Literal
@@ -53,6 +54,11 @@ STEP = 1024
 """N-grams handed to the embedder at a time, and pairs multiplied at a time."""
 Floats = NDArray[np.float64]
 Tick = Callable[[str, int, int], None]
+"""Called with what is being embedded, how much is done and how much there is."""
+
+
+def silent(name: str, done: int, total: int) -> None:
+    """Tells nobody."""
 
 
 class NgramSettings(Strict):
@@ -86,10 +92,6 @@ class Work:
     seconds: float
 
 
-Candidate = tuple[float, int, Found]
-"""Rank, number of the pair in the order of documents and places, and what was found."""
-
-
 def distinct_ngrams(document: str, n: int) -> list[str]:
     """Each run of n words of a document, single spaces between them, once, in order of first appearance.
 
@@ -101,25 +103,25 @@ def distinct_ngrams(document: str, n: int) -> list[str]:
 
 
 def document_vectors(
-    documents: Sequence[str], embedder: Embedder, how: str, cache: Path, tick: Tick | None = None
+    documents: Sequence[str], embedder: Embedder, how: str, cache: Path, tick: Tick = silent
 ) -> Vectors:
     """The embedding of each document, [documents, d], length 1 each; see `NgramSettings.document_embedding`."""
     blocks = []
     for first in range(0, len(documents), DOCUMENTS):
         some = documents[first : first + DOCUMENTS]
-        key = _key("documents", embedder.fingerprint, how, [_digest(each) for each in some])
-
-        def compute(some: Sequence[str] = some) -> Vectors:
-            if how == "first" or embedder.window is None:
-                return embedder.embed(some)
-            return np.stack([_mean_over_windows(each, embedder, embedder.window) for each in some])
-
-        if tick is not None:
-            tick("documents", first, len(documents))
-        blocks.append(_kept(cache, key, compute)[0])
-    if tick is not None:
-        tick("documents", len(documents), len(documents))
+        tick("documents", first, len(documents))
+        path = cache / _name("documents", embedder.fingerprint, how, [_digest(document) for document in some])
+        if not path.exists():
+            _keep(path, _embedded(some, embedder, how))
+        blocks.append(np.load(path))
+    tick("documents", len(documents), len(documents))
     return np.concatenate(blocks)
+
+
+def _embedded(documents: Sequence[str], embedder: Embedder, how: str) -> Vectors:
+    if how == "first" or embedder.window is None:
+        return embedder.embed(documents)
+    return np.stack([_mean_over_windows(document, embedder, embedder.window) for document in documents])
 
 
 def _mean_over_windows(document: str, embedder: Embedder, window: int) -> Vectors:
@@ -141,10 +143,12 @@ def _mean_over_windows(document: str, embedder: Embedder, window: int) -> Vector
 class Similarities:
     """The similarity of every n-gram of one length to its document, computed block by block and kept on disk.
 
+    A pair is an n-gram and its document; pairs are numbered in the order of documents and of places in them.
+
     Attributes:
         counts: n-grams used of each document, [documents].
         distinct: n-grams that the documents have, each document's counted once in it.
-        total: n-grams used, of all documents together.
+        total: n-grams used, of all documents together: the number of pairs.
         embedded: texts that had to be embedded, which took `seconds`; the others' similarities came from disk.
 
     Raises:
@@ -153,26 +157,26 @@ class Similarities:
 
     def __init__(self, documents: Sequence[str], n: int, settings: NgramSettings) -> None:
         self.documents, self.n, self.settings = documents, n, settings
-        all_of_them = np.array([len(distinct_ngrams(each, n)) for each in documents])
-        self.distinct = int(all_of_them.sum())
+        counts = np.array([len(distinct_ngrams(document, n)) for document in documents])
+        self.distinct = int(counts.sum())
         if not self.distinct:
-            longest = max(len(each.split()) for each in documents)
+            longest = max(len(document.split()) for document in documents)
             raise UserError(
                 f"n = {n}: none of the {len(documents)} documents has {n} words, the longest has {longest}. "
                 f"Give --n of at most {longest}, or longer documents."
             )
-        self.counts = all_of_them if settings.sample is None else np.minimum(all_of_them, settings.sample)
+        self.counts = counts if settings.sample is None else np.minimum(counts, settings.sample)
         self.total = int(self.counts.sum())
         self.embedded, self.seconds = 0, 0.0
-        self._places: list[Path] = []
+        self._paths: list[Path] = []
 
-    def _used(self, document: str) -> list[str]:
+    def used(self, document: str) -> list[str]:
         """The n-grams of a document that are looked at: all, or a sample drawn by the seed, n and its text."""
-        found = distinct_ngrams(document, self.n)
-        if self.settings.sample is None or len(found) <= self.settings.sample:
-            return found
+        ngrams = distinct_ngrams(document, self.n)
+        if self.settings.sample is None or len(ngrams) <= self.settings.sample:
+            return ngrams
         draw = Random(derived_seed(self.settings.seed, self.n, _digest(document)))
-        return [found[index] for index in sorted(draw.sample(range(len(found)), self.settings.sample))]
+        return [ngrams[index] for index in sorted(draw.sample(range(len(ngrams)), self.settings.sample))]
 
     def _blocks(self) -> Iterator[range]:
         """Consecutive documents that have `BLOCK` n-grams or a little fewer, or a single document that has more."""
@@ -184,63 +188,48 @@ class Similarities:
             held += int(count)
         yield range(first, len(self.counts))
 
-    def compute(self, embedder: Embedder, vectors: Vectors, cache: Path, tick: Tick | None = None) -> None:
+    def compute(self, embedder: Embedder, vectors: Vectors, cache: Path, tick: Tick = silent) -> None:
         """Compute what is not on disk yet; `vectors` [documents, d] are the documents' embeddings."""
         drawn = None if self.settings.sample is None else (self.settings.sample, self.settings.seed)
         how = self.settings.document_embedding
-        done = 0
         for block in self._blocks():
-            digests = [_digest(self.documents[each]) for each in block]
-            key = _key("ngrams", embedder.fingerprint, how, self.n, drawn, digests)
+            digests = [_digest(self.documents[index]) for index in block]
+            path = cache / _name("ngrams", embedder.fingerprint, how, self.n, drawn, digests)
+            tick(f"{self.n}-grams", int(self.counts[: block.start].sum()), self.total)
+            if not path.exists():
+                _keep(path, self._block(block, embedder, vectors, tick))
+            self._paths.append(path)
+        tick(f"{self.n}-grams", self.total, self.total)
 
-            def report(share: float, block: range = block, before: int = done) -> None:
-                if tick is not None:
-                    size = int(self.counts[block.start : block.stop].sum())
-                    tick(f"{self.n}-grams", before + int(share * size), self.total)
-
-            def compute(block: range = block, report: Callable[[float], None] = report) -> Vectors:
-                return self._block(block, embedder, vectors, report)
-
-            report(0.0)
-            _, place = _kept(cache, key, compute)
-            self._places.append(place)
-            report(1.0)
-            done += int(self.counts[block.start : block.stop].sum())
-
-    def _block(self, block: range, embedder: Embedder, vectors: Vectors, report: Callable[[float], None]) -> Vectors:
-        """Similarities [pairs] of a block: its documents' n-grams, document after document.
-
-        Each text is embedded once, short ones first so that a batch needs little padding.
-        """
+    def _block(self, block: range, embedder: Embedder, vectors: Vectors, tick: Tick) -> Vectors:
+        """Similarities [pairs] of a block; each text is embedded once, short ones first, which needs little padding."""
         began = time.perf_counter()
-        numbers: dict[str, int] = {}
-        of_pair = [
-            numbers.setdefault(text, len(numbers)) for each in block for text in self._used(self.documents[each])
-        ]
-        texts = list(numbers)
-        order = np.argsort(_pieces(texts, embedder, STEP), kind="stable")
-        place = np.empty(len(texts), dtype=np.int64)
-        place[order] = np.arange(len(texts))
-        places = place[np.array(of_pair, dtype=np.int64)]
-        pairs = np.argsort(places, kind="stable")
-        ordered = places[pairs]
+        pairs_of: dict[str, list[int]] = {}
+        for pair, text in enumerate(text for index in block for text in self.used(self.documents[index])):
+            pairs_of.setdefault(text, []).append(pair)
+        pieces = dict(zip(pairs_of, _pieces(list(pairs_of), embedder, STEP), strict=True))
+        texts = sorted(pairs_of, key=pieces.__getitem__)
         documents = np.repeat(np.array(block), self.counts[block.start : block.stop])
-        similarity = np.empty(len(pairs), dtype=np.float32)
+        similarity = np.empty(len(documents), dtype=np.float32)
+        done = int(self.counts[: block.start].sum())
         for start in range(0, len(texts), STEP):
-            batch = embedder.embed([texts[index] for index in order[start : start + STEP]])
-            low, high = np.searchsorted(ordered, [start, start + STEP])
-            for at in range(low, high, STEP):
-                some = pairs[at : min(at + STEP, high)]
-                similarity[some] = np.einsum("pd,pd->p", batch[places[some] - start], vectors[documents[some]])
-            report(high / len(pairs))
+            some = texts[start : start + STEP]
+            batch = embedder.embed(some)
+            rows = np.repeat(np.arange(len(some)), [len(pairs_of[text]) for text in some])
+            pairs = np.concatenate([pairs_of[text] for text in some])
+            for at in range(0, len(pairs), STEP):
+                these = pairs[at : at + STEP]
+                similarity[these] = np.einsum("pd,pd->p", batch[rows[at : at + STEP]], vectors[documents[these]])
+            done += len(pairs)
+            tick(f"{self.n}-grams", done, self.total)
         self.embedded += len(texts)
         self.seconds += time.perf_counter() - began
         return similarity
 
     def values(self) -> Iterator[Floats]:
         """The similarities, a block at a time."""
-        for place in self._places:
-            yield np.load(place).astype(np.float64)
+        for path in self._paths:
+            yield np.load(path).astype(np.float64)
 
     def mean_and_sd(self) -> tuple[float, float]:
         """Mean and standard deviation of all similarities (the deviation with 1 / count)."""
@@ -253,46 +242,37 @@ class Similarities:
 
         Where fewer are left, those. A text that several documents hold counts with its smallest rank.
         """
-        best: list[Candidate] = []
-        before = 0
-        for block, values in zip(self._blocks(), self.values(), strict=True):
-            limit = best[-1][0] if len(best) == count else float("inf")
-            best += self._candidates(block, values, rank(values), count, taken, limit, before)
-            firsts: dict[str, Candidate] = {}
-            for each in sorted(best, key=lambda each: each[:2]):
-                firsts.setdefault(each[2].text, each)
-            best = list(firsts.values())[:count]
-            before += len(values)
-        return [found for _, _, found in best]
+        blocks = zip(self._blocks(), self.values(), strict=True)
+        ranked = [pair for block, values in blocks for pair in self._first(block, values, rank(values), count, taken)]
+        best: dict[str, Found] = {}
+        for _, found in sorted(ranked, key=lambda pair: pair[0]):  # stable: of equals the earlier pair is first
+            best.setdefault(found.text, found)
+        return list(best.values())[:count]
 
-    def _candidates(
-        self, block: range, values: Floats, ranks: Floats, count: int, taken: set[str], limit: float, before: int
-    ) -> list[Candidate]:
-        """The first `count` distinct texts of a block by rank, as far as their rank is below `limit`."""
-        starts = np.concatenate([[0], np.cumsum(self.counts[block.start : block.stop])])
-        used: dict[int, list[str]] = {}
-        found: dict[str, Candidate] = {}
+    def _first(
+        self, block: range, values: Floats, ranks: Floats, count: int, taken: set[str]
+    ) -> Iterator[tuple[float, Found]]:
+        """The first `count` distinct texts of a block by rank, of equal ranks the earlier pair."""
+        ends = np.cumsum(self.counts[block.start : block.stop])
+        used = cache(lambda document: self.used(self.documents[document]))
+        seen = set(taken)
         for pair in np.argsort(ranks, kind="stable").tolist():
-            if len(found) == count or ranks[pair] >= limit:
+            within = int(np.searchsorted(ends, pair, side="right"))
+            text = used(block.start + within)[pair - int(ends[within])]  # counted from the document's end
+            if text not in seen:
+                seen.add(text)
+                yield float(ranks[pair]), Found(text, float(values[pair]), block.start + within)
+            if len(seen) == len(taken) + count:
                 break
-            within = int(np.searchsorted(starts, pair, side="right")) - 1
-            document = block.start + within
-            if document not in used:
-                used[document] = self._used(self.documents[document])
-            text = used[document][pair - int(starts[within])]
-            if text not in taken and text not in found:
-                found[text] = (float(ranks[pair]), before + pair, Found(text, float(values[pair]), document))
-        return list(found.values())
 
 
 def select_ngrams(
-    documents: Sequence[str], embedder: Embedder, settings: NgramSettings, cache: Path, tick: Tick | None = None
+    documents: Sequence[str], embedder: Embedder, settings: NgramSettings, cache: Path, tick: Tick = silent
 ) -> tuple[dict[str, Any], Work]:
     """The three classes of n-grams for each n, and the spread of the similarities.
 
     Args:
         cache: folder for embeddings of documents and similarities of n-grams; what is there is used.
-        tick: called with what is being embedded, how much is done and how much there is.
 
     Returns:
         A record for JSON: `sha256` of the documents, `embedder`, `settings`, `documents` (`count`, and how many are
@@ -356,15 +336,11 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _key(*parts: object) -> str:
-    return hashlib.sha256(repr((VERSION, *parts)).encode()).hexdigest()[:24]
+def _name(*parts: object) -> str:
+    """The file that is kept for what depends on these parts."""
+    return f"{hashlib.sha256(repr((VERSION, *parts)).encode()).hexdigest()[:24]}.npy"
 
 
-def _kept(cache: Path, key: str, compute: Callable[[], Vectors]) -> tuple[Vectors, Path]:
-    """The array kept under `key`, computed and kept first if it is not there; and the file it is in."""
-    path = cache / f"{key}.npy"
-    if not path.exists():
-        values = compute()
-        with files.replacing(path) as temporary, temporary.open("wb") as file:
-            np.save(file, values)
-    return np.load(path), path
+def _keep(path: Path, values: Vectors) -> None:
+    with files.replacing(path) as temporary, temporary.open("wb") as file:
+        np.save(file, values)

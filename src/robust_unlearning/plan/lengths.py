@@ -12,6 +12,7 @@ from robust_unlearning.errors import UserError
 from robust_unlearning.methods.table import Preference
 from robust_unlearning.models import checkpoint
 from robust_unlearning.models.checkpoint import Checkpoint
+from robust_unlearning.plan.meter import Flops
 from robust_unlearning.recipe import Recipe, TextSource
 from robust_unlearning.train.references import BLOCK
 
@@ -37,20 +38,25 @@ class Lengths:
     predicted: float
     blocks: int
 
+    def mean_flops(self, widest: Flops) -> float:
+        """FLOPs of a mean batch from those of the widest."""
+        return widest.linear * self.width / self.widest + widest.attention * self.square / self.widest**2
+
 
 def batch_lengths(recipe: Recipe, base: Checkpoint) -> tuple[dict[str, Lengths], str]:
     """The lengths of each side, and a sentence that says what they are taken from."""
-    spec = recipe.spec
-    sides = ["forget", "retain"]
-    if isinstance(spec, Preference) and spec.needs_refusals:
-        sides.append("refusals")
-    why = _not_cheap([source_of(recipe, topic, side) for topic in recipe.topics for side in sides])
+    why = _not_cheap([source_of(recipe, topic, side) for topic in recipe.topics for side in _sides(recipe)])
     if not why:
         try:
-            return _from_corpora(recipe, base, sides), "lengths of the batches: from the corpora"
+            return _from_corpora(recipe, base), "lengths of the batches: from the corpora"
         except UserError as error:
             why = str(error)
-    return _upper_bounds(recipe, sides), f"lengths of the batches: max_tokens, an upper bound ({why.rstrip('.')})"
+    return upper_bounds(recipe), f"lengths of the batches: max_tokens, an upper bound ({why.rstrip('.')})"
+
+
+def _sides(recipe: Recipe) -> list[str]:
+    refuses = isinstance(recipe.spec, Preference) and recipe.spec.needs_refusals
+    return ["forget", "retain", *(["refusals"] if refuses else [])]
 
 
 def _not_cheap(sources: list[TextSource]) -> str:
@@ -69,10 +75,10 @@ def _not_cheap(sources: list[TextSource]) -> str:
     return "" if total <= CHEAP_BYTES else f"the corpora hold {total / 2**20:,.0f} MiB"
 
 
-def _from_corpora(recipe: Recipe, base: Checkpoint, sides: list[str]) -> dict[str, Lengths]:
+def _from_corpora(recipe: Recipe, base: Checkpoint) -> dict[str, Lengths]:
     tokenizer = checkpoint.load_tokenizer(base)
     lengths = {}
-    for side in sides:
+    for side in _sides(recipe):
         widths, predicted, blocks = [], [], 0
         for position, topic in enumerate(recipe.topics):
             corpus = read_corpus(recipe, topic, side, tokenizer)
@@ -87,11 +93,12 @@ def _from_corpora(recipe: Recipe, base: Checkpoint, sides: list[str]) -> dict[st
     return lengths
 
 
-def _upper_bounds(recipe: Recipe, sides: list[str]) -> dict[str, Lengths]:
+def upper_bounds(recipe: Recipe) -> dict[str, Lengths]:
+    """The lengths of each side if every sequence were as long as `max_tokens` lets it be."""
     turns = {topic: len(range(at, recipe.steps, len(recipe.topics))) for at, topic in enumerate(recipe.topics)}
     widths = [recipe.of_topic(topic, "max_tokens") for topic, count in turns.items() for _ in range(count)]
     predicted = [recipe.batch_size * (width - 1) for width in widths]
-    return {side: _summary(widths, predicted, recipe.steps * recipe.batch_size) for side in sides}
+    return {side: _summary(widths, predicted, recipe.steps * recipe.batch_size) for side in _sides(recipe)}
 
 
 def _summary(widths: list[int], predicted: list[int], blocks: int) -> Lengths:

@@ -1,29 +1,33 @@
-"""A training step rehearsed on tensors without data: the engine's own code, its FLOPs and its live bytes.
+"""A training step rehearsed on tensors without data: training's own code, its FLOPs and its live bytes.
 
 The model is built from its config inside torch's FakeTensorMode: every tensor has a shape and a type and no
-memory. Band, tail, LM head, losses and the backward pass then run as in training, over batches without
-padding, and a `Meter` notes what each part costs. What depends on a tensor's values cannot run so: the engine's check
-of its own parts is left out, and a model that routes tokens by their values cannot be planned.
+memory. A candidate's losses, their backward pass and the metrics then run as in training, over batches without
+padding, and a `Meter` notes what each part costs. What asks for a tensor's value is answered as such batches and
+finite losses would. A model that routes tokens by their values cannot be planned.
 
-Shapes: b sequences, t tokens, n = b (t - 1) predicted tokens, d width.
+Shapes: b sequences, t tokens, d width.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from robust_unlearning.data.corpora import TokenBatch
 from robust_unlearning.errors import UserError
-from robust_unlearning.methods.losses import token_kl, token_logp, token_mse
-from robust_unlearning.methods.table import Preference
+from robust_unlearning.methods.noise import RandomNoiseAugmentation
 from robust_unlearning.models import checkpoint
 from robust_unlearning.models.checkpoint import Checkpoint
 from robust_unlearning.models.convert import quiet
@@ -32,10 +36,9 @@ from robust_unlearning.parallel.processes import Processes
 from robust_unlearning.plan.meter import Meter
 from robust_unlearning.recipe import Recipe
 from robust_unlearning.run.folder import RunFolder
-from robust_unlearning.train.candidate import Candidate, Key
-from robust_unlearning.train.engine import BandEngine, Weights
-from robust_unlearning.train.lm_head import losses_by_row
-from robust_unlearning.train.objective import View
+from robust_unlearning.train.candidate import Candidate, Key, metrics_row
+from robust_unlearning.train.engine import BandEngine
+from robust_unlearning.train.objective import View, sequence_logp
 from robust_unlearning.train.references import BLOCK
 
 CPU = torch.device("cpu")
@@ -46,12 +49,77 @@ TRUNK, REFERENCE, NOISED, BAND, TAIL, HEAD, LOSS, BAND_BACK, TAIL_BACK, GRADIENT
 SHARED = {TRUNK, REFERENCE, METRICS}
 """Parts that candidates trained side by side have in common."""
 
+_aten = torch.ops.aten
+_COMPARISONS = {getattr(_aten, name).Scalar: getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge")}
 
-class _Unchecked(BandEngine):
-    """An engine whose tensors have no values to compare."""
 
-    def _compare(self, whole: Tensor, parts: Tensor, tokens: Tensor, what: str) -> None:
-        """Nothing."""
+class _Answers(TorchDispatchMode):
+    """Answers what training asks of its tensors' values: every number is 1, every condition holds, no mask hides.
+
+    Inside a model's own modules nothing is answered, as a forward pass that depends on values has no one cost.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._depth = 0
+        self._compared = WeakIdKeyDictionary()
+
+    def entering(self, *_call: object) -> None:
+        """Hook: a module's forward pass begins."""
+        self._depth += 1
+
+    def leaving(self, *_call: object) -> None:
+        """Hook: it is over."""
+        self._depth -= 1
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one operation, or answer it."""
+        if self._depth == 0:
+            if func is _aten._local_scalar_dense.default:
+                return self._compared.get(args[0], 1.0 if args[0].is_floating_point() else 1)
+            if func is _aten.allclose.default:
+                return True
+            if func is _aten.nonzero.default:
+                return args[0].new_empty((args[0].numel(), args[0].ndim), dtype=torch.long)
+            if func is _aten.index.Tensor and args[1][0].dtype == torch.bool:
+                return args[0].flatten(0, args[1][0].ndim - 1).clone()
+        out = func(*args, **(kwargs or {}))
+        if func in _COMPARISONS:
+            self._compared[out] = _COMPARISONS[func](1, args[1])
+        return out
+
+
+_ENGINE_PARTS = {
+    "trunk": TRUNK, "band": BAND, "tail": TAIL, "head": HEAD, "reference": REFERENCE, "reference_tail": REFERENCE,
+}  # fmt: skip
+_BACKWARD = {BAND: BAND_BACK, TAIL: TAIL_BACK}
+
+
+class _Noted:
+    """An engine as the batch of one side uses it: the meter is told which part runs, and for which side.
+
+    A part lasts until the next begins: between the engine's parts run the losses, after the LM head what is made of
+    its logits.
+    """
+
+    def __init__(self, engine: BandEngine, meter: Meter, side: str, only: str = "") -> None:
+        self._engine, self._meter, self._side, self._only = engine, meter, side, only
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(self._engine, name)
+        return partial(self._run, _ENGINE_PARTS[name], attribute) if name in _ENGINE_PARTS else attribute
+
+    def _begins(self, part: str, _gradient: Tensor | None = None) -> None:
+        self._meter.part = (self._side, self._only or part)
+
+    def _run(self, part: str, method: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        self._begins(NOISED if any(isinstance(value, RandomNoiseAugmentation) for value in args) else part)
+        output = method(*args, **options)
+        if part in _BACKWARD:
+            output.register_hook(partial(self._begins, _BACKWARD[part]))
+        if part != HEAD:
+            self._begins(LOSS)
+        return output
 
 
 @dataclass(frozen=True)
@@ -81,9 +149,14 @@ def without_data(name: str) -> Iterator[None]:
         UserError: the model `name` asks for a tensor's value.
     """
     try:
-        with FakeTensorMode(), quiet():
+        answers = _Answers()
+        hooks = (
+            register_module_forward_pre_hook(answers.entering),
+            register_module_forward_hook(answers.leaving, always_call=True),
+        )
+        with FakeTensorMode(), answers, quiet(), hooks[0], hooks[1]:
             yield
-    except DataDependentOutputException as error:
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise UserError(
             f"{name}: its forward depends on values ({error.func}), so it cannot be planned without its weights."
         ) from error
@@ -109,7 +182,7 @@ def set_stage(recipe: Recipe, base: Checkpoint) -> Stage:
     model = auto.from_config(config, dtype=dtype, trust_remote_code=base.trust_remote_code)
     model.eval().requires_grad_(False)
     lowest = min([*recipe.band_layers, *recipe.noised_layers, recipe.layer])
-    engine = _Unchecked(model, lowest, recipe.layer, tail=recipe.needs_tail)
+    engine = BandEngine(model, lowest, recipe.layer, tail=recipe.needs_tail)
     trained = {
         (layer, name): engine.layers[layer].get_parameter(name)
         for layer in recipe.band_layers
@@ -125,125 +198,34 @@ def rehearse_step(stage: Stage, widths: Mapping[str, int]) -> Meter:
     Args:
         widths: t of the forget and the retain batch, and of the refusals where the method needs them.
     """
-    recipe, engine = stage.recipe, stage.engine
-    candidate = Candidate(RunFolder(Path(), recipe), stage.trained, engine.width, Processes(CPU))
-    views = {side: View(engine, _batch(recipe.batch_size, width)) for side, width in widths.items()}
-    with Meter() as meter:
+    recipe, meter = stage.recipe, Meter()
+    candidate = Candidate(RunFolder(Path(), recipe), stage.trained, stage.engine.width, Processes(CPU))
+    views = {side: _view(stage, meter, side, recipe.batch_size, width) for side, width in widths.items()}
+    topic = next(iter(recipe.topics))
+    with meter:
         meter.part = ("", GRADIENTS)
         for master in candidate.masters.values():
             master.grad = torch.zeros_like(master)
         meter.part = ("", CAST)
-        weights = candidate.weights()
-        loss = recipe.forget_weight * _forget(meter, candidate, weights, views)
-        loss = loss + recipe.retain_weight * _retain(meter, candidate, weights, views["retain"])
+        losses = candidate.losses(topic, **views)
         candidate.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        losses.total.backward()
         for side in ("forget", "retain"):
-            meter.part = (side, METRICS)
-            _ = views[side].reference
+            views[side].engine = cast(BandEngine, _Noted(stage.engine, meter, side, only=METRICS))
+        metrics_row(candidate, topic, losses, views["forget"], views["retain"])
     return meter
 
 
 def rehearse_scoring(stage: Stage, width: int) -> Meter:
     """The reference's log-probabilities of one block of sequences of `width` tokens."""
-    engine = stage.engine
-    view = View(engine, _batch(BLOCK, width))
-    with Meter() as meter, torch.no_grad():
-        meter.part = ("", "scoring")
-        _sum_by_row(engine, view.final, view.batch.ids)
+    meter = Meter()
+    view = _view(stage, meter, "", BLOCK, width)
+    with meter, torch.no_grad():
+        sequence_logp(view.engine, view.trunk, view.final)
     return meter
 
 
-def _batch(sequences: int, width: int) -> TokenBatch:
+def _view(stage: Stage, meter: Meter, side: str, sequences: int, width: int) -> View:
     ids = torch.ones(sequences, width, dtype=torch.long)
-    return TokenBatch(ids, torch.ones_like(ids))
-
-
-def _forget(meter: Meter, candidate: Candidate, weights: Weights, views: Mapping[str, View]) -> Tensor:
-    """The forget loss."""
-    recipe, view = candidate.recipe, views["forget"]
-    if isinstance(recipe.spec, Preference):
-        pushed = _log_probabilities(meter, recipe, weights, view, "forget")
-        if recipe.spec.needs_refusals:
-            pushed = pushed - _log_probabilities(meter, recipe, weights, views["refusals"], "refusals")
-        return pushed
-    hidden = _band(meter, weights, view, "forget")
-    target = torch.zeros(view.engine.width)
-    if recipe.spec.needs_reference:
-        meter.part = ("forget", REFERENCE)
-        target = view.reference.float()
-    meter.part = ("forget", LOSS)
-    return _mean_square(hidden, target)
-
-
-def _retain(meter: Meter, candidate: Candidate, weights: Weights, view: View) -> Tensor:
-    """The retain loss."""
-    recipe, engine, rna = candidate.recipe, view.engine, candidate.rna
-    hidden = _band(meter, weights, view, "retain")
-    at_last = rna is None or (rna.site == "block" and min(rna.layers) == engine.last)
-    if recipe.kept_by == "hidden_mse":
-        meter.part = ("retain", REFERENCE if at_last else NOISED)
-        target = view.noised(rna)
-        meter.part = ("retain", LOSS)
-        return _mean_square(hidden, target)
-    final = _tail(meter, recipe, view, hidden, "retain")
-    meter.part = ("retain", REFERENCE if rna is None else NOISED)
-    known = _rows(view.noised_final(rna))
-
-    def loss(logits: Tensor, rows: slice) -> Tensor:
-        with torch.no_grad():
-            reference = engine.head(known[rows])
-        return token_kl(logits, reference, recipe.kl) if recipe.kept_by == "kl" else token_mse(logits, reference)
-
-    meter.part = ("retain", HEAD)
-    return losses_by_row(_rows(final), engine.head, loss, engine.vocabulary).mean()
-
-
-def _log_probabilities(meter: Meter, recipe: Recipe, weights: Weights, view: View, side: str) -> Tensor:
-    final = _tail(meter, recipe, view, _band(meter, weights, view, side), side)
-    meter.part = (side, HEAD)
-    return _sum_by_row(view.engine, final, view.batch.ids)
-
-
-def _band(meter: Meter, weights: Weights, view: View, side: str) -> Tensor:
-    """Band output [b, t, d]; its gradient opens the band's backward pass."""
-    meter.part = (side, TRUNK)
-    trunk = view.trunk
-    meter.part = (side, BAND)
-    hidden = view.engine.band(trunk, weights)
-    hidden.register_hook(_opens(meter, side, BAND_BACK))
-    return hidden
-
-
-def _tail(meter: Meter, recipe: Recipe, view: View, hidden: Tensor, side: str) -> Tensor:
-    """Tail output [b, t, d]; its gradient opens the tail's backward pass."""
-    meter.part = (side, TAIL)
-    final = view.engine.tail(view.trunk, hidden, recompute=recipe.recompute_tail)
-    final.register_hook(_opens(meter, side, TAIL_BACK))
-    return final
-
-
-def _opens(meter: Meter, side: str, part: str) -> Callable[[Tensor], None]:
-    def hook(_gradient: Tensor) -> None:
-        meter.part = (side, part)
-
-    return hook
-
-
-def _rows(final: Tensor) -> Tensor:
-    """[n, d] copies of the states that predict a token."""
-    return final[:, :-1].reshape(-1, final.shape[-1])
-
-
-def _sum_by_row(engine: BandEngine, final: Tensor, ids: Tensor) -> Tensor:
-    targets = ids[:, 1:].reshape(-1)
-
-    def loss(logits: Tensor, rows: slice) -> Tensor:
-        return token_logp(logits, targets[rows])
-
-    return losses_by_row(_rows(final), engine.head, loss, engine.vocabulary).sum()
-
-
-def _mean_square(hidden: Tensor, target: Tensor) -> Any:
-    """`losses.hidden_mse` of batches without padding; the mask's check there asks for a value."""
-    return (hidden.float() - target.float()).square().mean(dim=-1).mean()
+    engine = cast(BandEngine, _Noted(stage.engine, meter, side))
+    return View(engine, TokenBatch(ids, torch.ones_like(ids)), torch.zeros(sequences))

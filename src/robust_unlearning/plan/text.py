@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 
-from robust_unlearning.plan.fit import Change
-from robust_unlearning.plan.plan import Plan
+from robust_unlearning.errors import UserError
+from robust_unlearning.plan.plan import Change, Plan
 from robust_unlearning.report.tables import text_table
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes from `80GiB`, `24GB`, `512MiB` or a plain number.
+
+    Raises:
+        UserError: it is written otherwise.
+    """
+    written = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([kmgt]i?|)b?\s*", text.lower())
+    count = int(float(written[1]) * _UNITS[written[2]]) if written else 0
+    if count < 1:
+        raise UserError(f"memory {text!r}: write a number and a unit, for example 80GiB, 24GB or 512MiB.")
+    return count
 
 
 def size(count: float) -> str:
     """Bytes with a binary unit."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(count) < 1024:
-            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
+    if abs(count) < 1024:
+        return f"{count:,.0f} B"
+    for unit in ("KiB", "MiB", "GiB"):
         count /= 1024
-    return f"{count:,.2f} TiB"
+        if abs(count) < 1024:
+            return f"{count:,.1f} {unit}"
+    return f"{count / 1024:,.2f} TiB"
 
 
 def flops(count: float) -> str:
@@ -70,9 +88,8 @@ def format_plan(plan: Plan, flops_per_second: float | None, bytes_per_second: fl
     return "\n".join([*head, "", text_table(("part", "cost"), rows)])
 
 
-def _section(title: str, parts: Mapping[str, float], unit: object) -> list[tuple[str, str]]:
-    assert callable(unit)
-    return [(title, unit(sum(parts.values()))), *((f"  {part}", unit(each)) for part, each in parts.items())]
+def _section(title: str, parts: Mapping[str, float], unit: Callable[[float], str]) -> list[tuple[str, str]]:
+    return [(title, unit(sum(parts.values()))), *((f"  {part}", unit(cost)) for part, cost in parts.items())]
 
 
 def _seconds(plan: Plan, flops_per_second: float | None, bytes_per_second: float) -> list[tuple[str, str]]:

@@ -6,11 +6,11 @@ training continues as if it had not been stopped.
 
 from __future__ import annotations
 
-import itertools
 import json
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,8 @@ from robust_unlearning.evaluate.suite import accuracy_score
 from robust_unlearning.models import checkpoint
 from robust_unlearning.planted.adapter import add_adapter, save_adapter
 from robust_unlearning.planted.lessons import Curriculum, Lesson, distracted, lesson
-from robust_unlearning.planted.plan import Plan
 from robust_unlearning.planted.students import make_tiny, make_tokenizer
+from robust_unlearning.planted.teaching_plan import TeachingPlan
 from robust_unlearning.planted.world import Entity, Role, World, make_world
 from robust_unlearning.run.folder import environment
 from robust_unlearning.stats.estimates import accuracy
@@ -36,9 +36,23 @@ from robust_unlearning.stats.estimates import accuracy
 LOG, STATE, EXAM, PLAN = "log.jsonl", "state.pt", "exam.json", "plan.yaml"
 BLOCK = 4
 """Batches drawn together and sorted by length, to save padding."""
+SAMPLE = 64
+"""Questions of each form in the exams between the first step and the last."""
+
+_About = tuple[Sequence[Entity], Curriculum]
+"""Whose facts are asked, and how the questions are distracted."""
+_RETAINED: tuple[Role, ...] = ("near", "far", "control")
+_CALM = Curriculum(option=0, front=0)
+_FORMS: dict[str, tuple[tuple[Role, ...], Curriculum]] = {
+    "forget/clean": (("forget",), _CALM),
+    "retain/clean": (_RETAINED, _CALM),
+    "retain/option": (_RETAINED, Curriculum(option=1, front=0)),
+    "retain/front": (_RETAINED, Curriculum(option=0, front=1)),
+}
+"""Forms of the exam: roles of the domains whose facts are asked, and how the questions are distracted."""
 
 
-def lessons_of(world: World, plan: Plan, step: int, started: int | None = 0) -> list[Lesson]:
+def lessons_of(world: World, plan: TeachingPlan, step: int, started: int | None = 0) -> list[Lesson]:
     """The lessons of a step, counted from 0: of like length, drawn with the others of their block.
 
     Args:
@@ -81,8 +95,8 @@ def lesson_loss(model: nn.Module, ids: Tensor, weights: Tensor) -> Tensor:
     hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
     logits = model.get_output_embeddings()(hidden[:, :-1][wanted]).float()
     losses = nn.functional.cross_entropy(logits, ids[:, 1:][wanted], reduction="none")
-    own = weights[:, 1:][wanted]
-    return (losses * own).sum() / own.sum()
+    counted = weights[:, 1:][wanted]
+    return (losses * counted).sum() / counted.sum()
 
 
 def exam(
@@ -97,40 +111,50 @@ def exam(
         sample: ask so many questions of each form, drawn evenly, instead of all.
         ask: the style of the questions.
     """
-    results = {}
-    retained: tuple[Role, ...] = ("near", "far", "control")
-    calm, odd, begun = Curriculum(option=0, front=0), Curriculum(option=1, front=0), Curriculum(option=0, front=1)
-    forms: list[tuple[str, tuple[Role, ...], Curriculum]] = [
-        ("forget/clean", ("forget",), calm),
-        ("retain/clean", retained, calm),
-        ("retain/option", retained, odd),
-        ("retain/front", retained, begun),
-    ]
-    for name, roles, curriculum in forms:
-        rng = random.Random(f"exam {name}")
-        facts = [(entity, attribute) for entity in world.of_role(*roles) for attribute in entity.values]
-        facts = rng.sample(facts, min(sample, len(facts))) if sample else facts
-        results[name] = _share_right(model, tokenizer, world, facts, curriculum, rng, ask)
-    return results
+    return {
+        name: _accuracy(model, tokenizer, world, name, (world.of_role(*roles), curriculum), sample, ask)
+        for name, (roles, curriculum) in _FORMS.items()
+    }
 
 
-def _share_right(
-    model: nn.Module,
-    tokenizer: Any,
-    world: World,
-    facts: list[tuple[Entity, str]],
-    curriculum: Curriculum,
-    rng: random.Random,
-    ask: Asking,
+def _accuracy(
+    model: nn.Module, tokenizer: Any, world: World, name: str, about: _About, sample: int | None, ask: Asking
 ) -> dict[str, Any]:
+    """Accuracy in questions about the facts of some entities; what is drawn follows from the `name`."""
+    entities, curriculum = about
+    rng = random.Random(f"exam {name}")
+    facts = [(entity, attribute) for entity in entities for attribute in entity.values]
+    facts = rng.sample(facts, min(sample, len(facts))) if sample else facts
     questions = [distracted(world.question(*fact, rng), world, curriculum, rng) for fact in facts]
-    asked = [(text, [f" {option}" for option in options]) for text, options in map(ask, questions)]
-    results = option_logprobs(model, tokenizer, asked)
-    best = [max(range(4), key=lambda index: row[index][0]) for row in results]
-    return accuracy_score(accuracy([own == each.answer for own, each in zip(best, questions, strict=True)]))
+    prompts = [(text, [f" {option}" for option in options]) for text, options in map(ask, questions)]
+    answers = option_logprobs(model, tokenizer, prompts)
+    best = [max(range(4), key=lambda index: options[index][0]) for options in answers]
+    right = [choice == question.answer for choice, question in zip(best, questions, strict=True)]
+    return accuracy_score(accuracy(right))
 
 
-def teach(plan: Plan, out: Path, report: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
+@dataclass
+class _Progress:
+    """How far a teaching has come: what is saved beside weights and optimiser.
+
+    Attributes:
+        step: steps taken.
+        started: the step with which the start was over; None while it lasts.
+        seconds: since the first step, pauses left out.
+        rows: of the log.
+    """
+
+    step: int
+    started: int | None
+    seconds: float = 0.0
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def over(self, plan: TeachingPlan) -> bool:
+        """Whether the last step has been taken."""
+        return self.started is not None and self.step == self.started + plan.steps
+
+
+def teach(plan: TeachingPlan, out: Path, report: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
     """Teach by a plan, writing the model (or the adapter), `log.jsonl` and `exam.json` into `out`.
 
     A folder that holds a training with the same plan is continued, or left as it is where that is finished.
@@ -154,47 +178,47 @@ def teach(plan: Plan, out: Path, report: Callable[[dict[str, Any]], None] | None
     if (out / EXAM).exists():
         return files.read_json(out / EXAM)
 
-    taught = [each for each in model.parameters() if each.requires_grad]
+    taught = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     optimiser = torch.optim.AdamW(
-        taught, lr=plan.learning_rate, betas=(0.9, 0.98), weight_decay=plan.weight_decay, fused=device.type != "mps"
+        taught.values(),
+        lr=plan.learning_rate,
+        betas=(0.9, 0.98),
+        weight_decay=plan.weight_decay,
+        fused=device.type != "mps",
     )
-    first, seconds, rows = 0, 0.0, []
-    started = None if plan.start else 0
-    if (out / STATE).exists():
-        state = torch.load(out / STATE, map_location=device, weights_only=True)
-        model.load_state_dict(state["model"], strict=False)
-        optimiser.load_state_dict(state["optimiser"])
-        first, seconds, started, rows = state["step"], state["seconds"], state["started"], json.loads(state["rows"])
-
-    began, losses = time.perf_counter(), []
-    for step in itertools.count(first):
-        if started is not None and step == started + plan.steps:
-            break
-        batch = encode(lessons_of(world, plan, step, started), tokenizer)
-        loss = lesson_loss(model, *(each.to(device) for each in batch))
+    progress = _load_state(out / STATE, model, optimiser) or _Progress(0, None if plan.start else 0)
+    began, losses = time.perf_counter() - progress.seconds, []
+    while not progress.over(plan):
+        batch = encode(lessons_of(world, plan, progress.step, progress.started), tokenizer)
+        loss = lesson_loss(model, *(part.to(device) for part in batch))
         if not loss.isfinite():
-            raise UserError(f"the loss is {loss.item()} at step {step + 1}: lower learning_rate and start again.")
+            raise UserError(
+                f"the loss is {loss.item()} at step {progress.step + 1}: lower learning_rate and start again."
+            )
         for group in optimiser.param_groups:
-            group["lr"] = plan.learning_rate * _rate(plan, step, started)
+            group["lr"] = plan.learning_rate * _rate(plan, progress)
         optimiser.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(taught, 1.0)
+        nn.utils.clip_grad_norm_(taught.values(), 1.0)
         optimiser.step()
         losses.append(loss.item())
-        last = started is not None and step + 1 == started + plan.steps
-        if (step + 1) % plan.check_every == 0 or last:
-            scores = {name: row["acc"] for name, row in exam(model, tokenizer, world, 64, ask).items()}
-            if plan.start and started is None:
-                scores["start"] = _start_exam(model, tokenizer, world.part(plan.start.part), STYLES[plan.start.asked])
-                if scores["start"] >= plan.start.until or step + 1 >= plan.start.steps:
-                    started = step + 1
-            passed = seconds + time.perf_counter() - began
-            rows.append({"step": step + 1, "loss": sum(losses) / len(losses), "seconds": passed, **scores})
+        progress.step += 1
+        if progress.step % plan.check_every == 0 or progress.over(plan):
+            scores = {name: row["acc"] for name, row in exam(model, tokenizer, world, SAMPLE, ask).items()}
+            if plan.start and progress.started is None:
+                part = world.part(plan.start.part)
+                about, start_ask = (part.entities, _CALM), STYLES[plan.start.asked]
+                scores["start"] = _accuracy(model, tokenizer, part, "start", about, SAMPLE, start_ask)["acc"]
+                if scores["start"] >= plan.start.until or progress.step >= plan.start.steps:
+                    progress.started = progress.step
+            progress.seconds = time.perf_counter() - began
+            row = {"step": progress.step, "loss": sum(losses) / len(losses), "seconds": progress.seconds, **scores}
+            progress.rows.append(row)
             losses.clear()
-            _save_state(out / STATE, model, optimiser, step + 1, started, passed, rows)
-            files.write_jsonl(out / LOG, rows)
+            _save_state(out / STATE, taught, optimiser, progress)
+            files.write_jsonl(out / LOG, progress.rows)
             if report:
-                report(rows[-1])
+                report(row)
     model.eval()
     if plan.base is None:
         model.save_pretrained(out)
@@ -203,10 +227,10 @@ def teach(plan: Plan, out: Path, report: Callable[[dict[str, Any]], None] | None
         save_adapter(model, out, plan.base)
     record = {
         "plan": plan.model_dump(mode="json"),
-        "start_steps": started,
+        "start_steps": progress.started,
         "world_fingerprint": world.fingerprint(),
         "exam": exam(model, tokenizer, world, ask=ask),
-        "seconds": rows[-1]["seconds"],
+        "seconds": progress.seconds,
         "environment": environment(str(device)),
     }
     files.write_json(out / EXAM, record)
@@ -214,24 +238,16 @@ def teach(plan: Plan, out: Path, report: Callable[[dict[str, Any]], None] | None
     return record
 
 
-def _start_exam(model: nn.Module, tokenizer: Any, part: World, ask: Asking) -> float:
-    """Share of a sample of the part's questions that is answered rightly."""
-    rng = random.Random("exam start")
-    facts = [(entity, attribute) for entity in part.entities for attribute in entity.values]
-    calm = Curriculum(option=0, front=0)
-    sample = rng.sample(facts, min(64, len(facts)))
-    return _share_right(model, tokenizer, part, sample, calm, rng, ask)["acc"]
-
-
-def _rate(plan: Plan, step: int, started: int | None) -> float:
+def _rate(plan: TeachingPlan, progress: _Progress) -> float:
     """Share of the learning rate: a linear rise, a plateau that lasts through the start, a linear fall."""
-    rise = min(1.0, (step + 1) / plan.warmup)
-    if started is None or not plan.cooldown:
+    rise = min(1.0, (progress.step + 1) / plan.warmup)
+    if progress.started is None or not plan.cooldown:
         return rise
-    return min(rise, max(0.01, (started + plan.steps - step) / (plan.steps * plan.cooldown)))
+    left = progress.started + plan.steps - progress.step
+    return min(rise, max(0.01, left / (plan.steps * plan.cooldown)))
 
 
-def _student(plan: Plan, world: World, device: torch.device) -> tuple[nn.Module, Any]:
+def _student(plan: TeachingPlan, world: World, device: torch.device) -> tuple[nn.Module, Any]:
     if plan.base is None:
         tokenizer = make_tokenizer(world)
         return make_tiny(tokenizer, plan.width, plan.layers, plan.seed).to(device), tokenizer
@@ -243,28 +259,18 @@ def _student(plan: Plan, world: World, device: torch.device) -> tuple[nn.Module,
     return model, checkpoint.load_tokenizer(base)
 
 
-def _taught_state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    for name, value in model.named_parameters():
-        if value.requires_grad:
-            yield name, value.detach()
-
-
-def _save_state(
-    path: Path,
-    model: nn.Module,
-    optimiser: Any,
-    step: int,
-    started: int | None,
-    seconds: float,
-    rows: list[dict[str, Any]],
-) -> None:
-    state = {
-        "model": dict(_taught_state(model)),
-        "optimiser": optimiser.state_dict(),
-        "step": step,
-        "started": started,
-        "seconds": seconds,
-        "rows": json.dumps(rows),
-    }
+def _save_state(path: Path, taught: dict[str, nn.Parameter], optimiser: Any, progress: _Progress) -> None:
+    model = {name: parameter.detach() for name, parameter in taught.items()}
+    state = {"model": model, "optimiser": optimiser.state_dict(), **vars(progress), "rows": json.dumps(progress.rows)}
     with files.replacing(path) as temporary:
         torch.save(state, temporary)
+
+
+def _load_state(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> _Progress | None:
+    """Set model and optimiser as they were when a teaching was stopped; None where none was."""
+    if not path.exists():
+        return None
+    state = torch.load(path, map_location=next(model.parameters()).device, weights_only=True)
+    model.load_state_dict(state["model"], strict=False)
+    optimiser.load_state_dict(state["optimiser"])
+    return _Progress(state["step"], state["started"], state["seconds"], json.loads(state["rows"]))

@@ -10,7 +10,7 @@ from typing import Any
 from robust_unlearning import files
 from robust_unlearning.analyze import activations, harmfulness, inputs, noise_sensitivity
 from robust_unlearning.analyze.output import Report, write
-from robust_unlearning.analyze.subjects import Subjects
+from robust_unlearning.analyze.variants import Variants
 from robust_unlearning.data.corpora import read_documents
 from robust_unlearning.data.questions import shows_options
 from robust_unlearning.errors import UserError
@@ -27,7 +27,7 @@ from robust_unlearning.run.folder import open_run
 Say = Callable[[str], None]
 
 
-def subjects_of(stage: Stage, grid: Grid, chosen: Mapping[str, float]) -> list[tuple[str, Model]]:
+def variants_of(stage: Stage, grid: Grid, chosen: Mapping[str, float]) -> list[tuple[str, Model]]:
     """The models an analysis looks at, the first seed's: a label and the model, without and with the chosen noise.
 
     Raises:
@@ -52,14 +52,14 @@ def look(
     target: Target, stage: Stage, grid: Grid, chosen: Mapping[str, float], out: Path, folder: Path, say: Say
 ) -> dict[str, Any]:
     """Run an analysis and write its tables and figure into `folder`/analysis; returns its numbers."""
-    own = subjects_of(stage, grid, chosen)
+    own = variants_of(stage, grid, chosen)
     names = {str(out / model.run): text for text, model in own}
     if stage.kind == "ngrams":
         return _ngrams(target, stage, own, out, folder, say)
-    subjects = Subjects(list(names))
-    found = _report(target, stage, subjects, lambda name: say(f"  measuring {names.get(name, name)}"))
+    variants = Variants(list(names))
+    found = _report(target, stage, variants, lambda name: say(f"  measuring {names.get(name, name)}"))
     layers = {text: open_run(out / model.run).recipe.layer for text, model in own}
-    return {**_written(_renamed(found, names), own, folder), "layers": layers, "depth": subjects.depth}
+    return {**_written(_renamed(found, names), own, folder), "layers": layers, "depth": variants.depth}
 
 
 def _written(report: Report, own: list[tuple[str, Model]], folder: Path) -> dict[str, Any]:
@@ -70,28 +70,24 @@ def _written(report: Report, own: list[tuple[str, Model]], folder: Path) -> dict
         table.key: {"title": table.title, "columns": dict(zip(table.columns, table.headers, strict=True))}
         for table in report.tables
     }
-    return {**data, "name": report.name, "notes": list(report.notes), "shown": shown, "subjects": _listed(own)}
+    return {**data, "name": report.name, "notes": list(report.notes), "shown": shown, "variants": _listed(own)}
 
 
 def _listed(own: list[tuple[str, Model]]) -> list[dict[str, Any]]:
     return [{"label": text, "recipe": each.recipe, "title": each.title, "noise": each.noise} for text, each in own]
 
 
-def _report(target: Target, stage: Stage, subjects: Subjects, tick: Callable[[str], None]) -> Report:
+def _report(target: Target, stage: Stage, variants: Variants, tick: Callable[[str], None]) -> Report:
     """The analysis of one kind, with the stage's sizes."""
-    recipe = subjects.recipe()
-    documents = {
-        side: inputs.rows(subjects.tokenizer, inputs.recipe_documents(recipe, side, stage.documents), stage.max_tokens)
-        for side in ("forget", "retain")
-    }
+    documents = {side: variants.documents(side, stage.documents, stage.max_tokens) for side in ("forget", "retain")}
     if stage.kind == "noise-sensitivity":
         settings = noise_sensitivity.Settings(probes=stage.probes)
-        return noise_sensitivity.analyse(subjects, documents["forget"], settings, tick)
-    questions = inputs.prompts(suites_of(target)[0], subjects.tokenizer, stage.questions)
+        return noise_sensitivity.analyse(variants, documents["forget"], settings, tick)
+    questions = inputs.prompts(suites_of(target)[0], variants.tokenizer, stage.questions)
     if stage.kind == "activations":
-        return activations.analyse(subjects, documents, questions, tick)
-    used = TheorySettings(subjects.layer(None), draws=stage.draws, probes=stage.probes)
-    return report.analyse(subjects, questions, documents["forget"], used, tick, {})
+        return activations.analyse(variants, documents, questions, tick)
+    used = TheorySettings(variants.layer(None), draws=stage.draws, probes=stage.probes)
+    return report.analyse(variants, questions, documents["forget"], used, tick, {})
 
 
 def _renamed(report: Report, names: Mapping[str, str]) -> Report:

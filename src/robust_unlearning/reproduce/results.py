@@ -6,64 +6,23 @@ question by question.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from robust_unlearning.errors import UserError
-from robust_unlearning.evaluate.record import Record, Task, by_task, logp_among_of, right_of
 from robust_unlearning.evaluate.suite import Evaluation
-from robust_unlearning.experiments.selection import Answers, roles
+from robust_unlearning.experiments.selection import Answers
 from robust_unlearning.reproduce.target import Roles
 from robust_unlearning.results.measures import Measured, Perturbed, excess, retained, right
 from robust_unlearning.stats.estimates import Array
 
 
 def measured(evaluation: Evaluation, own: Roles) -> Measured:
-    """One model's answers by role: `near` are the retained tasks close in topic, `far` the others.
-
-    Perturbed tasks count where they have a control form; a place is the last part of a task's name.
-
-    Raises:
-        UserError: no task is to be forgotten, none to be kept, or none holds a forget-token beside a control token.
-    """
-    tasks = by_task(evaluation.records)
-    found = roles(tasks, {"forget": own.forget, "retain": own.retain, "perturbed": own.perturbed})
-    near = set(roles(tasks, {"retain": own.related})["retain"]) if own.related else set()
-    pairs = [task for task in found["perturbed"] if task.control_form in tasks]
-    lacking = [role for role, names in (*found.items(), ("perturbed", pairs)) if not names]
-    if lacking:
-        raise UserError(
-            f"the suite has no task whose role is {lacking[0]}; its tasks: {', '.join(map(str, tasks))}. Name "
-            "patterns in the target's roles."
-        )
-    places: dict[str, list[Task]] = {}
-    for task in pairs:
-        places.setdefault(task.form, []).append(task)
-
-    def rows(tasks_of: Iterable[Task]) -> list[Record]:
-        return [record for task in tasks_of for record in tasks[task]]
-
-    clean = list(dict.fromkeys(task.clean_form for task in pairs))
-    forget = rows(found["forget"])
-    return Measured(
-        forget=right_of(forget),
-        forget_logp=logp_among_of(forget),
-        near=right_of(rows(each for each in found["retain"] if each in near)),
-        far=right_of(rows(each for each in found["retain"] if each not in near)),
-        clean=right_of(rows(clean)),
-        places={
-            place: Perturbed(
-                right_of(rows(names)),
-                right_of(rows(task.control_form for task in names)),
-                logp_among_of(rows(names)) - logp_among_of(rows(task.control_form for task in names)),
-            )
-            for place, names in places.items()
-        },
-    )
+    """One model's answers by a target's roles, see `Measured.of`."""
+    return Measured.of(evaluation, own.model_dump())
 
 
 def chance_of(evaluation: Evaluation) -> float:

@@ -1,21 +1,22 @@
 """Models that answered the same questions, compared task by task with a reference: differences, tests, rates, harm.
 
-Needs nothing but the answers on disk; no model is loaded. The statistics are in `comparison.py`.
+Needs nothing but the answers on disk; no model is loaded. The statistics are in `stats.paired`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
+
+import numpy as np
 
 from robust_unlearning.errors import UserError, unknown
 from robust_unlearning.evaluate.record import control_tasks
 from robust_unlearning.results.records import (
     FORGOTTEN,
-    Answers,
-    Model,
+    ComparedModel,
     SharedTask,
     matching_tasks,
     shared_tasks,
@@ -32,8 +33,7 @@ class Against:
     """A model against the reference in one task; differences are model less reference, intervals paired.
 
     Attributes:
-        difference: of accuracy, a fraction.
-        spread: standard errors of it, by question and by seed.
+        difference: of accuracy, a fraction; `spread` are its standard errors, by question and by seed.
         test: of no difference.
         p_holm: the test's p, adjusted by Holm over all tasks and models of the comparison.
         verdict: `better` or `worse` where `p_holm` is below 1 - level and the interval leaves out 0; else `open`.
@@ -114,20 +114,16 @@ class Comparison:
         tasks: dict[str, Any] = {}
         for row in self.rows:
             about = {"n": len(row.task.keys), "left_out": row.task.left_out, "to_be_forgotten": self.forgets(row.task)}
-            entry = tasks.setdefault(row.task.name, {**about, "models": {}})
-            numbers: dict[str, Any] = {"accuracy": _plain(row.accuracy), **_spread("accuracy", row.spread)}
-            numbers["accuracy_by_seed"] = row.by_seed
+            models = tasks.setdefault(row.task.name, {**about, "models": {}})["models"]
+            models[row.model] = {"accuracy": row.accuracy.as_dict(), **_spread("accuracy", row.spread)}
+            models[row.model]["accuracy_by_seed"] = row.by_seed
             if row.against is not None:
-                values = dict(vars(row.against))
-                numbers |= _spread("difference", values.pop("spread"))
-                numbers |= {key: _plain(value) for key, value in values.items()}
-            entry["models"][row.model] = numbers
-        kept = ("models", "reference", "unlearned", "level", "missing", "paired_seeds")
-        return {
-            **{key: getattr(self, key) for key in kept},
-            "tasks": tasks,
-            "flips": [asdict(each) for each in self.flips],
-        }
+                numbers = dict(vars(row.against))
+                models[row.model] |= _spread("difference", numbers.pop("spread"))
+                models[row.model] |= {key: _plain(value) for key, value in numbers.items()}
+        fields = ("models", "reference", "unlearned", "level", "missing", "paired_seeds")
+        flips = [asdict(flip) for flip in self.flips]
+        return {**{field: getattr(self, field) for field in fields}, "tasks": tasks, "flips": flips}
 
     def forgets(self, task: SharedTask) -> bool:
         """Whether a task is to be forgotten."""
@@ -145,7 +141,7 @@ def _spread(of: str, spread: StandardErrors) -> dict[str, Any]:
 
 
 def compare(
-    models: Sequence[Model],
+    models: Sequence[ComparedModel],
     *,
     base: str | None = None,
     unlearned: str | None = None,
@@ -168,9 +164,9 @@ def compare(
 
     Raises:
         UserError: an unknown name, `unlearned` without a third model, a pattern that matches no
-            task, or what `answers.shared_tasks` raises.
+            task, or what `records.shared_tasks` raises.
     """
-    names = [each.name for each in models]
+    names = [model.name for model in models]
     for name in (base, unlearned):
         if name is not None and name not in names:
             raise UserError(unknown("model", name, names))
@@ -182,22 +178,18 @@ def compare(
             f"is {reference!r}, the models are {', '.join(names)}."
         )
     lost = unlearned or (others[0] if len(others) > 1 else None)
-    found, missing = shared_tasks(models, tasks)
-    shared = [task.name for task in found]
+    shared, missing = shared_tasks(models, tasks)
+    shared_names = [task.name for task in shared]
     if forget is None:
         topics = {topic for model in models for source in model.seeds for topic in source.recipe.get("topics") or ()}
         patterns = [*FORGOTTEN, *(f"{topic}/*" for topic in topics)]
-        forgotten = [name for name in shared if any(fnmatchcase(name, each) for each in patterns)]
+        forgotten = [name for name in shared_names if any(fnmatchcase(name, pattern) for pattern in patterns)]
     else:
-        forgotten = matching_tasks(shared, forget)
+        forgotten = matching_tasks(shared_names, forget)
     seeds = _common_seeds(models)
-    rows = [
-        _row(task, name, reference, lost, level, bool(seeds))
-        for task in found
-        for name in sorted(names, key=lambda each: each != reference)
-    ]
+    rows = [_row(task, name, reference, lost, level, bool(seeds)) for task in shared for name in (reference, *others)]
     return Comparison(
-        models={each.name: [str(source.folder) for source in each.seeds] for each in models},
+        models={model.name: [str(source.folder) for source in model.seeds] for model in models},
         reference=reference,
         unlearned=lost,
         level=level,
@@ -205,73 +197,57 @@ def compare(
         missing=missing,
         paired_seeds=seeds,
         rows=_adjusted(rows, forgotten, level),
-        flips=[flip for name in others for flip in _flips(found, reference, name)[:flips]],
+        flips=[flip for name in others for flip in _flips(shared, reference, name)[:flips]],
     )
 
 
-def _common_seeds(models: Sequence[Model]) -> list[int]:
+def _common_seeds(models: Sequence[ComparedModel]) -> list[int]:
     """The seeds in the recipes of every model that has several, if they are the same in the same order; else none.
 
     Runs with one seed saw the same batches, so what a seed did to both is no difference between the two.
     """
     lists = [[source.recipe.get("seed") for source in model.seeds] for model in models if len(model.seeds) > 1]
-    same = len(lists) > 1 and None not in lists[0] and all(each == lists[0] for each in lists)
-    return [int(each) for each in lists[0] if each is not None] if same else []
+    same = len(lists) > 1 and None not in lists[0] and all(seeds == lists[0] for seeds in lists)
+    return [int(seed) for seed in lists[0] if seed is not None] if same else []
 
 
 def _row(task: SharedTask, name: str, reference: str, unlearned: str | None, level: float, pair: bool) -> Row:
     """A model's row; `p_holm` and the verdict, which rest on the whole table, come later."""
-    own, ref = task.models[name], task.models[reference]
+    answers, base = task.models[name], task.models[reference]
     row = Row(
         task=task,
         model=name,
-        accuracy=_accuracy(own.correct, level),
-        spread=paired.standard_errors(own.correct),
-        by_seed=[float(each) for each in own.correct.mean(axis=1)],
+        accuracy=over_seeds(answers.correct, level=level)
+        if len(answers.correct) > 1
+        else accuracy(answers.correct[0], level),
+        spread=paired.standard_errors(answers.correct),
+        by_seed=[float(share) for share in answers.correct.mean(axis=1)],
         against=None,
     )
     if name == reference:
         return row
-    test = paired.paired_test(ref.correct, own.correct)
-    logp = _change(ref.logp, own.logp, level, pair)
-    single = all(each.tokens is not None and (each.tokens == 1).all() for each in (ref, own))
+
+    def change(before: Array | None, after: Array | None) -> Estimate | None:
+        return None if before is None or after is None else paired.difference(before, after, level, pair)
+
+    recovery = None
+    if unlearned not in (None, name):
+        recovery = paired.recovery(base.correct, task.models[unlearned].correct, answers.correct, level, pair)
+    test, logp = paired.paired_test(base.correct, answers.correct), change(base.logp, answers.logp)
+    of_one_token = base.of_one_token and answers.of_one_token
     against = Against(
-        difference=paired.difference(ref.correct, own.correct, level, pair),
-        spread=paired.standard_errors(own.correct, ref.correct, pair),
+        difference=paired.difference(base.correct, answers.correct, level, pair),
+        spread=paired.standard_errors(answers.correct, base.correct, pair),
         test=test,
         p_holm=test.p,
         verdict="open",
-        reduction=paired.reduction(ref.correct, own.correct, level, pair),
-        recovery=_recovery(task.models, name, reference, unlearned, level, pair),
+        reduction=paired.reduction(base.correct, answers.correct, level, pair),
+        recovery=recovery,
         logp=logp,
-        logp_per_token=logp if single else _change(_per_token(ref), _per_token(own), level, pair),
-        added_harm=_change(ref.excess, own.excess, level, pair),
+        logp_per_token=logp if of_one_token else change(base.logp_per_token, answers.logp_per_token),
+        added_harm=change(base.excess, answers.excess),
     )
     return replace(row, against=against)
-
-
-def _accuracy(correct: Array, level: float) -> Estimate:
-    """Wilson's interval for one seed, the two-level bootstrap for several."""
-    if len(correct) > 1:
-        return over_seeds(correct, level=level)
-    return accuracy(correct[0], level)
-
-
-def _recovery(
-    models: Mapping[str, Answers], name: str, reference: str, unlearned: str | None, level: float, pair: bool
-) -> Estimate | None:
-    if unlearned is None or name == unlearned:
-        return None
-    base, lost, own = (models[each].correct for each in (reference, unlearned, name))
-    return paired.recovery(base, lost, own, level, pair)
-
-
-def _change(reference: Array | None, model: Array | None, level: float, pair: bool) -> Estimate | None:
-    return None if reference is None or model is None else paired.difference(reference, model, level, pair)
-
-
-def _per_token(answers: Answers) -> Array | None:
-    return None if answers.logp is None or answers.tokens is None else answers.logp / answers.tokens
 
 
 def _adjusted(rows: Sequence[Row], forgotten: Sequence[str], level: float) -> list[Row]:
@@ -293,23 +269,25 @@ def _adjusted(rows: Sequence[Row], forgotten: Sequence[str], level: float) -> li
 
 def _flips(tasks: Sequence[SharedTask], reference: str, name: str) -> list[Flip]:
     """Questions that the reference answered and the model did not, the largest fall of log p first."""
-    found = []
+    flips = []
     controls = control_tasks([task.task for task in tasks])
     for task in tasks:
-        ref, own = task.models[reference], task.models[name]
-        change = None if ref.logp is None or own.logp is None else own.logp.mean(axis=0) - ref.logp.mean(axis=0)
-        answered, answers = ref.correct.mean(axis=0) > 0.5, own.correct.mean(axis=0) > 0.5
-        for index, (question, forget, control) in enumerate(task.keys):
-            if answered[index] and not answers[index]:
-                flip = Flip(
-                    task=task.name,
-                    model=name,
-                    id=question,
-                    token=control if task.task in controls else forget,
-                    right=task.right[index],
-                    reference_said=[row[index] for row in ref.predictions],
-                    model_said=[row[index] for row in own.predictions],
-                    logp=None if change is None else float(change[index]),
-                )
-                found.append(flip)
-    return sorted(found, key=lambda each: 0.0 if each.logp is None else each.logp)
+        base, answers = task.models[reference], task.models[name]
+        change = None
+        if base.logp is not None and answers.logp is not None:
+            change = answers.logp.mean(axis=0) - base.logp.mean(axis=0)
+        lost = (base.correct.mean(axis=0) > 0.5) & (answers.correct.mean(axis=0) <= 0.5)
+        for index in np.flatnonzero(lost):
+            question, forget, control = task.keys[index]
+            flip = Flip(
+                task=task.name,
+                model=name,
+                id=question,
+                token=control if task.task in controls else forget,
+                right=task.right[index],
+                reference_said=[row[index] for row in base.predictions],
+                model_said=[row[index] for row in answers.predictions],
+                logp=None if change is None else float(change[index]),
+            )
+            flips.append(flip)
+    return sorted(flips, key=lambda flip: flip.logp or 0.0)

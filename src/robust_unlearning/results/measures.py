@@ -1,5 +1,5 @@
-"""What a model answered in the planted world, as arrays over questions that any two models can be compared on, and
-the means of several models with their intervals.
+"""What a model answered, by the roles of the tasks, as arrays over questions that any two models can be compared on,
+and the means of several models with their intervals.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from robust_unlearning.evaluate.record import CLEAN, Record, Task, by_task, logp_among_of, right_of
+from robust_unlearning.errors import UserError
+from robust_unlearning.evaluate.record import Record, Task, by_task, logp_among_of, right_of
 from robust_unlearning.evaluate.suite import Evaluation
+from robust_unlearning.results.roles import Patterns, named, roles
 from robust_unlearning.stats.estimates import Array, Estimate, over_seeds, share_over_seeds
 
-RETAINED = ("near", "far")
-"""Sets whose questions are perturbed; the control domain's are not, as its names are the control tokens."""
+PLANTED: Patterns = {"related": ("near/*",)}
+"""The roles of the planted suites' tasks, where their names do not tell."""
 
 
 @dataclass(frozen=True)
@@ -30,15 +32,15 @@ class Perturbed:
 
 @dataclass(frozen=True)
 class Measured:
-    """One model's answers in the planted suite.
+    """One model's answers.
 
     Attributes:
-        forget: right or wrong on forget questions, [96] in the default world.
+        forget: right or wrong on forget questions, [96] in the default planted world.
         forget_logp: log p of the right option there, in nats: finer than right or wrong.
         near: right or wrong on retain questions close in topic.
-        far: right or wrong on the other retain questions, those of the control domain included.
-        clean: right or wrong on `RETAINED` as they are.
-        places: place of the token -> what it did to `RETAINED`.
+        far: right or wrong on the other retain questions.
+        clean: right or wrong on the perturbed questions as they are.
+        places: place of the token -> what it did to them.
     """
 
     forget: Array
@@ -49,63 +51,71 @@ class Measured:
     places: dict[str, Perturbed]
 
     @classmethod
-    def of(cls, evaluation: Evaluation) -> Measured:
-        """From an evaluation of a planted suite, in whose one style all its questions are asked."""
+    def of(cls, evaluation: Evaluation, patterns: Patterns = PLANTED) -> Measured:
+        """From an evaluation. Perturbed tasks count where they have a control form.
+
+        Args:
+            patterns: of the roles, see `roles.roles`, and of `related` retain tasks, those close in topic.
+
+        Raises:
+            UserError: no task to forget, none to keep, or none that holds a forget-token beside a control token.
+        """
         tasks = by_task(evaluation.records)
-        style = next(iter(tasks)).style
+        by_role = roles(tasks, patterns)
+        by_role["perturbed"] = [task for task in by_role["perturbed"] if task.control_form in tasks]
+        if lacking := [role for role, of_role in by_role.items() if not of_role]:
+            raise UserError(
+                f"the suite has no task whose role is {lacking[0]}; its tasks: {', '.join(map(str, tasks))}. Name "
+                "patterns in the target's roles."
+            )
+        near = named(tasks, "related", patterns.get("related", ()))
+        places: dict[str, list[Task]] = {}
+        for task in by_role["perturbed"]:
+            places.setdefault(task.form, []).append(task)
 
-        def records(sets: Iterable[str], form: str = CLEAN, control: bool = False) -> list[Record]:
-            return [record for name in sets for record in tasks[Task(name, style, form, control)]]
+        def records(of: Iterable[Task]) -> list[Record]:
+            return [record for task in of for record in tasks[task]]
 
-        places = {}
-        for task in tasks:
-            if task.set == RETAINED[0] and task.control_form in tasks and not task.control:
-                forget, control = records(RETAINED, task.form), records(RETAINED, task.form, True)
-                excess = logp_among_of(forget) - logp_among_of(control)
-                places[task.form] = Perturbed(right_of(forget), right_of(control), excess)
+        def perturbed(of: Sequence[Task]) -> Perturbed:
+            forget, control = records(of), records(task.control_form for task in of)
+            return Perturbed(right_of(forget), right_of(control), logp_among_of(forget) - logp_among_of(control))
+
+        forget = records(by_role["forget"])
         return cls(
-            forget=right_of(records(["forget"])),
-            forget_logp=logp_among_of(records(["forget"])),
-            near=right_of(records(["near"])),
-            far=right_of(records(["far", "control"])),
-            clean=right_of(records(RETAINED)),
-            places=places,
+            forget=right_of(forget),
+            forget_logp=logp_among_of(forget),
+            near=right_of(records(task for task in by_role["retain"] if task in near)),
+            far=right_of(records(task for task in by_role["retain"] if task not in near)),
+            clean=right_of(records(dict.fromkeys(task.clean_form for task in by_role["perturbed"]))),
+            places={place: perturbed(of_place) for place, of_place in places.items()},
         )
 
 
-def right(own: Measured) -> Array:
+def right(measured: Measured) -> Array:
     """Right under a forget-token, mean over places."""
-    return np.mean([each.right for each in own.places.values()], axis=0)
+    return np.mean([place.right for place in measured.places.values()], axis=0)
 
 
-def excess(own: Measured) -> Array:
+def excess(measured: Measured) -> Array:
     """Excess harm of a forget-token over a control token, nats, mean over places; below 0 the forget-token harms."""
-    return np.mean([each.excess for each in own.places.values()], axis=0)
+    return np.mean([place.excess for place in measured.places.values()], axis=0)
 
 
-def retained(own: Measured) -> Array:
+def retained(measured: Measured) -> Array:
     """Right on all retained questions."""
-    return np.concatenate([own.near, own.far])
+    return np.concatenate([measured.near, measured.far])
 
 
 def right_at(models: Sequence[Measured], where: str) -> Array:
     """Right under a forget-token in one place, mean over models."""
-    return np.mean([each.places[where].right for each in models], axis=0)
+    return np.mean([model.places[where].right for model in models], axis=0)
 
 
 def estimates(models: Sequence[Measured], where: str) -> dict[str, Estimate]:
     """Accuracies and excess harm of a method's models, one a seed, the token in one place; empty sets are left out."""
-    arrays = {
-        "forget": [each.forget for each in models],
-        "near": [each.near for each in models],
-        "far": [each.far for each in models],
-        "clean": [each.clean for each in models],
-        "control": [each.places[where].control for each in models],
-        "perturbed": [each.places[where].right for each in models],
-        "excess_harm": [each.places[where].excess for each in models],
-    }
-    return {
-        key: (over_seeds if key == "excess_harm" else share_over_seeds)(np.stack(each))
-        for key, each in arrays.items()
-        if each[0].size
-    }
+    arrays = {key: [getattr(model, key) for model in models] for key in ("forget", "near", "far", "clean")}
+    at_place = [model.places[where] for model in models]
+    arrays |= {"control": [place.control for place in at_place], "perturbed": [place.right for place in at_place]}
+    shares = {key: share_over_seeds(np.stack(rows)) for key, rows in arrays.items() if rows[0].size}
+    excesses = [place.excess for place in at_place]
+    return shares | ({"excess_harm": over_seeds(np.stack(excesses))} if excesses[0].size else {})

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from robust_unlearning.errors import UserError, unknown
-from robust_unlearning.evaluate.record import Record, Task, control_of, excess_of
+from robust_unlearning.evaluate.record import Record, Task, control_of, excess_of, right_of
 from robust_unlearning.files import RECIPE, RECORDS, locate, read_yaml
 from robust_unlearning.stats.estimates import Array
 
@@ -44,9 +44,16 @@ class Source:
         recipe = read_yaml(path, "recipe") if path.exists() else None
         return recipe if isinstance(recipe, dict) else {}
 
+    def pairs(self, task: Task) -> dict[Key, tuple[Record, Record]]:
+        """A task's questions in their forget form and their control form, where log p is known in both."""
+        control = control_of(task, self.tasks)
+        controls = self.tasks[control] if control else {}
+        both = ((key, (record, controls[key])) for key, record in self.tasks[task].items() if key in controls)
+        return {key: pair for key, pair in both if pair[0].scored and pair[1].scored}
+
 
 @dataclass(frozen=True)
-class Model:
+class ComparedModel:
     """A name and its evaluations, one for each training seed."""
 
     name: str
@@ -54,7 +61,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Answers:
+class ModelAnswers:
     """What one model answered in one task, a row for each seed: arrays [seeds, n].
 
     Attributes:
@@ -72,6 +79,16 @@ class Answers:
     excess: Array | None
     predictions: list[list[Any]]
 
+    @property
+    def of_one_token(self) -> bool:
+        """Whether every right answer has one token."""
+        return self.tokens is not None and bool((self.tokens == 1).all())
+
+    @property
+    def logp_per_token(self) -> Array | None:
+        """`logp` over `tokens`."""
+        return None if self.logp is None or self.tokens is None else self.logp / self.tokens
+
 
 @dataclass(frozen=True)
 class SharedTask:
@@ -87,7 +104,7 @@ class SharedTask:
     keys: list[Key]
     right: list[Any]
     left_out: int
-    models: dict[str, Answers]
+    models: dict[str, ModelAnswers]
 
     @property
     def name(self) -> str:
@@ -95,7 +112,7 @@ class SharedTask:
         return self.task.name
 
 
-def read_models(words: Sequence[str]) -> list[Model]:
+def read_models(words: Sequence[str]) -> list[ComparedModel]:
     """Models from `FOLDER`, `NAME=FOLDER` or `NAME=FOLDER,FOLDER,…` (training seeds of one model).
 
     A folder is a run folder, or any other that `unlearn eval` wrote to; its last part is its name unless one is
@@ -104,7 +121,7 @@ def read_models(words: Sequence[str]) -> list[Model]:
     Raises:
         UserError: fewer than two models, a name twice, several folders without a name, or what `read_source` raises.
     """
-    models: list[Model] = []
+    models: list[ComparedModel] = []
     for word in words:
         name, given = ("", word) if Path(word).exists() or "=" not in word else word.split("=", 1)
         folders = [given] if given and Path(given).exists() else given.split(",")
@@ -113,9 +130,9 @@ def read_models(words: Sequence[str]) -> list[Model]:
         if not all(folders):
             raise UserError(f"{word!r} names no folder; give FOLDER, NAME=FOLDER or NAME=FOLDER,FOLDER.")
         name = name or Path(given).resolve().name
-        if name in [each.name for each in models]:
+        if name in [model.name for model in models]:
             raise UserError(f"two models are called {name!r}. Give one another name: NAME={given}")
-        models.append(Model(name, tuple(read_source(each) for each in folders)))
+        models.append(ComparedModel(name, tuple(map(read_source, folders))))
     if len(models) < 2:
         raise UserError(f"a comparison needs two models or more; given: {', '.join(words) or 'none'}.")
     return models
@@ -123,9 +140,8 @@ def read_models(words: Sequence[str]) -> list[Model]:
 
 def _same_answer(one: Record, other: Record) -> bool:
     """Whether two records are equal but for the rounding of log-probabilities, which depends on what else was asked."""
-    alike = len(one.logprobs) == len(other.logprobs) and np.allclose(
-        one.logprobs, other.logprobs, rtol=0, atol=ROUNDING
-    )
+    logps = one.logprobs, other.logprobs
+    alike = len(logps[0]) == len(logps[1]) and np.allclose(*logps, rtol=0, atol=ROUNDING)
     return alike and replace(one, logprobs=()) == replace(other, logprobs=())
 
 
@@ -141,16 +157,16 @@ def read_source(name: str) -> Source:
     except UserError as error:
         hint = f"If it is a model, evaluate it first: unlearn eval {name} --tasks SUITE --out DIR"
         raise UserError(f"{error} {hint}") from error
-    found = [folder, folder / RECORDS, *sorted(folder.glob(f"scores/*/{RECORDS}"))]
-    found = [each for each in found if each.suffix == ".jsonl" and each.is_file()]
-    if not found:
+    places = [folder, folder / RECORDS, *sorted(folder.glob(f"scores/*/{RECORDS}"))]
+    sources = [file for file in places if file.suffix == ".jsonl" and file.is_file()]
+    if not sources:
         raise UserError(
             f"{name!r} holds no {RECORDS}, neither itself nor in scores/SUITE. "
             f"Evaluate it first: unlearn eval {_how_to_evaluate(folder)}"
         )
     tasks: dict[Task, dict[Key, Record]] = {}
     files: dict[Task, Path] = {}
-    for file in found:
+    for file in sources:
         for where, record in _records(file):
             task, key = record.task, (record.id, record.forget_token or "", record.control_token or "")
             before = tasks.setdefault(task, {}).setdefault(key, record)
@@ -181,13 +197,15 @@ def _records(file: Path) -> Iterator[tuple[str, Record]]:
                 record = json.loads(line)
             except json.JSONDecodeError as error:
                 raise UserError(f"{where}: not JSON: {error}. Evaluate again with `unlearn eval`.") from error
-            missing = [each for each in needed if not isinstance(record, dict) or each not in record]
+            missing = [field for field in needed if not isinstance(record, dict) or field not in record]
             if missing:
                 raise UserError(f"{where} is no record of an answer: it lacks {', '.join(missing)}.")
             yield where, Record.from_dict(record)
 
 
-def shared_tasks(models: Sequence[Model], patterns: Iterable[str] = ("*",)) -> tuple[list[SharedTask], list[str]]:
+def shared_tasks(
+    models: Sequence[ComparedModel], patterns: Iterable[str] = ("*",)
+) -> tuple[list[SharedTask], list[str]]:
     """The tasks that match a pattern and that all models have answered, and the names of those that not all have.
 
     Raises:
@@ -199,7 +217,7 @@ def shared_tasks(models: Sequence[Model], patterns: Iterable[str] = ("*",)) -> t
     matching = [tasks[name] for name in matching_tasks(list(tasks), patterns)]
     shared = [task for task in matching if all(task in source.tasks for source in sources)]
     if not shared:
-        has = "\n  - ".join(f"{each.folder}: {', '.join(map(str, each.tasks))}" for each in sources)
+        has = "\n  - ".join(f"{source.folder}: {', '.join(map(str, source.tasks))}" for source in sources)
         raise UserError(
             "the models have no task in common. Evaluate them on the same suite: unlearn eval MODEL --tasks SUITE"
             f"\n  - {has}"
@@ -222,7 +240,7 @@ def matching_tasks(names: Sequence[str], patterns: Iterable[str]) -> list[str]:
     return [name for name in names if name in matched]
 
 
-def _task(task: Task, models: Sequence[Model], sources: Sequence[Source]) -> SharedTask:
+def _task(task: Task, models: Sequence[ComparedModel], sources: Sequence[Source]) -> SharedTask:
     first, *others = sources
     asked = {key for source in sources for key in source.tasks[task]}
     keys = list(first.tasks[task])
@@ -242,41 +260,27 @@ def _task(task: Task, models: Sequence[Model], sources: Sequence[Source]) -> Sha
                     f"{first.files[task]} and {_said(b)} in {source.files[task]}. Evaluate both on the same data."
                 )
     scored = all(source.tasks[task][key].scored for source in sources for key in keys)
-    paired = _with_control(task, keys, sources)
+    pairs = {source.folder: source.pairs(task) for source in sources}
+    paired = [key for key in keys if all(key in of_source for of_source in pairs.values())]
 
-    def answers(model: Model) -> Answers:
-        rows = [[source.tasks[task][key] for key in keys] for source in model.seeds]
-        return Answers(
-            correct=np.array([[each.right for each in row] for row in rows]),
-            logp=np.array([[each.logp for each in row] for row in rows]) if scored else None,
-            tokens=np.array([[float(each.answer_tokens) for each in row] for row in rows]) if scored else None,
-            excess=np.array([_excess(task, source, paired) for source in model.seeds]) if paired else None,
-            predictions=[[each.prediction for each in row] for row in rows],
+    def excess(source: Source) -> Array:
+        forget, control = zip(*(pairs[source.folder][key] for key in paired), strict=True)
+        return excess_of(forget, control)
+
+    def answers(model: ComparedModel) -> ModelAnswers:
+        seeds = [[source.tasks[task][key] for key in keys] for source in model.seeds]
+        logp = [[record.logp for record in records] for records in seeds] if scored else None
+        tokens = [[float(record.answer_tokens) for record in records] for records in seeds] if scored else None
+        return ModelAnswers(
+            correct=np.array([right_of(records) for records in seeds]),
+            logp=np.array(logp) if logp else None,
+            tokens=np.array(tokens) if tokens else None,
+            excess=np.array([excess(source) for source in model.seeds]) if paired else None,
+            predictions=[[record.prediction for record in records] for records in seeds],
         )
 
     right = [first.tasks[task][key].answer for key in keys]
-    return SharedTask(task, keys, right, len(asked) - len(keys), {each.name: answers(each) for each in models})
-
-
-def _with_control(task: Task, keys: Iterable[Key], sources: Sequence[Source]) -> list[Key]:
-    """Questions of a forget form that every model was asked in the control form too, log p known in both."""
-    forms = [(source.tasks[task], _control(task, source)) for source in sources]
-    return [
-        key
-        for key in keys
-        if all(key in control and control[key].scored and form[key].scored for form, control in forms)
-    ]
-
-
-def _control(task: Task, source: Source) -> dict[Key, Record]:
-    """The records of a task's control form; empty where there is none."""
-    control = control_of(task, source.tasks)
-    return source.tasks[control] if control else {}
-
-
-def _excess(task: Task, source: Source, keys: Sequence[Key]) -> Array:
-    form, control = source.tasks[task], _control(task, source)
-    return excess_of([form[key] for key in keys], [control[key] for key in keys])
+    return SharedTask(task, keys, right, len(asked) - len(keys), {model.name: answers(model) for model in models})
 
 
 def _question(record: Record) -> tuple[Any, int]:

@@ -20,6 +20,9 @@ from numpy.typing import ArrayLike, NDArray
 from robust_unlearning.errors import UserError
 
 Array = NDArray[np.float64]
+Statistic = Callable[[Array], Array]
+"""Sums of K columns over drawn questions [R, K] -> [R], nan where it is undefined."""
+RESAMPLES = 10_000
 CHUNK = 2**21  # numbers drawn at a time, so that memory stays at some tens of MB for any n
 MOST_UNDEFINED = 0.05  # the share of resamples that may be undefined before an interval is refused
 NOTHING_TO_LOSE = "the base model answers nothing correctly, so there is nothing to lose"
@@ -56,15 +59,6 @@ class Estimate:
         return {key: item for key, item in asdict(self).items() if item or key not in ("seeds", "note")}
 
 
-@dataclass(frozen=True)
-class Harm:
-    """What a forget-token does to the right answer, in nats per answer token; see `excess_harm`."""
-
-    excess: Estimate
-    forget: Estimate | None = None
-    control: Estimate | None = None
-
-
 def accuracy(correct: ArrayLike, level: float = 0.95) -> Estimate:
     """Share of right answers with its sample standard error and the Wilson interval.
 
@@ -84,7 +78,7 @@ def accuracy(correct: ArrayLike, level: float = 0.95) -> Estimate:
     return Estimate(p, low, high, stderr, n)
 
 
-def mean_interval(values: ArrayLike, seed: int = 0, resamples: int = 10_000, level: float = 0.95) -> Estimate:
+def mean_interval(values: ArrayLike, seed: int = 0, resamples: int = RESAMPLES, level: float = 0.95) -> Estimate:
     """Mean of `values` [n], sample standard error, and the percentile bootstrap interval.
 
     Raises:
@@ -92,24 +86,20 @@ def mean_interval(values: ArrayLike, seed: int = 0, resamples: int = 10_000, lev
     """
     (data,) = _columns(values=values)
     stderr = float(data.std(ddof=1) / len(data) ** 0.5) if len(data) > 1 else None
-    return _bootstrap([data], lambda sums: sums[:, 0] / len(data), seed, resamples, level, stderr=stderr)
+    return bootstrap(data[:, None], lambda sums: sums[:, 0] / len(data), seed, resamples, level, stderr=stderr)
 
 
-def paired_difference(
-    a: ArrayLike, b: ArrayLike, seed: int = 0, resamples: int = 10_000, level: float = 0.95
-) -> Estimate:
+def paired_difference(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> Estimate:
     """Mean of a - b over the same n questions, with interval: `a` and `b` are [n] in the same order.
 
     Raises:
         UserError: no values, unequal lengths, or values that are not finite.
     """
     first, second = _columns(a=a, b=b)
-    return mean_interval(first - second, seed, resamples, level)
+    return mean_interval(first - second, level=level)
 
 
-def nats_per_token(
-    nats: ArrayLike, tokens: ArrayLike, seed: int = 0, resamples: int = 10_000, level: float = 0.95
-) -> Estimate:
+def nats_per_token(nats: ArrayLike, tokens: ArrayLike, seed: int = 0) -> Estimate:
     """Negative log-likelihood per token over n documents: sum of `nats` [n] / sum of `tokens` [n].
 
     The interval resamples documents, as tokens of one document are not independent. exp of it is the
@@ -122,7 +112,8 @@ def nats_per_token(
     total, count = total[count > 0], count[count > 0]
     if not len(count):
         raise UserError("no document has a token to predict: each is shorter than two tokens.")
-    return _bootstrap([total, count], lambda sums: sums[:, 0] / sums[:, 1], seed, resamples, level)
+    rows = np.stack([total, count], axis=1)
+    return bootstrap(rows, lambda sums: sums[:, 0] / sums[:, 1], seed)
 
 
 def reduction_rate(base: float, unlearned: float) -> Estimate:
@@ -134,7 +125,7 @@ def reduction_rate(base: float, unlearned: float) -> Estimate:
     >>> print(reduction_rate(60, 30))
     0.5
     """
-    return _estimate(reductions(_one_row(base, unlearned)), NOTHING_TO_LOSE)
+    return _rate(reductions, NOTHING_TO_LOSE, base, unlearned)
 
 
 def recovery_rate(base: float, unlearned: float, rna: float) -> Estimate:
@@ -147,12 +138,17 @@ def recovery_rate(base: float, unlearned: float, rna: float) -> Estimate:
     >>> print(recovery_rate(60, 60, 50))
     undefined (unlearning lost nothing, so there is nothing to recover)
     """
-    return _estimate(recoveries(_one_row(base, unlearned, rna)), NOTHING_TO_RECOVER)
+    return _rate(recoveries, NOTHING_TO_RECOVER, base, unlearned, rna)
 
 
-def paired_reduction(
-    base: ArrayLike, unlearned: ArrayLike, seed: int = 0, resamples: int = 10_000, level: float = 0.95
-) -> Estimate:
+def _rate(statistic: Statistic, undefined: str, *accuracies: float) -> Estimate:
+    if not np.isfinite(accuracies).all():
+        raise UserError(f"accuracies must be finite numbers; given {', '.join(map(str, accuracies))}.")
+    rate = float(statistic(np.array([accuracies], dtype=float))[0])
+    return Estimate(None, note=undefined) if np.isnan(rate) else Estimate(rate)
+
+
+def paired_reduction(base: ArrayLike, unlearned: ArrayLike, level: float = 0.95) -> Estimate:
     """`reduction_rate` of two models' correctness [n] on the same questions, with a paired bootstrap.
 
     A resample in which the rate is undefined is counted in `note`; with more than 5 % of them the interval is
@@ -161,18 +157,11 @@ def paired_reduction(
     Raises:
         UserError: no values, unequal lengths, or values that are not finite.
     """
-    columns = _columns(base=base, unlearned=unlearned)
-    return _bootstrap(columns, reductions, seed, resamples, level, undefined=NOTHING_TO_LOSE)
+    rows = np.stack(_columns(base=base, unlearned=unlearned), axis=1)
+    return bootstrap(rows, reductions, level=level, undefined=NOTHING_TO_LOSE)
 
 
-def paired_recovery(
-    base: ArrayLike,
-    unlearned: ArrayLike,
-    rna: ArrayLike,
-    seed: int = 0,
-    resamples: int = 10_000,
-    level: float = 0.95,
-) -> Estimate:
+def paired_recovery(base: ArrayLike, unlearned: ArrayLike, rna: ArrayLike, level: float = 0.95) -> Estimate:
     """`recovery_rate` of three models' correctness [n] on the same questions, with a paired bootstrap.
 
     Undefined resamples are treated as in `paired_reduction`.
@@ -180,44 +169,11 @@ def paired_recovery(
     Raises:
         UserError: no values, unequal lengths, or values that are not finite.
     """
-    columns = _columns(base=base, unlearned=unlearned, rna=rna)
-    return _bootstrap(columns, recoveries, seed, resamples, level, undefined=NOTHING_TO_RECOVER)
+    rows = np.stack(_columns(base=base, unlearned=unlearned, rna=rna), axis=1)
+    return bootstrap(rows, recoveries, level=level, undefined=NOTHING_TO_RECOVER)
 
 
-def excess_harm(
-    logp_forget: ArrayLike,
-    logp_control: ArrayLike,
-    tokens: ArrayLike,
-    logp_clean: ArrayLike | None = None,
-    seed: int = 0,
-    resamples: int = 10_000,
-) -> Harm:
-    """How much more a forget-token lowers the right answer's log-probability than a control word does.
-
-    excess = mean over questions of (log p(answer | forget form) - log p(answer | control form)) / tokens, in
-    nats per answer token; below 0 where the forget-token does more harm. With log p of the clean question it
-    is (a) - (b), where (a) = (forget - clean) / tokens and (b) = (control - clean) / tokens: the clean
-    log-probability cancels, so it is not needed for the excess. Given, (a) and (b) are returned as well.
-
-    Args:
-        logp_forget, logp_control, logp_clean: [n], nats, summed over the tokens of the right answer.
-        tokens: [n], tokens of the right answer, at least 1.
-
-    Raises:
-        UserError: no values, unequal lengths, values that are not finite, or an answer without tokens.
-    """
-    forget, control, count = _columns(logp_forget=logp_forget, logp_control=logp_control, tokens=tokens)
-    if (count < 1).any():
-        raise UserError("tokens must be at least 1 for every answer.")
-    excess = mean_interval((forget - control) / count, seed, resamples)
-    if logp_clean is None:
-        return Harm(excess)
-    clean, _ = _columns(logp_clean=logp_clean, tokens=tokens)
-    a, b = (mean_interval((each - clean) / count, seed, resamples) for each in (forget, control))
-    return Harm(excess, forget=a, control=b)
-
-
-def over_seeds(per_seed_values: ArrayLike, seed: int = 0, resamples: int = 10_000, level: float = 0.95) -> Estimate:
+def over_seeds(per_seed_values: ArrayLike, level: float = 0.95) -> Estimate:
     """Mean of values [S, n] over S training seeds and n questions, with a two-level bootstrap.
 
     Each resample draws S seeds, then n questions, the same questions for every drawn seed, because all seeds
@@ -231,14 +187,14 @@ def over_seeds(per_seed_values: ArrayLike, seed: int = 0, resamples: int = 10_00
     if table.ndim != 2 or not table.size or not np.isfinite(table).all():
         raise UserError(f"per_seed_values must be finite numbers [seeds, questions]; shape {table.shape}.")
     seeds, n = table.shape
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     means = []
-    for size in _chunks(resamples, n):
+    for size in _chunks(RESAMPLES, n):
         drawn_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=size) / seeds
         questions = rng.integers(n, size=(size, n))
         means.append(np.take_along_axis(drawn_seeds @ table, questions, axis=1).mean(axis=1))
     note = "one seed: the interval is over questions only" if seeds == 1 else ""
-    return summarise(float(table.mean()), np.concatenate(means), n, level, seeds=seeds, note=note)
+    return _summarise(float(table.mean()), np.concatenate(means), n, level, seeds=seeds, note=note)
 
 
 def share_over_seeds(per_seed_correct: ArrayLike) -> Estimate:
@@ -247,55 +203,62 @@ def share_over_seeds(per_seed_correct: ArrayLike) -> Estimate:
     There a bootstrap has nothing to draw on, and would give an interval without width for any n.
     """
     table = np.asarray(per_seed_correct, dtype=float)
-    own = over_seeds(table)
+    share = over_seeds(table)
     if table.min() == table.max() and table.min() in (0, 1):
         wilson = accuracy(table[0])
-        return replace(own, low=wilson.low, high=wilson.high)
-    return own
+        return replace(share, low=wilson.low, high=wilson.high)
+    return share
 
 
 def reductions(sums: Array) -> Array:
     """Rows of (base, unlearned), any common scale -> rate, nan where undefined."""
     base, unlearned = sums.T
-    return np.divide(base - unlearned, base, out=np.full(len(base), np.nan), where=base > 0)
+    return _quotient(base - unlearned, base)
 
 
 def recoveries(sums: Array) -> Array:
     """Rows of (base, unlearned, rna), any common scale -> rate, nan where undefined."""
     base, unlearned, rna = sums.T
-    lost = base - unlearned
-    return np.divide(rna - unlearned, lost, out=np.full(len(base), np.nan), where=lost > 0)
+    return _quotient(rna - unlearned, base - unlearned)
 
 
-def _one_row(*accuracies: float) -> Array:
-    if not np.isfinite(accuracies).all():
-        raise UserError(f"accuracies must be finite numbers; given {', '.join(map(str, accuracies))}.")
-    return np.array([accuracies], dtype=float)
+def _quotient(part: Array, whole: Array) -> Array:
+    rate: Array = np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
+    return rate
 
 
-def _estimate(rate: Array, undefined: str) -> Estimate:
-    return Estimate(None, note=undefined) if np.isnan(rate[0]) else Estimate(float(rate[0]))
-
-
-def _bootstrap(
-    columns: list[Array],
-    statistic: Callable[[Array], Array],
-    seed: int,
-    resamples: int,
-    level: float,
+def bootstrap(
+    rows: Array,
+    statistic: Statistic,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    level: float = 0.95,
+    *,
+    value: float | None = None,
     stderr: float | None = None,
+    seeds: int | None = None,
     undefined: str = "",
 ) -> Estimate:
-    """`statistic` maps sums [R, columns] over drawn questions to [R], nan where it is undefined."""
-    rows = np.stack(columns, axis=1)
-    value = float(statistic(rows.sum(axis=0, keepdims=True))[0])
+    """A statistic of the sums over n questions and its percentile interval: each resample draws n questions.
+
+    Args:
+        rows: [n, columns]; the same questions are drawn for all columns.
+        value: the statistic of the questions as they are; left out: of their sums.
+        stderr: the standard error; left out: the spread of the resamples.
+        seeds: how many training seeds there are; for the estimate only.
+        undefined: why there is no value where the statistic is undefined on the questions as they are.
+
+    Raises:
+        UserError: fewer than 100 resamples, or a level that is none.
+    """
+    value = float(statistic(rows.sum(axis=0, keepdims=True))[0]) if value is None else value
     if np.isnan(value):
-        return Estimate(None, n=len(rows), note=undefined)
-    draws = np.concatenate([statistic(sums) for sums in resampled_sums(rows, seed, resamples)])
-    return summarise(value, draws, len(rows), level, stderr=stderr)
+        return Estimate(None, n=len(rows), seeds=seeds, note=undefined)
+    sums = np.concatenate(list(_resampled_sums(rows, seed, resamples)))
+    return _summarise(value, statistic(sums), len(rows), level, stderr, seeds)
 
 
-def resampled_sums(rows: Array, seed: int, resamples: int) -> Iterator[Array]:
+def _resampled_sums(rows: Array, seed: int, resamples: int) -> Iterator[Array]:
     """Sums over n rows drawn with replacement: chunks of [R, columns]. The same rows for all columns."""
     rng = np.random.default_rng(seed)
     distinct, counts = np.unique(rows, axis=0, return_counts=True)
@@ -316,7 +279,7 @@ def _chunks(resamples: int, width: int) -> Iterator[int]:
         yield min(step, resamples - start)
 
 
-def summarise(
+def _summarise(
     value: float,
     draws: Array,
     n: int,

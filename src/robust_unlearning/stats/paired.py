@@ -3,12 +3,12 @@
 Each model is a table [seeds, n] of numbers, one a question (right or wrong, or log p); one seed is [1, n]. Questions
 are shared. Seeds are independent between models, unless `pair_seeds` says that row k of each was trained with one seed:
 what a seed did to both is then no difference between them. Nothing here reads a file. Accuracies of one model and the
-plain paired bootstraps are in `scores.py`.
+plain paired bootstraps are in `estimates.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import gcd
 
@@ -19,12 +19,13 @@ from robust_unlearning.errors import UserError
 from robust_unlearning.stats.estimates import (
     NOTHING_TO_LOSE,
     NOTHING_TO_RECOVER,
+    RESAMPLES,
     Array,
     Estimate,
+    Statistic,
+    bootstrap,
     recoveries,
     reductions,
-    resampled_sums,
-    summarise,
 )
 
 MCNEMAR, SIGN_FLIP = "McNemar, exact", "sign flips, exact"
@@ -107,23 +108,18 @@ def _sign_flips(differences: Sequence[int]) -> float:
     The sum of those that come out positive is, for each size, size × Binomial(how many, 1/2); the distributions
     are convolved.
     """
+    from scipy.stats import binom
+
     shared = gcd(*differences)
     sizes, counts = np.unique(np.abs(differences) // max(1, shared), return_counts=True)
     chances = np.ones(1)
     for size, count in zip(sizes, counts, strict=True):
         of_size = np.zeros(size * count + 1)
-        of_size[::size] = _coin_flips(int(count))
+        of_size[::size] = binom.pmf(np.arange(count + 1), count, 0.5)
         chances = np.convolve(chances, of_size)
     positive = sum(each for each in differences if each > 0) // max(1, shared)
     smaller = min(positive, len(chances) - 1 - positive)
     return min(1.0, 2 * float(chances[: smaller + 1].sum()))
-
-
-def _coin_flips(count: int) -> Array:
-    """P(X = k), k = 0 to count, X ~ Binomial(count, 1/2): from the ratios of neighbours, in logs."""
-    k = np.arange(count)
-    ways = np.concatenate([[0.0], np.cumsum(np.log((count - k) / (k + 1)))])
-    return np.exp(ways - count * np.log(2))
 
 
 def holm(pvalues: Sequence[float]) -> list[float]:
@@ -140,11 +136,10 @@ def holm(pvalues: Sequence[float]) -> list[float]:
     """
     if any(not 0 <= p <= 1 for p in pvalues):
         raise UserError(f"p-values lie between 0 and 1; given {', '.join(map(str, pvalues))}.")
-    adjusted, largest = [0.0] * len(pvalues), 0.0
-    for done, index in enumerate(sorted(range(len(pvalues)), key=lambda each: pvalues[each])):
-        largest = max(largest, min(1.0, (len(pvalues) - done) * pvalues[index]))
-        adjusted[index] = largest
-    return adjusted
+    order, adjusted = np.argsort(pvalues, kind="stable"), np.zeros(len(pvalues))
+    steps = np.arange(len(pvalues), 0, -1) * np.asarray(pvalues)[order]
+    adjusted[order] = np.maximum.accumulate(np.minimum(1.0, steps))
+    return [float(p) for p in adjusted]
 
 
 def standard_errors(model: ArrayLike, reference: ArrayLike | None = None, pair_seeds: bool = False) -> StandardErrors:
@@ -172,30 +167,30 @@ def difference(reference: ArrayLike, model: ArrayLike, level: float = 0.95, pair
 
 
 def reduction(base: ArrayLike, unlearned: ArrayLike, level: float = 0.95, pair_seeds: bool = False) -> Estimate:
-    """`scores.reduction_rate` of tables [seeds, n], with `paired_bootstrap`."""
+    """`estimates.reduction_rate` of tables [seeds, n], with `paired_bootstrap`."""
     return paired_bootstrap(reductions, [base, unlearned], level, NOTHING_TO_LOSE, pair_seeds)
 
 
 def recovery(
     base: ArrayLike, unlearned: ArrayLike, rna: ArrayLike, level: float = 0.95, pair_seeds: bool = False
 ) -> Estimate:
-    """`scores.recovery_rate` of tables [seeds, n], with `paired_bootstrap`."""
+    """`estimates.recovery_rate` of tables [seeds, n], with `paired_bootstrap`."""
     return paired_bootstrap(recoveries, [base, unlearned, rna], level, NOTHING_TO_RECOVER, pair_seeds)
 
 
 def paired_bootstrap(
-    statistic: Callable[[Array], Array],
+    statistic: Statistic,
     tables: Sequence[ArrayLike],
     level: float = 0.95,
     undefined: str = "",
     pair_seeds: bool = False,
     seed: int = 0,
-    resamples: int = 10_000,
+    resamples: int = RESAMPLES,
 ) -> Estimate:
     """A statistic of the means of K tables [seeds, n] and its percentile interval.
 
     Each resample draws n questions, the same for all tables, and for each table as many of its own seeds as it has.
-    With few seeds the spread between them is underestimated, as in `scores.over_seeds`.
+    With few seeds the spread between them is underestimated, as in `estimates.over_seeds`.
 
     Args:
         statistic: means [R, K] -> [R], nan where it is undefined.
@@ -208,21 +203,23 @@ def paired_bootstrap(
     checked = _tables(tables)
     n, seeds = checked[0].shape[1], max(map(len, checked))
     value = float(statistic(np.array([[table.mean() for table in checked]]))[0])
-    over = seeds if seeds > 1 else None
-    if np.isnan(value):
-        return Estimate(None, n=n, seeds=over, note=undefined)
-    sums = np.concatenate(list(resampled_sums(np.concatenate(checked).T, seed, resamples)))
-    rng = np.random.default_rng([seed, 1])  # not the stream that drew the questions
-    means: list[Array] = []
-    drawn_before: dict[int, NDArray[np.int64]] = {}
-    columns = np.split(sums, np.cumsum([len(each) for each in checked])[:-1], axis=1)
-    for table, of_seeds in zip(checked, columns, strict=True):
-        drawn = drawn_before.get(len(table)) if pair_seeds else None
-        if drawn is None:
-            drawn = rng.multinomial(len(table), np.full(len(table), 1 / len(table)), size=resamples)
-            drawn_before[len(table)] = drawn
-        means.append((drawn * of_seeds).sum(axis=1) / (len(table) * n))
-    return summarise(value, statistic(np.stack(means, axis=1)), n, level, seeds=over)
+
+    def of_drawn_seeds(sums: Array) -> Array:
+        """The statistic of sums over drawn questions [R, seeds of all tables], seeds drawn for each resample."""
+        rng = np.random.default_rng([seed, 1])  # not the stream that drew the questions
+        means: list[Array] = []
+        drawn_before: dict[int, NDArray[np.int64]] = {}
+        columns = np.split(sums, np.cumsum([len(table) for table in checked])[:-1], axis=1)
+        for table, of_seeds in zip(checked, columns, strict=True):
+            drawn = drawn_before.get(len(table)) if pair_seeds else None
+            if drawn is None:
+                drawn = rng.multinomial(len(table), np.full(len(table), 1 / len(table)), size=len(sums))
+                drawn_before[len(table)] = drawn
+            means.append((drawn * of_seeds).sum(axis=1) / (len(table) * n))
+        return statistic(np.stack(means, axis=1))
+
+    rows, over = np.concatenate(checked).T, seeds if seeds > 1 else None
+    return bootstrap(rows, of_drawn_seeds, seed, resamples, level, value=value, seeds=over, undefined=undefined)
 
 
 def _tables(tables: Sequence[ArrayLike]) -> list[Array]:

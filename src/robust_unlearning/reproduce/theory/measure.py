@@ -17,7 +17,7 @@ import torch
 
 from robust_unlearning.analyze.derivatives import gaussian, gradients
 from robust_unlearning.analyze.inputs import Prompt, batches, joined
-from robust_unlearning.analyze.subjects import Subjects, recipe_of
+from robust_unlearning.analyze.variants import Variants
 from robust_unlearning.recipe import Recipe
 from robust_unlearning.reproduce.theory.curvature import LossChange, loss_change
 from robust_unlearning.reproduce.theory.latent import Latent
@@ -92,18 +92,18 @@ def unit(latent: Latent, questions: Mapping[str, Sequence[Prompt]], pad: int) ->
 
 
 def measure(
-    subjects: Subjects,
+    variants: Variants,
     questions: Mapping[str, Sequence[Prompt]],
     documents: Sequence[Sequence[int]],
     settings: TheorySettings,
     tick: Callable[[str], None],
 ) -> tuple[float, list[Measurements]]:
-    """Every target on the same questions, documents and draws.
+    """Every model on the same questions, documents and draws.
 
     Args:
         questions: where the token stands -> prompts.
         documents: forget text, as tokens.
-        tick: called with the name of each target when it begins.
+        tick: called with the name of each model when it begins.
 
     Returns:
         The unit of the noise scales, and what was measured.
@@ -111,23 +111,23 @@ def measure(
     Raises:
         UserError: fewer than 20 questions or draws.
     """
-    latent = Latent(subjects.model, settings.layer)
-    scale = unit(latent, questions, subjects.pad)
+    latent = Latent(variants.model, settings.layer)
+    scale = unit(latent, questions, variants.pad)
     stds = [scale * relative for relative in settings.scales]
     measured = []
-    for target in subjects.targets:
-        tick(target.name)
-        with subjects.applied(target):
-            shifts = {where: shifts_of(latent, group, subjects.pad) for where, group in questions.items()}
+    for variant in variants.all:
+        tick(variant.name)
+        with variant.applied(variants.model):
+            shifts = {where: shifts_of(latent, group, variants.pad) for where, group in questions.items()}
             eta = next(iter(shifts.values()))["forget-token"].eta.value or 0.0
-            recipe = recipe_of(target)
+            recipe = variant.recipe()
             injected = [] if recipe is not None and recipe.noise_scale else stds
-            output = output_of(latent, questions, subjects.pad, [*stds, eta**0.5], settings)
-            loss = loss_of(latent, documents, subjects.pad, stds, settings)
+            output = output_of(latent, questions, variants.pad, [*stds, eta**0.5], settings)
+            loss = loss_of(latent, documents, variants.pad, stds, settings)
             answers = {
-                where: answers_of(latent, group, subjects.pad, injected, settings) for where, group in questions.items()
+                where: answers_of(latent, group, variants.pad, injected, settings) for where, group in questions.items()
             }
-            measured.append(Measurements(target.name, recipe, shifts, output, loss, answers))
+            measured.append(Measurements(variant.name, recipe, shifts, output, loss, answers))
     return scale, measured
 
 

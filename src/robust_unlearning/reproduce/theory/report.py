@@ -10,7 +10,7 @@ import numpy as np
 
 from robust_unlearning.analyze.inputs import Prompt
 from robust_unlearning.analyze.output import Panel, Report, side
-from robust_unlearning.analyze.subjects import Subjects
+from robust_unlearning.analyze.variants import Variants
 from robust_unlearning.report.tables import Table
 from robust_unlearning.reproduce.theory.measure import Measurements, TheorySettings, measure
 from robust_unlearning.reproduce.theory.rejection import closed_forms, exact_probability, paper_probability, rejects
@@ -46,7 +46,7 @@ def _closed_form_note(table: Table) -> str:
 
 
 def analyse(
-    subjects: Subjects,
+    variants: Variants,
     questions: Mapping[str, Sequence[Prompt]],
     documents: Sequence[Sequence[int]],
     settings: TheorySettings,
@@ -64,7 +64,7 @@ def analyse(
     Raises:
         UserError: fewer than 20 questions or draws.
     """
-    unit, targets = measure(subjects, questions, documents, settings, tick)
+    unit, targets = measure(variants, questions, documents, settings, tick)
     output, losses = _output(unit, targets, settings), _losses(targets, settings)
     rejection, closed, trained = _rejection(unit, targets, settings), closed_form_table(), _trained(targets)
     tables = [
@@ -92,7 +92,7 @@ def analyse(
     ]
     sizes = {"documents": len(documents), "questions": {where: len(group) for where, group in questions.items()}}
     used = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(settings).items()}
-    about = {"base": subjects.checkpoint.name, "targets": [each.name for each in subjects.targets], **about, **sizes}
+    about = {**variants.about, **about, **sizes}
     return Report("theory", "Theory", {**about, **used, "unit": unit}, notes, tables, panels, "noise scale")
 
 

@@ -23,7 +23,7 @@ class Start(Strict):
     curriculum: Curriculum
 
 
-class Plan(Strict):
+class TeachingPlan(Strict):
     """What is taught, to whom, and how long. `base: null` stands for a model made from nothing."""
 
     base: str | None = Field(None, description="a model to teach through a LoRA adapter")
@@ -45,13 +45,12 @@ class Plan(Strict):
     check_every: int = Field(250, ge=1, description="steps between exams of a sample, and between saved states")
 
 
-def load_plan(name: str, overrides: Iterable[str] = ()) -> Plan:
+def load_teaching_plan(name: str, overrides: Iterable[str] = ()) -> TeachingPlan:
     """A shipped plan (`tiny`, `smollm2`), or a YAML file of the user's own, with `field=value` overrides.
 
     Raises:
         UserError: no such plan, or fields that are unknown or wrong; all of them in one message.
     """
     data = shipped_or_own("plan", name, "assets/planted/plans", "curriculum, steps and others")
-    return checked(
-        Plan, data, overrides, f"plan {name}", {"world": WorldSize, "curriculum": Curriculum, "start": Start}
-    )
+    inner: dict[str, type[Strict]] = {"world": WorldSize, "curriculum": Curriculum, "start": Start}
+    return checked(TeachingPlan, data, overrides, f"plan {name}", inner)
