@@ -180,7 +180,7 @@ def load_ours(spec: Spec, recipes: Sequence[Recipe], device: torch.device) -> tu
     """The library's engine and a candidate for each recipe; nothing is written to disk."""
     from transformers import AutoModel, AutoModelForCausalLM
 
-    from robust_unlearning.models.layers import match_tensors
+    from robust_unlearning.models.layers import trained_tensors
     from robust_unlearning.parallel.processes import Processes
     from robust_unlearning.run.folder import RunFolder
     from robust_unlearning.train.candidate import Candidate
@@ -196,11 +196,7 @@ def load_ours(spec: Spec, recipes: Sequence[Recipe], device: torch.device) -> tu
     auto, depth = (AutoModelForCausalLM, None) if tail else (AutoModel, recipe.layer + 1)
     model = random_model(auto, SHAPES[spec.shape], device, depth).requires_grad_(False)
     engine = BandEngine(model, min(recipe.band_layers), recipe.layer, tail=tail)
-    trained = {
-        (layer, name): engine.layers[layer].get_parameter(name)
-        for layer in recipe.band_layers
-        for name in match_tensors(engine.layers[layer], recipe.train_tensors)
-    }
+    trained = trained_tensors(engine.layers, recipe.band_layers, recipe.train_tensors)
     return engine, [Candidate(run, trained, engine.width, Processes(device)) for run in runs]
 
 
@@ -217,10 +213,8 @@ def score(view: View) -> torch.Tensor:
     """Reference log-probabilities [b] of a batch's sequences."""
     import torch
 
-    from robust_unlearning.train.objective import sequence_logp
-
     with torch.no_grad():
-        return sequence_logp(view.engine, view.trunk, view.final).logp
+        return view.sequence_logp(view.final).logp
 
 
 def score_all(engine: BandEngine, recipe: Recipe, batches: Sequence[TokenBatch]) -> dict[int, torch.Tensor]:
@@ -238,12 +232,13 @@ def our_step(engine: BandEngine, candidate: Candidate, known: dict[int, torch.Te
             score each batch within the step, as the first run does.
     """
     from robust_unlearning.train.objective import View
+    from robust_unlearning.train.step import StepBatch, take_step
 
     def step(forget: TokenBatch, retain: TokenBatch) -> tuple[float, float]:
         view = View(engine, forget)
         if asks_for_reference(candidate.recipe):
-            view.logp = score(view) if known is None else known[id(forget)]
-        losses = candidate.update(TOPIC, view, View(engine, retain))
+            view.reference_logp = score(view) if known is None else known[id(forget)]
+        losses = take_step(candidate, StepBatch(TOPIC, view, View(engine, retain)))
         return losses.forget.loss.item(), losses.retain.loss.item()
 
     return step

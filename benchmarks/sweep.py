@@ -66,12 +66,12 @@ def measure(spec: Spec, scales: Sequence[float], folder: Path) -> dict[str, Any]
         return Trainer([RunFolder.open(folder / name / str(index), recipes[index]) for index in chosen])
 
     together = trainer("sweep", range(len(scales)))
-    sweep = [timed(together._step, number, together.candidates, None) for number in range(WARMUP)]
+    sweep = [timed(together.advance, number, together.candidates) for number in range(WARMUP)]
     separate, plain, alone = [], [], []
     taken = 0
     for index in range(len(scales)):
         own = trainer("separate", [index])
-        separate.append([timed(own._step, step, own.candidates, None) for step in range(WARMUP + spec.steps)])
+        separate.append([timed(own.advance, step, own.candidates) for step in range(WARMUP + spec.steps)])
         alone.append(own.candidates[0])
         batches = [own.batches(step)[1:3] for step in range(WARMUP + spec.steps)]
         update = two_model_step(replace(spec, implementation="release"), recipes[index], torch.device("cpu"))
@@ -79,7 +79,7 @@ def measure(spec: Spec, scales: Sequence[float], folder: Path) -> dict[str, Any]
         del own, update  # their models go before the next ones come
         while taken * len(scales) < (index + 1) * spec.steps:
             number = WARMUP + taken
-            sweep.append(timed(together._step, number, together.candidates, None))
+            sweep.append(timed(together.advance, number, together.candidates))
             taken += 1
         print(f"point {index + 1} of {len(scales)}", file=sys.stderr, flush=True)
     pairs = zip(together.candidates, alone, strict=True)

@@ -47,7 +47,7 @@ def test_defaults_are_those_of_the_paper(plain: dict[str, Any]) -> None:
     assert (recipe.layer, recipe.band_layers, recipe.train_tensors) == (7, (5, 6, 7), "mlp.down_proj")
     assert (recipe.retain_weight, recipe.forget_weight, recipe.learning_rate) == (1200, 1, 5e-5)
     assert (recipe.steps, recipe.batch_size, recipe.max_tokens, recipe.seed) == (500, 4, 512, 0)
-    assert (recipe.noise_scale, recipe.noised_layers, recipe.noise_site) == (0, (7,), "block")
+    assert (recipe.rna_std, recipe.noised_layers, recipe.noise_site) == (0, (7,), "block")
     assert (recipe.coefficient, recipe.steering_unit, recipe.dtype) == ("per_sample", "absolute", "auto")
     assert recipe.allow_pickle is False
     assert recipe.trust_remote_code is False
@@ -102,9 +102,9 @@ def test_loading_leaves_the_callers_mapping_alone(plain: dict[str, Any]) -> None
 
 
 def test_variance_gives_its_square_root_as_scale(plain: dict[str, Any]) -> None:
-    assert load_recipe(plain, ["noise_variance=0.09"]).noise_scale == pytest.approx(0.3)
-    assert load_recipe(plain, ["noise_std=0.3"]).noise_scale == 0.3
-    assert load_recipe(plain, ["noise_variance=0"]).noise_scale == 0
+    assert load_recipe(plain, ["noise_variance=0.09"]).rna_std == pytest.approx(0.3)
+    assert load_recipe(plain, ["noise_std=0.3"]).rna_std == 0.3
+    assert load_recipe(plain, ["noise_variance=0"]).rna_std == 0
 
 
 def test_noise_std_and_variance_together_are_an_error_that_says_how_they_relate(

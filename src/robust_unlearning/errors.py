@@ -7,8 +7,25 @@ prints it without a traceback and exits with status 2; in Python it is an ordina
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, get_args
+
+LONGEST = 200
+"""Letters of a wrong value that a message shows."""
+_IN_WORDS = {
+    "bool_parsing": "input should be true or false",
+    "bool_type": "input should be true or false",
+    "dict_type": "input should be a mapping",
+    "list_type": "input should be a list",
+    "model_attributes_type": "input should be a mapping of fields",
+    "model_type": "input should be a mapping of fields",
+    "string_too_short": "input should have {min_length} or more characters",
+    "string_type": "input should be text",
+    "too_long": "input should have {max_length} or fewer items",
+    "too_short": "input should have {min_length} or more items",
+    "tuple_type": "input should be a list",
+}
+"""What pydantic says in the names of Python's types, in words of YAML."""
 
 
 class UserError(ValueError):
@@ -71,3 +88,58 @@ def unknown(kind: str, name: str, allowed: Iterable[str], next_step: str = "", p
     shown = ", ".join(names[:30]) + (f", … ({len(names)} in all)" if len(names) > 30 else "")
     text = f"unknown {kind} {(place or name)!r}{hint} Allowed: {shown or 'none'}."
     return f"{text} {next_step}" if next_step else text
+
+
+def explain(details: Sequence[Mapping[str, Any]], model: Any) -> list[str]:
+    """One sentence for each error that pydantic's `errors()` lists, with the nearest field name for unknown keys.
+
+    Args:
+        details: what `ValidationError.errors()` gives; pydantic itself is not imported here.
+        model: the class that was to be made.
+    """
+    lines = []
+    for detail in details:
+        location = detail["loc"]
+        if detail["type"] == "too_short" and any(other["loc"][:-1] == location for other in details):
+            continue  # only because an item that is wrong was not counted
+        place = ".".join(str(part) for part in location)
+        head = f"{place}: " if place else ""
+        match detail["type"]:
+            case "extra_forbidden":
+                lines.append(unknown("field", str(location[-1]), _fields_at(location, model), place=place))
+            case "missing":
+                lines.append(f"{head}required, and not given.")
+            case "value_error":  # a sentence of this package
+                lines.append(f"{head}{detail['ctx']['error']}")
+            case name:
+                text = _IN_WORDS[name].format_map(detail.get("ctx", {})) if name in _IN_WORDS else detail["msg"]
+                text = text[0].lower() + text[1:]
+                lines.append(f"{head}{text}; given {_shown(detail.get('input'))}.")
+    return lines
+
+
+def _fields_at(location: Sequence[int | str], model: Any) -> Iterable[str]:
+    """Names of the fields of a pydantic model, or of one nested in it, that are allowed where an error points."""
+    for part in location[:-1]:
+        if part in model.model_fields:
+            model = next(_models(model.model_fields[part].annotation), model)
+    return model.model_fields
+
+
+def _models(annotation: Any) -> Iterator[Any]:
+    """The pydantic models in a field's type."""
+    if hasattr(annotation, "model_fields"):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models(argument)
+
+
+def _shown(value: Any) -> str:
+    text = "nothing" if value is None else repr(value)
+    return text if len(text) <= LONGEST else text[:LONGEST] + "…"
+
+
+def all_of(errors: Sequence[str], source: str) -> UserError:
+    """Every error of what `source` gave in one message."""
+    count = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
+    return UserError("\n  - ".join([f"{source}: {count}", *errors]))

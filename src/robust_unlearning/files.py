@@ -205,6 +205,31 @@ def read_yaml(path: Path, kind: str) -> Any:
         raise UserError(f"{path}: a {kind} is a YAML file, and this is none: {error}") from error
 
 
+def shipped(folder: str) -> dict[str, Path]:
+    """The YAML files of a folder of the package, by their names."""
+    return {path.stem: path for path in sorted((package_dir() / folder).glob("*.yaml"))}
+
+
+def shipped_or_own(kind: str, name: str, folder: str, fields: str) -> dict[str, Any]:
+    """What stands in a shipped file of this name, or in a user's YAML file.
+
+    Args:
+        kind: what is looked for, for the messages.
+        folder: of the package, where the shipped ones lie.
+        fields: the first that it has, for the message to one who gives another file.
+
+    Raises:
+        UserError: neither, not YAML, or no mapping.
+    """
+    known = shipped(folder)
+    if name not in known and not name.endswith((".yaml", ".yml")):
+        raise UserError(unknown(kind, name, known, "Or give a YAML file."))
+    data = read_yaml(known.get(name) or Path(name), kind)
+    if not isinstance(data, dict):
+        raise UserError(f"{name}: a {kind} is a mapping with {fields}.")
+    return data
+
+
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes, as hex."""
     with path.open("rb") as file:

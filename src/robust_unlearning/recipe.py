@@ -11,19 +11,23 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from robust_unlearning import files
-from robust_unlearning.errors import UserError, nearest, unknown
+from robust_unlearning.errors import UserError, all_of, explain, nearest, unknown
 from robust_unlearning.methods.losses import Direction
 from robust_unlearning.methods.table import METHODS, Method, Preference, Representation, RetainLoss
 
 Checked = TypeVar("Checked", bound=BaseModel)
+Value = TypeVar("Value")
+_OWN = "candidates trained in lockstep may differ here"
+PerCandidate = Annotated[Value, _OWN]
+"""The type of a field in which candidates that are trained in lockstep, over the same batches, may differ."""
 Format = Literal["auto", "jsonl", "lines", "text", "parquet", "hub"]
 
 
@@ -63,17 +67,17 @@ class Topic(Strict):
 
     forget: TextSource
     retain: TextSource | None = None
-    steering_scale: float | None = Field(None, gt=0)
-    adaptive_scale: float | None = Field(None, gt=0)
-    forget_weight: float | None = Field(None, ge=0)
-    retain_weight: float | None = Field(None, ge=0)
+    steering_scale: PerCandidate[float | None] = Field(None, gt=0)
+    adaptive_scale: PerCandidate[float | None] = Field(None, gt=0)
+    forget_weight: PerCandidate[float | None] = Field(None, ge=0)
+    retain_weight: PerCandidate[float | None] = Field(None, ge=0)
     max_tokens: int | None = Field(None, ge=2)
 
 
 class Recipe(Strict):
     """Everything that decides a run. Two runs of one recipe on one machine give the same delta to the bit."""
 
-    method: str = Field(description="one of `unlearn list methods`")
+    method: PerCandidate[str] = Field(description="one of `unlearn list methods`")
     model: str = Field(description="hub id, folder, GGUF file, or a name of `unlearn list models`")
     topics: dict[str, Topic] = Field(min_length=1, description="what to forget; steps alternate between them")
     retain: TextSource | None = Field(None, description="retain corpus of every topic that names none")
@@ -82,49 +86,49 @@ class Recipe(Strict):
     train_layers: tuple[int, ...] | None = Field(None, description="default: l-2, l-1, l")
     train_tensors: str = Field("mlp.down_proj", description="name pattern inside a layer, or 'all'")
 
-    steering_scale: float | None = Field(None, gt=0, description="c of RMU and RSV")
-    steering_unit: Literal["absolute", "hidden_norm"] = Field(
+    steering_scale: PerCandidate[float | None] = Field(None, gt=0, description="c of RMU and RSV")
+    steering_unit: PerCandidate[Literal["absolute", "hidden_norm"]] = Field(
         "absolute", description="hidden_norm: c counts mean L2 norms of the reference's forget-tokens at l"
     )
-    adaptive_scale: float | None = Field(None, gt=0, description="β of Adaptive RMU")
-    coefficient: Literal["per_sample", "first_batch"] = Field(
+    adaptive_scale: PerCandidate[float | None] = Field(None, gt=0, description="β of Adaptive RMU")
+    coefficient: PerCandidate[Literal["per_sample", "first_batch"]] = Field(
         "per_sample", description="Adaptive RMU's norm: each sample's own, or kept from the first batch"
     )
-    forget_weight: float = Field(1.0, ge=0, description="weight of the forget loss")
-    retain_weight: float = Field(1200.0, ge=0, description="α: weight of the retain loss")
-    retain_loss: RetainLoss | None = Field(
+    forget_weight: PerCandidate[float] = Field(1.0, ge=0, description="weight of the forget loss")
+    retain_weight: PerCandidate[float] = Field(1200.0, ge=0, description="α: weight of the retain loss")
+    retain_loss: PerCandidate[RetainLoss | None] = Field(
         None, description="on hidden states at l, or on log-probabilities; default: as the method is published"
     )
-    kl: Direction = Field("reference_to_model", description="direction of retain_loss=kl")
+    kl: PerCandidate[Direction] = Field("reference_to_model", description="direction of retain_loss=kl")
 
-    temperature: float = Field(0.1, gt=0, description="β of NPO, SimNPO and DPO")
-    margin: float = Field(0.0, ge=0, description="γ of SimNPO")
-    log_ratio: Literal["sequence", "token_mean"] = Field(
+    temperature: PerCandidate[float] = Field(0.1, gt=0, description="β of NPO, SimNPO and DPO")
+    margin: PerCandidate[float] = Field(0.0, ge=0, description="γ of SimNPO")
+    log_ratio: PerCandidate[Literal["sequence", "token_mean"]] = Field(
         "sequence", description="what NPO and DPO compare with the reference: sums or means over tokens"
     )
     refusals: Refusals = Field(Refusals(), description="what DPO prefers; drawn with the seed")
-    recompute_tail: bool = Field(False, description="less memory for the layers above l, more time")
+    recompute_tail: PerCandidate[bool] = Field(False, description="less memory for the layers above l, more time")
 
-    noise_std: float | None = Field(None, ge=0, description="√ν of RNA; 0 or nothing means no RNA")
-    noise_variance: float | None = Field(None, ge=0, description="ν itself; give this or noise_std")
-    noise_layers: tuple[int, ...] | None = Field(None, description="default: l")
-    noise_site: Literal["block", "mlp"] = Field("block", description="residual stream, or MLP output")
-    noise_seed: int | None = Field(None, ge=0, description="default: seed")
+    noise_std: PerCandidate[float | None] = Field(None, ge=0, description="√ν of RNA; 0 or nothing means no RNA")
+    noise_variance: PerCandidate[float | None] = Field(None, ge=0, description="ν itself; give this or noise_std")
+    noise_layers: PerCandidate[tuple[int, ...] | None] = Field(None, description="default: l")
+    noise_site: PerCandidate[Literal["block", "mlp"]] = Field("block", description="residual stream, or MLP output")
+    noise_seed: PerCandidate[int | None] = Field(None, ge=0, description="default: seed")
 
-    steps: int = Field(500, ge=1, description="T: updates; topics take turns")
+    steps: PerCandidate[int] = Field(500, ge=1, description="T: updates; topics take turns")
     batch_size: int = Field(4, ge=1, description="sequences of forget and of retain text a step")
     max_tokens: int = Field(512, ge=2, description="longer documents are cut")
-    learning_rate: float = Field(5e-5, gt=0)
-    weight_decay: float = Field(0.01, ge=0, description="of AdamW")
+    learning_rate: PerCandidate[float] = Field(5e-5, gt=0)
+    weight_decay: PerCandidate[float] = Field(0.01, ge=0, description="of AdamW")
     seed: int = Field(0, ge=0, description="data order and steering vectors")
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="of the forward pass; auto is the checkpoint's. Trained tensors stay float32"
     )
     device: str = Field("auto", description="auto: cuda, else mps, else cpu")
-    snapshots: tuple[int, ...] = Field((), description="steps after which the delta is kept too")
-    log_every: int = Field(10, ge=1, description="steps between lines of metrics.jsonl")
-    checkpoint_every: int = Field(100, ge=1, description="steps between resumable checkpoints")
+    snapshots: PerCandidate[tuple[int, ...]] = Field((), description="steps after which the delta is kept too")
+    log_every: PerCandidate[int] = Field(10, ge=1, description="steps between lines of metrics.jsonl")
+    checkpoint_every: PerCandidate[int] = Field(100, ge=1, description="steps between resumable checkpoints")
     allow_pickle: bool = Field(False, description="load pickled weights (they can run code)")
     trust_remote_code: bool = Field(False, description="run a model's own Python code")
 
@@ -157,11 +161,19 @@ class Recipe(Strict):
         return tuple(range(max(0, self.layer - 2), self.layer + 1))
 
     @property
-    def noise_scale(self) -> float:
+    def rna_std(self) -> float:
         """√ν; 0 when there is no RNA."""
-        if self.noise_variance is not None:
-            return math.sqrt(self.noise_variance)
-        return self.noise_std or 0.0
+        return (self.noise_std or 0.0) if self.noise_variance is None else math.sqrt(self.noise_variance)
+
+    @property
+    def rna_variance(self) -> float:
+        """ν; 0 when there is no RNA."""
+        return self.rna_std**2 if self.noise_variance is None else self.noise_variance
+
+    @property
+    def rna_seed(self) -> int:
+        """The seed of RNA's noise."""
+        return self.seed if self.noise_seed is None else self.noise_seed
 
     @property
     def noised_layers(self) -> tuple[int, ...]:
@@ -170,8 +182,8 @@ class Recipe(Strict):
 
     def of_topic(self, topic: str, field: str) -> Any:
         """A field's value for a topic: the topic's own, else the recipe's."""
-        own = getattr(self.topics[topic], field)
-        return getattr(self, field) if own is None else own
+        value = getattr(self.topics[topic], field)
+        return getattr(self, field) if value is None else value
 
     def as_yaml(self) -> str:
         """The whole recipe as YAML, defaults filled in."""
@@ -183,108 +195,56 @@ class Recipe(Strict):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _conflicts(recipe: Recipe) -> list[tuple[set[str], str]]:
+def shared_fields(recipe: Recipe) -> dict[str, str]:
+    """What candidates in lockstep must agree on: field -> its value, as comparable text."""
+    of_recipe, of_topics = (
+        {name for name, field in model.model_fields.items() if _OWN in field.metadata} for model in (Recipe, Topic)
+    )
+    exclude: Any = {**dict.fromkeys(of_recipe, True), "topics": {"__all__": of_topics}}
+    return {field: repr(value) for field, value in recipe.model_dump(mode="json", exclude=exclude).items()}
+
+
+def _conflicts(recipe: Recipe) -> Iterator[tuple[set[str], str]]:
     """Combinations that cannot work, which no single field can see: the fields that take part, and the sentence."""
-    errors = []
-    if recipe.noise_std is not None and recipe.noise_variance is not None:
-        text = (
-            f"noise_std ({recipe.noise_std}) and noise_variance ({recipe.noise_variance}) are both given; "
-            "keep one (noise_std is the square root of noise_variance)."
-        )
-        errors.append(({"noise_std", "noise_variance"}, text))
-    if not recipe.band_layers or not all(0 <= each <= recipe.layer for each in recipe.band_layers):
-        text = (
-            f"train_layers: {list(recipe.train_layers or ())} must name layers from 0 to layer = {recipe.layer}, "
-            "at least one; the losses see nothing above that."
-        )
-        errors.append(({"train_layers", "layer"}, text))
     known = recipe.method in METHODS
-    unseen = [each for each in recipe.noised_layers if each < 0 or (each > recipe.layer and known)]
-    if known and recipe.kept_by != "hidden_mse":
-        unseen = [each for each in unseen if each < 0]
-    if unseen or not recipe.noised_layers:
-        text = (
-            f"noise_layers: {list(recipe.noised_layers)} must name layers from 0 to layer = {recipe.layer}, at least "
-            "one; the retain loss hidden_mse compares hidden states at that layer, so noise above it would change "
-            "nothing (retain_loss=kl sees every layer)."
+    if recipe.noise_std is not None and recipe.noise_variance is not None:
+        yield (
+            {"noise_std", "noise_variance"},
+            (
+                f"noise_std ({recipe.noise_std}) and noise_variance ({recipe.noise_variance}) are both given; "
+                "keep one (noise_std is the square root of noise_variance)."
+            ),
         )
-        errors.append(({"noise_layers", "layer"}, text))
-    late = [each for each in recipe.snapshots if not 1 <= each <= recipe.steps]
-    if late:
-        errors.append(({"snapshots", "steps"}, f"snapshots: {late} outside 1 to steps = {recipe.steps}."))
+    if not recipe.band_layers or not all(0 <= layer <= recipe.layer for layer in recipe.band_layers):
+        yield (
+            {"train_layers", "layer"},
+            (
+                f"train_layers: {list(recipe.train_layers or ())} must name layers from 0 to layer = {recipe.layer}, "
+                "at least one; the losses see nothing above that."
+            ),
+        )
+    highest = recipe.layer if known and recipe.kept_by == "hidden_mse" else math.inf
+    if not recipe.noised_layers or not all(0 <= layer <= highest for layer in recipe.noised_layers):
+        yield (
+            {"noise_layers", "layer"},
+            (
+                f"noise_layers: {list(recipe.noised_layers)} must name layers from 0 to layer = {recipe.layer}, at "
+                "least one; the retain loss hidden_mse compares hidden states at that layer, so noise above it would "
+                "change nothing (retain_loss=kl sees every layer)."
+            ),
+        )
+    if late := [step for step in recipe.snapshots if not 1 <= step <= recipe.steps]:
+        yield {"snapshots", "steps"}, f"snapshots: {late} outside 1 to steps = {recipe.steps}."
     if not known:
-        text = "method: " + unknown("method", recipe.method, METHODS, "Run `unlearn list methods`.")
-        errors.append(({"method"}, text))
+        yield {"method"}, "method: " + unknown("method", recipe.method, METHODS, "Run `unlearn list methods`.")
     scale = recipe.spec.scale_field if known and isinstance(recipe.spec, Representation) else None
     if known and recipe.steering_unit == "hidden_norm" and scale != "steering_scale":
-        text = f"steering_unit: {recipe.method} has no steering_scale; leave it out."
-        errors.append(({"steering_unit", "method"}, text))
+        yield {"steering_unit", "method"}, f"steering_unit: {recipe.method} has no steering_scale; leave it out."
     for name, topic in recipe.topics.items():
         if scale and recipe.of_topic(name, scale) is None:
-            text = f"{scale}: {recipe.method} needs it; set {scale}=… or topics.{name}.{scale}=…."
-            errors.append(({scale, "method"}, text))
+            yield {scale, "method"}, f"{scale}: {recipe.method} needs it; set {scale}=… or topics.{name}.{scale}=…."
         if topic.retain is None and recipe.retain is None:
-            text = f"topics.{name}.retain: no retain corpus; set retain=… for all or for this topic."
-            errors.append(({"retain"}, text))
-    return errors
-
-
-def _fields_at(location: tuple[int | str, ...]) -> Iterable[str]:
-    """Names of the fields allowed where a pydantic error points."""
-    parts = [part for part in location[:-1] if isinstance(part, str)]
-    if parts and parts[-1] in {"forget", "retain", "refusals"}:
-        return TextSource.model_fields
-    return Topic.model_fields if parts and parts[0] == "topics" else Recipe.model_fields
-
-
-LONGEST = 200
-"""Letters of a wrong value that a message shows."""
-_SAID = {
-    "bool_parsing": "input should be true or false",
-    "bool_type": "input should be true or false",
-    "dict_type": "input should be a mapping",
-    "list_type": "input should be a list",
-    "model_attributes_type": "input should be a mapping of fields",
-    "model_type": "input should be a mapping of fields",
-    "string_too_short": "input should have {min_length} or more characters",
-    "string_type": "input should be text",
-    "too_long": "input should have {max_length} or fewer items",
-    "too_short": "input should have {min_length} or more items",
-    "tuple_type": "input should be a list",
-}
-"""What pydantic says in the names of Python's types, in words of YAML."""
-
-
-def explain(error: ValidationError, fields_at: Any = _fields_at) -> list[str]:
-    """One sentence for each thing pydantic found, with the nearest field name for unknown keys."""
-    return _sentences(error.errors(), fields_at)
-
-
-def _sentences(found: Sequence[Mapping[str, Any]], fields_at: Any) -> list[str]:
-    lines = []
-    for each in found:
-        at = each["loc"]
-        if each["type"] == "too_short" and any(other["loc"][:-1] == at for other in found):
-            continue  # only because an item that is wrong was not counted
-        place = ".".join(str(part) for part in at)
-        head = f"{place}: " if place else ""
-        match each["type"]:
-            case "extra_forbidden":
-                lines.append(unknown("field", str(at[-1]), fields_at(at), place=place))
-            case "missing":
-                lines.append(f"{head}required, and not given.")
-            case "value_error":  # a sentence of this package
-                lines.append(f"{head}{each['ctx']['error']}")
-            case name:
-                said = _SAID[name].format_map(each.get("ctx", {})) if name in _SAID else each["msg"]
-                said = said[0].lower() + said[1:]
-                lines.append(f"{head}{said}; given {_shown(each.get('input'))}.")
-    return lines
-
-
-def _shown(value: Any) -> str:
-    text = "nothing" if value is None else repr(value)
-    return text if len(text) <= LONGEST else text[:LONGEST] + "…"
+            yield {"retain"}, f"topics.{name}.retain: no retain corpus; set retain=… for all or for this topic."
 
 
 def wrong_changes(changes: Mapping[str, Any]) -> list[str]:
@@ -294,22 +254,22 @@ def wrong_changes(changes: Mapping[str, Any]) -> list[str]:
     try:
         Recipe.model_validate({key: value for key, value in changes.items() if "." not in key})
     except ValidationError as error:
-        lines += _sentences([each for each in error.errors() if each["type"] != "missing"], _fields_at)
+        lines += explain([wrong for wrong in error.errors() if wrong["type"] != "missing"], Recipe)
     return lines
 
 
 def _without(data: dict[str, Any], error: ValidationError) -> Recipe | None:
     """The recipe without the fields that are wrong, so that conflicts among the others can be seen; None if none."""
-    kept = copy.deepcopy(data)
-    for each in error.errors():
-        here: Any = kept
-        *parents, last = each["loc"] or ("",)
+    rest = copy.deepcopy(data)
+    for detail in error.errors():
+        here: Any = rest
+        *parents, last = detail["loc"] or ("",)
         for part in parents:
             here = here.get(part) if isinstance(here, dict) else None
         if isinstance(here, dict):
             here.pop(last, None)
     try:
-        return Recipe.model_validate(kept)
+        return Recipe.model_validate(rest)
     except ValidationError:
         return None
 
@@ -321,45 +281,14 @@ def _check(data: dict[str, Any], source: str, errors: list[str]) -> Recipe:
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
-        errors = errors + explain(error)
+        errors = errors + explain(error.errors(), Recipe)
         wrong = {str(part) for each in error.errors() for part in each["loc"]}
         recipe = _without(data, error)
     if recipe is not None:
         errors = errors + [text for fields, text in _conflicts(recipe) if not fields & wrong]
     if errors or recipe is None:
-        raise _all_of(errors, source)
+        raise all_of(errors, source)
     return recipe
-
-
-def _all_of(errors: Sequence[str], source: str) -> UserError:
-    """Every error in one message."""
-    count = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
-    return UserError("\n  - ".join([f"{source}: {count}", *errors]))
-
-
-def shipped(folder: str) -> dict[str, Path]:
-    """The YAML files of a folder of the package, by their names."""
-    return {path.stem: path for path in sorted((files.package_dir() / folder).glob("*.yaml"))}
-
-
-def shipped_or_own(kind: str, name: str, folder: str, fields: str) -> dict[str, Any]:
-    """What stands in a shipped file of this name, or in a user's YAML file.
-
-    Args:
-        kind: what is looked for, for the messages.
-        folder: of the package, where the shipped ones lie.
-        fields: the first that it has, for the message to one who gives another file.
-
-    Raises:
-        UserError: neither, not YAML, or no mapping.
-    """
-    known = shipped(folder)
-    if name not in known and not name.endswith((".yaml", ".yml")):
-        raise UserError(unknown(kind, name, known, "Or give a YAML file."))
-    data = files.read_yaml(known.get(name) or Path(name), kind)
-    if not isinstance(data, dict):
-        raise UserError(f"{name}: a {kind} is a mapping with {fields}.")
-    return data
 
 
 def checked(
@@ -367,30 +296,23 @@ def checked(
     data: dict[str, Any],
     overrides: Iterable[str],
     source: str,
-    inner: Mapping[str, type[BaseModel]] | None = None,
     known: Iterable[str] = (),
 ) -> Checked:
     """A model of any kind from a mapping with `key=value` overrides.
 
     Args:
-        inner: the kinds of nested fields.
         known: what has been found to be wrong already, for the same message.
 
     Raises:
         UserError: anything is wrong; every error is in the one message, which begins with `source`.
     """
-
-    def fields_at(location: tuple[int | str, ...]) -> Iterable[str]:
-        within = (inner or {}).get(str(location[0])) if len(location) > 1 else None
-        return (within or kind).model_fields
-
     errors = [*known, *(line for text in overrides if (line := _override(data, text)))]
     try:
         made = kind.model_validate(data)
     except ValidationError as error:
-        errors += explain(error, fields_at)
+        errors += explain(error.errors(), kind)
     if errors:
-        raise _all_of(errors, source)
+        raise all_of(errors, source)
     return made
 
 
@@ -457,13 +379,11 @@ def load_recipe(source: str | os.PathLike[str] | Mapping[str, Any], overrides: I
     if isinstance(source, Mapping):
         data, name = json.loads(json.dumps(dict(source), default=str)), "recipe"
     else:
-        path = recipe_path(source)
-        name = str(source)
+        path, name = recipe_path(source), str(source)
         data = files.read_yaml(path, "recipe")
         if not isinstance(data, dict):
             raise UserError(f"{path}: a recipe is a mapping of fields; see `unlearn show {recipe_names()[0]}`.")
-    errors = [line for text in overrides if (line := _override(data, text))]
-    return _check(data, name, errors)
+    return _check(data, name, [line for text in overrides if (line := _override(data, text))])
 
 
 def recipe_summary(name: str) -> str:

@@ -64,7 +64,7 @@ def test_what_makes_the_demos_models_differ_cannot_be_overridden(field: str, tmp
 def test_a_shorter_demo_keeps_the_snapshots_that_fit(tmp_path: Path) -> None:
     runs = plan(tmp_path, ["steps=40"])
     assert runs.rmu.recipe.snapshots == (30,)
-    assert [run.recipe.noise_scale for run in runs.runs] == [0, 0, 1, 1, 1, 3, 3, 3]
+    assert [run.recipe.rna_std for run in runs.runs] == [0, 0, 1, 1, 1, 3, 3, 3]
     assert runs.slower.recipe.retain_weight != runs.rmu.recipe.retain_weight
 
 

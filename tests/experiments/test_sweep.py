@@ -26,7 +26,6 @@ from robust_unlearning.report.figures import FORMATS
 from robust_unlearning.results.roles import role_of, roles
 from robust_unlearning.run.delta import load_delta
 from robust_unlearning.run.folder import RunFolder, open_run
-from robust_unlearning.train.candidate import Candidate
 from robust_unlearning.train.trainer import Trainer
 
 # --- what a grid means
@@ -204,15 +203,15 @@ def test_a_killed_sweep_continues_to_the_same_deltas(
     tiny_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     points = _points(tiny_recipe, tmp_path, "seed=0,1", "steering_scale=3")
-    update = Candidate.update
+    advance = Trainer.advance
 
-    def killed(candidate: Candidate, *batch: Any) -> Any:
-        if candidate.recipe.seed == 1 and candidate.step == 4:
+    def killed(trainer: Trainer, step: int, *given: Any) -> Any:
+        if trainer.recipe.seed == 1 and step == 4:
             raise KeyboardInterrupt
-        return update(candidate, *batch)
+        return advance(trainer, step, *given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Candidate, "update", killed)
+        patch.setattr(Trainer, "advance", killed)
         with pytest.raises(KeyboardInterrupt):
             run_sweep(Sweep(grids=({},)), points, tmp_path / "killed")
     states = [open_run(tmp_path / "killed" / "runs" / each.name).status for each in points]

@@ -37,7 +37,7 @@ def _target(name: str, steering: Steering, reference: np.ndarray | None, mask: n
 
 def _steering(scale: float, keep_first: bool = False) -> tuple[Steering, np.ndarray]:
     direction = draw_direction("uniform", WIDTH, 5)
-    return Steering(direction, scale, keep_first), direction.numpy()
+    return Steering(direction, scale, keep_first=keep_first), direction.numpy()
 
 
 def test_the_table_has_a_test_for_each_row() -> None:
@@ -69,6 +69,7 @@ def test_adaptive_rmu_ignores_the_reference_at_padding() -> None:
 def test_adaptive_rmu_with_first_batch_keeps_the_mean_norm_of_the_first_batch() -> None:
     steering, direction = _steering(5.0, keep_first=True)
     expected = 5.0 * _row_norms(_reference(0), MASK).mean() * direction
+    steering.settle(torch.from_numpy(_reference(0)), torch.from_numpy(MASK))
     for reference, mask in ((_reference(0), MASK), (_reference(1) * 10, OTHER_MASK)):
         target = _target("adaptive_rmu", steering, reference, mask)
         np.testing.assert_allclose(target, np.broadcast_to(expected, (3, 4, WIDTH)), rtol=1e-5)
@@ -86,7 +87,10 @@ def test_adaptive_rmu_per_sample_follows_every_batch() -> None:
 def test_adaptive_rmu_on_equal_norms_is_rmu_of_that_scale(keep_first: bool) -> None:
     reference = _reference()
     reference *= 4.0 / np.linalg.norm(reference, axis=-1, keepdims=True)
-    adaptive = _target("adaptive_rmu", _steering(1.5, keep_first)[0], reference, MASK)
+    steering, _ = _steering(1.5, keep_first)
+    steering.settle(torch.from_numpy(reference), torch.from_numpy(MASK))
+    assert (steering.frozen_norm is not None) == keep_first
+    adaptive = _target("adaptive_rmu", steering, reference, MASK)
     plain = _target("rmu", _steering(1.5 * 4.0)[0], None, MASK)
     np.testing.assert_allclose(adaptive, plain, rtol=1e-5)
 

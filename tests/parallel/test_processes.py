@@ -20,11 +20,12 @@ from robust_unlearning.data.corpora import TokenBatch
 from robust_unlearning.evaluate.evaluator import Evaluator, open_target
 from robust_unlearning.evaluate.suite import load_suite
 from robust_unlearning.methods.noise import RandomNoiseAugmentation
-from robust_unlearning.parallel.launch import _wait, launch
+from robust_unlearning.parallel.launch import launch, wait
 from robust_unlearning.parallel.processes import Processes
 from robust_unlearning.run.delta import load_delta
 from robust_unlearning.run.folder import RunFolder, open_run
 from robust_unlearning.train.objective import View
+from robust_unlearning.train.step import StepBatch, step_losses
 from robust_unlearning.train.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -76,8 +77,8 @@ def stop(candidate):
 cut = RunFolder(out / "two, then one", load_recipe(work["recipes"][first]))
 trainer.processes.on_first(lambda: RunFolder.open(cut.path, cut.recipe).status)
 trainer = Trainer([cut])
-step = trainer._step
-trainer._step = lambda *given: (stop(trainer.candidates[0]), step(*given))[1]
+step = trainer.advance
+trainer.advance = lambda *given: (stop(trainer.candidates[0]), step(*given))[1]
 try:
     trainer.train()
 except Cut:
@@ -270,7 +271,7 @@ def test_losses_and_gradients_of_the_parts_add_up_to_those_of_the_whole(
             for number, master in enumerate(candidate.masters.values()):  # off the base, where nothing cancels
                 draw = torch.Generator().manual_seed(number)
                 master.data += 0.05 * torch.randn(master.shape, generator=draw)
-            found = candidate.losses(*trainer.batches(0))
+            found = step_losses(candidate, trainer.batches(0))
             found.total.backward()
             parts = (found.total, found.forget.loss, found.retain.loss)
             total = [own + part.item() for own, part in zip(total, parts, strict=True)]
@@ -288,7 +289,8 @@ def test_a_part_without_a_predicted_token_has_no_part_in_the_loss(tiny_recipe: d
     batch = TokenBatch(torch.tensor([[5, 6, 7], [8, 0, 0]]), torch.tensor([[1, 1, 1], [1, 0, 0]]))
     (candidate,) = trainer.candidates
     _, forget, _, _ = trainer.batches(0)
-    parts = [candidate.losses("spells", forget, View(trainer.engine, batch, rows=slice(*r))) for r in ((0, 1), (1, 2))]
+    retain = [View(trainer.engine, batch, rows=slice(*rows)) for rows in ((0, 1), (1, 2))]
+    parts = [step_losses(candidate, StepBatch("spells", forget, view)) for view in retain]
     assert parts[1].retain.loss.item() == 0
     parts[1].total.backward()
     assert all(_gradient(master).isfinite().all() for master in candidate.masters.values())
@@ -342,5 +344,5 @@ def test_one_that_fails_ends_the_others_and_is_heard(
     assert launch([sys.executable, "-c", FAILING], 2) == 1
     assert "process 1 of 2:\nits disk is full" in capfd.readouterr().err
     children = [subprocess.Popen([sys.executable, "-c", code]) for code in (WAITING, "raise SystemExit(3)")]
-    assert _wait(children) == 1
+    assert wait(children) == 1
     assert children[0].returncode not in (None, 0)

@@ -17,7 +17,7 @@ from robust_unlearning.cli.main import main
 from robust_unlearning.data.corpora import TokenBatch
 from robust_unlearning.errors import UserError
 from robust_unlearning.models import checkpoint
-from robust_unlearning.models.layers import match_tensors
+from robust_unlearning.models.layers import trained_tensors
 from robust_unlearning.parallel.processes import Processes
 from robust_unlearning.plan import rehearsal
 from robust_unlearning.plan.lengths import batch_lengths, config_of
@@ -29,6 +29,7 @@ from robust_unlearning.run.folder import RunFolder
 from robust_unlearning.train.candidate import Candidate
 from robust_unlearning.train.engine import BandEngine
 from robust_unlearning.train.objective import View
+from robust_unlearning.train.step import StepBatch, take_step
 
 CONFIGS = Path(__file__).parents[2] / "benchmarks" / "configs"
 WIDTH, INNER, KEYS = 32, 64, 16  # of the tests' Llama: d, the feed-forward block, keys and values
@@ -135,11 +136,7 @@ def test_flops_and_live_bytes_are_those_of_a_real_update(short_recipe: dict[str,
     else:
         model = checkpoint.load_truncated(base, recipe.layer + 1, "auto", cpu)
     engine = BandEngine(model, 0, recipe.layer, tail=recipe.needs_tail)
-    trained = {
-        (layer, name): engine.layers[layer].get_parameter(name)
-        for layer in recipe.band_layers
-        for name in match_tensors(engine.layers[layer], recipe.train_tensors)
-    }
+    trained = trained_tensors(engine.layers, recipe.band_layers, recipe.train_tensors)
     candidate = Candidate(RunFolder(Path(), recipe), trained, engine.width, Processes(cpu))
 
     def views(padding: int) -> list[View]:
@@ -157,12 +154,12 @@ def test_flops_and_live_bytes_are_those_of_a_real_update(short_recipe: dict[str,
     counter = FlopCounterMode(display=False, custom_mapping=attention)
     counter.mod_tracker = _Whole()  # its own cannot follow a gradient taken inside a forward pass
     with counter:
-        candidate.update("spells", *views(padding=0))
+        take_step(candidate, StepBatch("spells", *views(padding=0)))
     flops = {part: each.linear + each.attention for part, each in planned.flops.items() if part[1] != "metrics"}
     assert sum(flops.values()) == counter.get_total_flops()
 
     with Meter() as meter:  # padding, since without any there is no mask
-        candidate.update("spells", *views(padding=1))
+        take_step(candidate, StepBatch("spells", *views(padding=1)))
     rehearsed = sum(size for part, size in planned.peak.items() if part[1] != "gradients")
     assert rehearsed == pytest.approx(sum(meter.peak.values()), rel=0.03)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ from robust_unlearning.methods.noise import RandomNoiseAugmentation
 from robust_unlearning.recipe import Recipe
 from robust_unlearning.run.delta import load_delta
 from robust_unlearning.run.folder import RunFolder
-from robust_unlearning.train import lm_head
-from robust_unlearning.train.engine import BandEngine, Weights
-from robust_unlearning.train.objective import View, forget_objective, retain_term, sequence_logp
-from robust_unlearning.train.references import folder
+from robust_unlearning.train import engine as engines
+from robust_unlearning.train.engine import BandEngine, Weights, losses_by_row
+from robust_unlearning.train.objective import View, forget_objective, retain_term
+from robust_unlearning.train.references import References, folder
+from robust_unlearning.train.step import step_losses
 from robust_unlearning.train.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -73,7 +74,7 @@ def _changed(engine: BandEngine, by: float = 0.05, name: str = NAME) -> dict[int
 
 def _view(engine: BandEngine, side: str, extra: int = 0) -> View:
     view = View(engine, _batch(side, extra))
-    view.logp = sequence_logp(engine, view.trunk, view.final).logp
+    view.reference_logp = view.sequence_logp(view.final).logp
     return view
 
 
@@ -209,7 +210,7 @@ def test_more_padding_changes_neither_loss_nor_gradient(
 
 @pytest.mark.parametrize("rows", [1, 3, 7, 100])
 def test_chunks_of_any_size_give_the_same_losses_and_gradients(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lm_head, "CHUNK_BYTES", rows * 4 * 11)
+    monkeypatch.setattr(engines, "CHUNK_BYTES", rows * 4 * 11)
     draw = torch.Generator().manual_seed(0)
     head = torch.randn(5, 11, generator=draw, dtype=torch.float64)
     scale = torch.randn(7, generator=draw, dtype=torch.float64)
@@ -220,7 +221,7 @@ def test_chunks_of_any_size_give_the_same_losses_and_gradients(rows: int, monkey
         sizes.append(len(part))
         return part @ head
 
-    losses = lm_head.losses_by_row(hidden, project, lambda logits, part: logits.logsumexp(-1) * scale[part], 11)
+    losses = losses_by_row(hidden, project, lambda logits, part: logits.logsumexp(-1) * scale[part], 11)
     losses.square().sum().backward()
     other = hidden.detach().clone().requires_grad_()
     expected = (other @ head).logsumexp(-1) * scale
@@ -236,7 +237,7 @@ def test_without_gradients_the_head_makes_none() -> None:
         assert not logits.requires_grad
         return logits.sum(-1)
 
-    assert lm_head.losses_by_row(torch.ones(4, 3), lambda part: part * 2, loss, 3).tolist() == [6.0] * 4
+    assert losses_by_row(torch.ones(4, 3), lambda part: part * 2, loss, 3).tolist() == [6.0] * 4
 
 
 # --- RNA on what the LM head reads
@@ -336,22 +337,29 @@ def test_dpo_moves_with_the_likelihood_of_the_refusal(tiny_recipe: dict[str, Any
     forget, refusals = _view(exact, "forget"), _view(exact, "refusals")
     objective = forget_objective(recipe, exact.width, CPU)
     plain = objective.term(weights, "spells", forget, refusals).loss.item()
-    assert refusals.logp is not None
-    likelier = View(exact, refusals.batch, refusals.logp - 1)  # by one nat more than the reference thought
+    assert refusals.reference_logp is not None
+    likelier = View(exact, refusals.batch, refusals.reference_logp - 1)  # by one nat more than the reference thought
     assert objective.term(weights, "spells", forget, likelier).loss.item() < plain
 
 
 def _counting(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """How many sequences have been scored since this was last asked."""
     scored: list[int] = []
-    prepare = Trainer._prepare_references
+    prepare = References.prepare
 
-    def note(self: Trainer, steps: int) -> None:
-        before = {key: each.logp.isnan().sum().item() for key, each in self.references.items()}
-        prepare(self, steps)
-        scored.append(int(sum(before[key] - each.logp.isnan().sum().item() for key, each in self.references.items())))
+    def note(self: References, rows: Iterable[int]) -> int:
+        before = int(self.logp.isnan().sum())
+        blocks = prepare(self, rows)
+        scored.append(before - int(self.logp.isnan().sum()))
+        return blocks
 
-    monkeypatch.setattr(Trainer, "_prepare_references", note)
-    return lambda: scored[-1]
+    def since() -> int:
+        total = sum(scored)
+        scored.clear()
+        return total
+
+    monkeypatch.setattr(References, "prepare", note)
+    return since
 
 
 def test_reference_values_are_kept_and_read_by_every_later_run(
@@ -369,6 +377,7 @@ def test_reference_values_are_kept_and_read_by_every_later_run(
     assert torch.equal(load_file(path)["logp"], kept)
     path.unlink()
     anew = _run(recipe, tmp_path / "anew")
+    assert scored() == 20
     assert all(torch.equal(value, _tensors(anew)[name]) for name, value in _tensors(first).items())
     assert again.status == "finished"
     _run({**recipe, "max_tokens": 12}, tmp_path / "shorter")
@@ -381,15 +390,15 @@ def test_reference_values_are_the_log_probabilities_of_the_whole_model(
 ) -> None:
     trainer = Trainer([RunFolder.open(tmp_path / "run", load_recipe(_preference(tiny_recipe, "npo")))])
     _, forget, _, _ = trainer.batches(0)
-    assert forget.logp is not None
+    assert forget.reference_logp is not None
     expected = torch.stack(_plain_logp(random_model("llama"), forget.batch)).detach()
-    np.testing.assert_allclose(forget.logp, expected, rtol=1e-5)
+    np.testing.assert_allclose(forget.reference_logp, expected, rtol=1e-5)
 
 
 def test_an_untouched_model_has_the_losses_of_the_reference(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     trainer = Trainer([RunFolder.open(tmp_path / "run", load_recipe(_preference(tiny_recipe, "dpo")))])
     (candidate,) = trainer.candidates
-    losses = candidate.losses(*trainer.batches(0))
+    losses = step_losses(candidate, trainer.batches(0))
     assert losses.forget.loss.item() == pytest.approx(20 * math.log(2), rel=1e-4)
     assert losses.retain.loss.item() == pytest.approx(0, abs=1e-9)
 

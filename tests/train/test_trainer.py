@@ -21,6 +21,7 @@ from robust_unlearning.methods.table import METHODS
 from robust_unlearning.run.delta import load_delta
 from robust_unlearning.run.folder import RunFolder, open_run
 from robust_unlearning.train.candidate import Candidate
+from robust_unlearning.train.step import band_weights, step_losses, take_step
 from robust_unlearning.train.trainer import Trainer
 
 SOURCE = Path(__file__).parents[2] / "src"
@@ -136,7 +137,7 @@ def test_an_untouched_model_has_no_retain_loss_and_no_gradient_from_it(
 ) -> None:
     trainer = _trainer(tiny_recipe, tmp_path / "run", "forget_weight=0")
     (candidate,) = trainer.candidates
-    losses = candidate.losses(*trainer.batches(0))
+    losses = step_losses(candidate, trainer.batches(0))
     assert losses.retain.loss.item() == 0
     assert losses.total.item() == 0
     losses.total.backward()
@@ -148,7 +149,7 @@ def test_noise_gives_an_untouched_model_a_retain_loss_of_its_variance(
 ) -> None:
     trainer = _trainer(tiny_recipe, tmp_path / "run", "noise_std=0.5")
     (candidate,) = trainer.candidates
-    losses = [candidate.losses(*trainer.batches(step)).retain.loss.item() for step in range(20)]
+    losses = [step_losses(candidate, trainer.batches(step)).retain.loss.item() for step in range(20)]
     assert np.mean(losses) == pytest.approx(0.25, rel=0.03)
     assert len(set(losses)) == 20
 
@@ -157,15 +158,15 @@ def test_the_forget_batch_is_never_noised(tiny_recipe: dict[str, Any], tmp_path:
     for method in METHODS:
         recipe = {**tiny_recipe, "method": method, "adaptive_scale": 2}
         plain, noised = (_trainer(recipe, tmp_path / f"{method}{std}", f"noise_std={std}") for std in (0, 0.5))
-        first, second = (each.candidates[0].losses(*each.batches(0)) for each in (plain, noised))
+        first, second = (step_losses(each.candidates[0], each.batches(0)) for each in (plain, noised))
         assert torch.equal(first.forget.loss, second.forget.loss)
 
 
 def test_losses_and_their_weights_are_those_of_the_formula(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     trainer = _trainer(tiny_recipe, tmp_path / "run", "forget_weight=0.5", "retain_weight=7", "noise_std=0.2")
     (candidate,) = trainer.candidates
-    topic, forget, retain, _ = trainer.batches(0)
-    losses = candidate.losses(topic, forget, retain)
+    topic, forget, _, _ = batch = trainer.batches(0)
+    losses = step_losses(candidate, batch)
     hidden = trainer.engine.reference(trainer.engine.trunk(forget.batch)).numpy()
     mask = forget.batch.mask.numpy()
     distance = ((hidden - 5 * candidate.forget.steering[topic].direction.numpy()) ** 2).mean(axis=-1)
@@ -362,7 +363,7 @@ def test_a_checkpoint_at_the_very_last_step_needs_no_further_step(tiny_recipe: d
     trainer = _trainer(tiny_recipe, tmp_path / "run", "steps=6")
     (candidate,) = trainer.candidates
     for step in range(6):
-        trainer._step(step, [candidate], None)
+        trainer.advance(step, [candidate])
     candidate.run.write_record("running")
     resumed = _run(tiny_recipe, tmp_path / "run", "steps=6", resume=True, report=fail)
     assert _same(_tensors(resumed), _tensors(_run(tiny_recipe, tmp_path / "whole", "steps=6")))
@@ -478,7 +479,7 @@ def test_a_failure_leaves_the_weights_of_the_last_step(tiny_recipe: dict[str, An
     candidate.forget.steering["spells"].scale = float("inf")
     before = [master.detach().clone() for master in candidate.masters.values()]
     with pytest.raises(UserError, match="steering_scale"):
-        candidate.update(*trainer.batches(0))
+        take_step(candidate, trainer.batches(0))
     assert candidate.step == 0
     assert all(map(torch.equal, candidate.masters.values(), before))
 
@@ -629,13 +630,13 @@ def test_updates_too_small_for_bfloat16_add_up_in_the_masters(
     base = {key: value.detach().clone() for key, value in trainer.trained.items()}
     assert {value.dtype for value in base.values()} == {torch.bfloat16}
     assert {master.dtype for master in candidate.masters.values()} == {torch.float32}
-    candidate.update(*trainer.batches(0))
+    take_step(candidate, trainer.batches(0))
     swallowed = {key: master.to(torch.bfloat16) == base[key] for key, master in candidate.masters.items()}
     for key, master in candidate.masters.items():
         assert swallowed[key].any()
         assert (master[swallowed[key]] != base[key].float()[swallowed[key]]).float().mean() > 0.9
     for step in range(1, 12):
-        candidate.update(*trainer.batches(step))
+        take_step(candidate, trainer.batches(step))
     tensors = trainer.delta(candidate).tensors
     for key, keep in swallowed.items():
         changed = tensors[trainer.keys[key]] != base[key]
@@ -646,9 +647,9 @@ def test_updates_too_small_for_bfloat16_add_up_in_the_masters(
 def test_the_forward_pass_sees_the_masters_in_the_models_type(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     trainer = _trainer(tiny_recipe, tmp_path / "run", "dtype=bfloat16")
     (candidate,) = trainer.candidates
-    weights = candidate.weights()
+    weights = band_weights(candidate)
     assert {value.dtype for named in weights.values() for value in named.values()} == {torch.bfloat16}
-    losses = candidate.losses(*trainer.batches(0))
+    losses = step_losses(candidate, trainer.batches(0))
     assert losses.retain.hidden.dtype == torch.bfloat16
     assert losses.retain.loss.item() == 0
 

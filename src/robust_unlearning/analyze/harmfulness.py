@@ -22,10 +22,9 @@ from pydantic import BaseModel, Field, ValidationError
 
 from robust_unlearning import files
 from robust_unlearning.analyze.output import Panel, Report, side
-from robust_unlearning.errors import UserError, nearest
+from robust_unlearning.errors import UserError, explain, nearest
 from robust_unlearning.evaluate.evaluator import ABOUT, RECORDS
 from robust_unlearning.evaluate.record import Record, Task, control_of, control_tasks, excess_of, read_records, right_of
-from robust_unlearning.recipe import explain
 from robust_unlearning.report.tables import Table
 from robust_unlearning.stats.estimates import Estimate, accuracy, mean_interval
 from robust_unlearning.stats.format import NATS, shown
@@ -57,9 +56,7 @@ def read_classes(path: str) -> dict[str, Ngram]:
         try:
             ngram = Ngram.model_validate(row)
         except ValidationError as error:
-            raise UserError(
-                f"{path}, n-gram {index}: " + " ".join(explain(error, lambda _: Ngram.model_fields))
-            ) from error
+            raise UserError(f"{path}, n-gram {index}: " + " ".join(explain(error.errors(), Ngram))) from error
         if ngrams.setdefault(ngram.text, ngram) != ngram:
             raise UserError(f"{path}: {ngram.text!r} stands there twice, with different classes.")
     return ngrams

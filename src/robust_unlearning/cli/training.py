@@ -93,7 +93,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from robust_unlearning.train.trainer import unlearn
 
     before = files.read_json(out / RECORD) if (out / RECORD).exists() else {}
-    print(f"{recipe.title} on {recipe.model}, noise_std {recipe.noise_scale:g}, {recipe.steps} steps -> {out}")
+    print(f"{recipe.title} on {recipe.model}, noise_std {recipe.rna_std:g}, {recipe.steps} steps -> {out}")
     with TrainingProgress(recipe.steps) as progress:
         run = unlearn(recipe, out, resume=arguments.resume, report=progress.row, shard=arguments.shard)
     record = run.record

@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from robust_unlearning.data.corpora import HUB, read_documents
 from robust_unlearning.data.questions import STYLES, Question, read_questions, shows_options
-from robust_unlearning.errors import UserError, unknown
+from robust_unlearning.errors import UserError, explain, unknown
 from robust_unlearning.evaluate.likelihood import option_logprobs, text_nats
 from robust_unlearning.evaluate.record import Record, Task, by_task, excess_of
 from robust_unlearning.files import locate, read_yaml, sha256_file
 from robust_unlearning.parallel.processes import Processes
 from robust_unlearning.perturb.controls import match_controls
 from robust_unlearning.perturb.forms import Form, QuestionSet
-from robust_unlearning.recipe import Strict, TextSource, explain
+from robust_unlearning.recipe import Strict, TextSource
 from robust_unlearning.stats.estimates import Estimate, accuracy, mean_interval, nats_per_token
 
 Progress = Callable[[str, int, int], None]
@@ -183,7 +183,7 @@ def load_suite(path_or_name: str | os.PathLike[str]) -> Suite:
     try:
         suite = Suite.model_validate(data)
     except ValidationError as error:
-        errors = explain(error, _fields_at)
+        errors = explain(error.errors(), Suite)
     else:
         if not suite.questions and not suite.texts:
             errors = ["it has neither questions nor texts."]
@@ -208,13 +208,6 @@ def _missing_files(data: dict[str, Any]) -> list[str]:
             except UserError as error:
                 errors.append(f"{group}.{key}.path: {error}")
     return errors
-
-
-def _fields_at(location: tuple[int | str, ...]) -> Iterable[str]:
-    """Names of the fields allowed where a pydantic error points."""
-    models: dict[str, type[BaseModel]] = {"questions": QuestionSet, "texts": Text}
-    model = models.get(str(location[0]), Suite) if len(location) > 1 else Suite
-    return model.model_fields
 
 
 def _alone(items: Sequence[Any], function: Callable[[Sequence[Any]], Sequence[Any]]) -> list[Any]:

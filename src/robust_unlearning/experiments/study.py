@@ -21,7 +21,8 @@ from robust_unlearning.evaluate.evaluator import Evaluator, open_target
 from robust_unlearning.evaluate.suite import load_suite
 from robust_unlearning.experiments.grid import override_words
 from robust_unlearning.experiments.side_by_side import train_all
-from robust_unlearning.recipe import Strict, checked, load_recipe, shipped_or_own
+from robust_unlearning.files import shipped_or_own
+from robust_unlearning.recipe import Strict, checked, load_recipe
 from robust_unlearning.results.measures import Measured
 from robust_unlearning.run.folder import RunFolder
 from robust_unlearning.stats.estimates import Array

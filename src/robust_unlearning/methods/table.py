@@ -10,7 +10,7 @@ Shapes: b sequences, t tokens, d width. `direction` is a unit vector [d], fixed 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,19 +26,53 @@ Target = Callable[["Steering", Tensor | None, Tensor], Tensor]
 
 @dataclass
 class Steering:
-    """What a topic's forget target is made of.
+    """What a topic's forget target is made of, and all that a representation method remembers between steps.
+
+    Nobody else changes it: `settle` sees the topic's first forget batch, `state` and `load_state` are its part of a
+    checkpoint.
 
     Attributes:
         direction: [d] unit vector in float32: u of RMU and Adaptive RMU, ε of RSV.
         scale: c of RMU and RSV (units of the hidden state), or β of Adaptive RMU (no unit).
-        frozen_norm: with `coefficient: first_batch`, the reference norm kept after the topic's first batch.
-        keep_first: whether to keep that norm.
+        unit: what `scale` counts until it is settled: units of the hidden state, or mean L2 norms of it.
+        keep_first: whether the reference norm of the topic's first batch is kept for all later ones.
+        frozen_norm: that norm, a scalar.
     """
 
     direction: Tensor
     scale: float
+    unit: Literal["absolute", "hidden_norm"] = "absolute"
     keep_first: bool = False
     frozen_norm: Tensor | None = None
+
+    @property
+    def needs_first_batch(self) -> bool:
+        """Whether `settle` has anything to do."""
+        return self.unit == "hidden_norm" or self.keep_first
+
+    def settle(self, reference: Tensor, mask: Tensor) -> None:
+        """Make the scale absolute and keep the norm, as asked for, from the topic's first forget batch.
+
+        Args:
+            reference: [b, t, d] hidden states of the reference, of the whole batch.
+            mask: [b, t], 1 for a token and 0 for padding.
+        """
+        if self.unit == "hidden_norm":
+            self.scale *= reference.float()[mask.bool()].norm(dim=-1).mean().item()
+            self.unit = "absolute"
+        if self.keep_first:
+            self.frozen_norm = sequence_norms(reference, mask).mean()
+
+    def state(self) -> dict[str, Tensor]:
+        """What a resumed run needs, as named tensors."""
+        state = {"direction": self.direction, "scale": torch.tensor(self.scale, dtype=torch.float64)}
+        return state if self.frozen_norm is None else {**state, "frozen_norm": self.frozen_norm}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Continue where the run that gave `state` stopped; the direction is drawn again from the seed."""
+        self.scale = state["scale"].item()
+        if "frozen_norm" in state:
+            self.frozen_norm = state["frozen_norm"].to(self.direction.device)
 
 
 @dataclass(frozen=True)
@@ -137,18 +171,19 @@ def adaptive_rmu_target(steering: Steering, reference: Tensor | None, mask: Tens
     """y = β·‖z_ref‖₂·u, with the reference's own norm (Adaptive RMU; section 2.2.1). Returns [b, 1, d].
 
     ‖z_ref‖₂ is the mean over a sequence's unmasked tokens of the L2 norm of the reference's hidden state, so
-    each forget sequence has its own coefficient. With `keep_first` the batch's mean norm is kept from the
-    topic's first batch on, as in the authors' release.
+    each forget sequence has its own coefficient. With `keep_first` it is one number, the mean norm of the topic's
+    first batch, as in the authors' release.
     """
     assert reference is not None
-    if steering.frozen_norm is not None:
-        return steering.scale * steering.frozen_norm * steering.direction
+    frozen = steering.frozen_norm
+    norm = sequence_norms(reference, mask)[:, None, None] if frozen is None else frozen
+    return steering.scale * norm * steering.direction
+
+
+def sequence_norms(reference: Tensor, mask: Tensor) -> Tensor:
+    """Mean L2 norm [b] of each sequence's unmasked hidden states [b, t, d]."""
     weight = mask.to(torch.float32)
-    norms = (reference.float().norm(dim=-1) * weight).sum(dim=1) / weight.sum(dim=1)  # [b]
-    if steering.keep_first:
-        steering.frozen_norm = norms.mean()
-        return steering.scale * steering.frozen_norm * steering.direction
-    return steering.scale * norms[:, None, None] * steering.direction
+    return (reference.float().norm(dim=-1) * weight).sum(dim=1) / weight.sum(dim=1)
 
 
 def rsv_target(steering: Steering, reference: Tensor | None, mask: Tensor) -> Tensor:

@@ -14,10 +14,10 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from robust_unlearning import files
 from robust_unlearning.errors import UserError, nearest
@@ -33,6 +33,9 @@ from robust_unlearning.models.convert import (
     quiet,
 )
 from robust_unlearning.models.layers import decoder_layers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -215,7 +218,7 @@ def resolve(name: str, *, allow_pickle: bool = False, trust_remote_code: bool = 
     return Checkpoint(name=name, folder=folder, repo=repo, trust_remote_code=trust_remote_code)
 
 
-def load_tokenizer(checkpoint: Checkpoint) -> Any:
+def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     """The base's tokenizer.
 
     Raises:
@@ -277,10 +280,10 @@ def read_config(checkpoint: Checkpoint, depth: int | None = None) -> Any:
     return config
 
 
-def _unneeded(checkpoint: Checkpoint, skeleton: nn.Module, depth: int) -> set[str]:
+def _unneeded(checkpoint: Checkpoint, skeleton: PreTrainedModel, depth: int) -> set[str]:
     """Tensors of the checkpoint that the first `depth` layers' output does not depend on."""
     path, _ = decoder_layers(skeleton)
-    prefix = skeleton.base_model_prefix + "."
+    prefix = f"{skeleton.base_model_prefix}."
     headless = any(key.startswith(prefix) for key in checkpoint.weight_map)
     children = [name for name, _ in skeleton.named_children()]
     behind = set(children[children.index(path) + 1 :]) if path in children else set()
@@ -313,7 +316,7 @@ def _view(checkpoint: Checkpoint, unneeded: set[str]) -> Iterator[Path]:
         yield folder
 
 
-def load_truncated(checkpoint: Checkpoint, depth: int, dtype: str, device: torch.device) -> nn.Module:
+def load_truncated(checkpoint: Checkpoint, depth: int, dtype: str, device: torch.device) -> PreTrainedModel:
     """The base's embedding and layers 0 to `depth` - 1, in evaluation mode, nothing requiring gradients.
 
     Hidden states after these layers equal the whole model's to the bit. The tail and the LM head are never
@@ -333,7 +336,7 @@ def load_truncated(checkpoint: Checkpoint, depth: int, dtype: str, device: torch
     return model.to(device).eval().requires_grad_(False)
 
 
-def load_causal_lm(checkpoint: Checkpoint, dtype: str, device: torch.device) -> nn.Module:
+def load_causal_lm(checkpoint: Checkpoint, dtype: str, device: torch.device) -> PreTrainedModel:
     """The whole base with its LM head, in evaluation mode, nothing requiring gradients."""
     from transformers import AutoModelForCausalLM
 

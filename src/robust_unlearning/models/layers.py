@@ -7,14 +7,16 @@ No architecture is named here: the decoder layers are the `ModuleList` whose len
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from robust_unlearning.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
+Key = tuple[int, str]
+"""A tensor inside the decoder layers: layer index, name inside the layer."""
 MLP_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
 
 
@@ -47,8 +49,9 @@ def mlp(layer: nn.Module) -> nn.Module:
         UserError: the layer has no child of a known name.
     """
     for name in MLP_NAMES:
-        if hasattr(layer, name):
-            return getattr(layer, name)
+        block: nn.Module | None = getattr(layer, name, None)
+        if block is not None:
+            return block
     children = ", ".join(name for name, _ in layer.named_children())
     raise UserError(
         f"{type(layer).__name__} has no feed-forward block named one of {', '.join(MLP_NAMES)} "
@@ -61,6 +64,21 @@ def check_layers(wanted: Iterable[int], count: int, field: str) -> None:
     wrong = [each for each in wanted if not 0 <= each < count]
     if wrong:
         raise UserError(f"{field}: the model has layers 0 to {count - 1}; given {', '.join(map(str, wrong))}.")
+
+
+def trained_tensors(
+    layers: nn.ModuleList | Mapping[int, nn.Module], chosen: Iterable[int], pattern: str
+) -> dict[Key, Tensor]:
+    """The parameters of the `chosen` layers that `pattern` selects, by layer and name inside it; see `match_tensors`.
+
+    Raises:
+        UserError: a layer has no tensor of that pattern.
+    """
+    return {
+        (index, name): layers[index].get_parameter(name)
+        for index in chosen
+        for name in match_tensors(layers[index], pattern)
+    }
 
 
 def match_tensors(layer: nn.Module, pattern: str) -> list[str]:

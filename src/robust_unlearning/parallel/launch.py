@@ -101,7 +101,7 @@ def launch(command: Sequence[str], count: int) -> int:
             )
             for rank in range(count)
         ]
-        failed = _wait(children)
+        failed = wait(children)
         if failed is None:
             return 0
         said = told[failed]
@@ -112,7 +112,7 @@ def launch(command: Sequence[str], count: int) -> int:
         return status if status > 0 else INTERRUPTED if status == -signal.SIGINT else 1
 
 
-def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int | None:
+def wait(children: Sequence[subprocess.Popen[bytes]]) -> int | None:
     """Wait for all to end, interrupting the others when one has failed; returns which failed first, None if none."""
     ended: Queue[int] = Queue()
 

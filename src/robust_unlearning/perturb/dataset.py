@@ -29,12 +29,11 @@ from pydantic import BaseModel, ValidationError
 
 from robust_unlearning import files
 from robust_unlearning.data.questions import Question, question_files, read_questions
-from robust_unlearning.errors import UserError
+from robust_unlearning.errors import UserError, explain
 from robust_unlearning.perturb.controls import match_harmless
 from robust_unlearning.perturb.forms import Form, Perturbation, perturbed_forms
 from robust_unlearning.perturb.keywords import Keyword
 from robust_unlearning.perturb.lm_eval_tasks import LOCATION, TASKS, write_tasks
-from robust_unlearning.recipe import explain
 
 MANIFEST, REPLACED, CONTROL, README = "manifest.json", "replaced.jsonl", "control", "README.md"
 RESERVED = ("all", CONTROL, TASKS)
@@ -170,7 +169,7 @@ def rebuild(manifest_path: Path, to: Path, source_path: str | None = None) -> Pe
     try:
         manifest = Manifest.model_validate(json.loads(place.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
-        why = " ".join(explain(error)) if isinstance(error, ValidationError) else str(error)
+        why = " ".join(explain(error.errors(), Manifest)) if isinstance(error, ValidationError) else str(error)
         raise UserError(f"{str(manifest_path)!r} is no {MANIFEST} of unlearn perturb, or is damaged: {why}") from error
     source = manifest.source.model_copy(update={"path": source_path or manifest.source.path})
     present, wanted = source.hashed().sha256, manifest.source.sha256

@@ -16,10 +16,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -31,15 +31,19 @@ from robust_unlearning.methods.noise import RandomNoiseAugmentation
 from robust_unlearning.models import checkpoint
 from robust_unlearning.models.checkpoint import Checkpoint
 from robust_unlearning.models.convert import quiet
-from robust_unlearning.models.layers import match_tensors
+from robust_unlearning.models.layers import trained_tensors
 from robust_unlearning.parallel.processes import Processes
 from robust_unlearning.plan.meter import Meter
 from robust_unlearning.recipe import Recipe
 from robust_unlearning.run.folder import RunFolder
 from robust_unlearning.train.candidate import Candidate, Key, metrics_row
 from robust_unlearning.train.engine import BandEngine
-from robust_unlearning.train.objective import View, sequence_logp
+from robust_unlearning.train.objective import View
 from robust_unlearning.train.references import BLOCK
+from robust_unlearning.train.step import StepBatch, step_losses
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 CPU = torch.device("cpu")
 TRUNK, REFERENCE, NOISED, BAND, TAIL, HEAD, LOSS, BAND_BACK, TAIL_BACK, GRADIENTS, METRICS, CAST = (
@@ -135,7 +139,7 @@ class Stage:
 
     recipe: Recipe
     engine: BandEngine
-    model: nn.Module
+    model: PreTrainedModel
     trained: dict[Key, Tensor]
     depth: int
     stored: torch.dtype
@@ -183,11 +187,7 @@ def set_stage(recipe: Recipe, base: Checkpoint) -> Stage:
     model.eval().requires_grad_(False)
     lowest = min([*recipe.band_layers, *recipe.noised_layers, recipe.layer])
     engine = BandEngine(model, lowest, recipe.layer, tail=recipe.needs_tail)
-    trained = {
-        (layer, name): engine.layers[layer].get_parameter(name)
-        for layer in recipe.band_layers
-        for name in match_tensors(engine.layers[layer], recipe.train_tensors)
-    }
+    trained = trained_tensors(engine.layers, recipe.band_layers, recipe.train_tensors)
     depth = checkpoint.read_config(base).get_text_config().num_hidden_layers
     return Stage(recipe, engine, model, trained, depth, stored)
 
@@ -201,18 +201,18 @@ def rehearse_step(stage: Stage, widths: Mapping[str, int]) -> Meter:
     recipe, meter = stage.recipe, Meter()
     candidate = Candidate(RunFolder(Path(), recipe), stage.trained, stage.engine.width, Processes(CPU))
     views = {side: _view(stage, meter, side, recipe.batch_size, width) for side, width in widths.items()}
-    topic = next(iter(recipe.topics))
+    batch = StepBatch(next(iter(recipe.topics)), **views)
     with meter:
         meter.part = ("", GRADIENTS)
         for master in candidate.masters.values():
             master.grad = torch.zeros_like(master)
         meter.part = ("", CAST)
-        losses = candidate.losses(topic, **views)
+        losses = step_losses(candidate, batch)
         candidate.optimiser.zero_grad(set_to_none=True)
         losses.total.backward()
         for side in ("forget", "retain"):
             views[side].engine = cast(BandEngine, _Noted(stage.engine, meter, side, only=METRICS))
-        metrics_row(candidate, topic, losses, views["forget"], views["retain"])
+        metrics_row(candidate, batch, losses)
     return meter
 
 
@@ -221,7 +221,7 @@ def rehearse_scoring(stage: Stage, width: int) -> Meter:
     meter = Meter()
     view = _view(stage, meter, "", BLOCK, width)
     with meter, torch.no_grad():
-        sequence_logp(view.engine, view.trunk, view.final)
+        view.sequence_logp(view.final)
     return meter
 
 

@@ -7,11 +7,15 @@ CPU cores 335 tokens a second, against 476 here (one reading each, docs/log.md).
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from robust_unlearning import files
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ALPHA = 2
 """α/r: what the low-rank product counts."""
@@ -39,7 +43,7 @@ class LowRank(nn.Module):
         return torch.addmm(self.base(x).flatten(0, -2), low, self.up.to(x.dtype).T).unflatten(0, x.shape[:-1])
 
 
-def add_adapter(model: nn.Module, rank: int, seed: int) -> None:
+def add_adapter(model: PreTrainedModel, rank: int, seed: int) -> None:
     """Freeze a model and put a `LowRank` in place of every linear layer but the LM head."""
     model.requires_grad_(False)
     head = model.get_output_embeddings()

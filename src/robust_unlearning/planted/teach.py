@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
@@ -32,6 +32,9 @@ from robust_unlearning.planted.teaching_plan import TeachingPlan
 from robust_unlearning.planted.world import Entity, Role, World, make_world
 from robust_unlearning.run.folder import environment
 from robust_unlearning.stats.estimates import accuracy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 LOG, STATE, EXAM, PLAN = "log.jsonl", "state.pt", "exam.json", "plan.yaml"
 BLOCK = 4
@@ -86,7 +89,7 @@ def encode(lessons: list[Lesson], tokenizer: Any) -> tuple[Tensor, Tensor]:
     return collate(rows, tokenizer.pad_token_id).ids, nn.utils.rnn.pad_sequence(weights, batch_first=True)
 
 
-def lesson_loss(model: nn.Module, ids: Tensor, weights: Tensor) -> Tensor:
+def lesson_loss(model: PreTrainedModel, ids: Tensor, weights: Tensor) -> Tensor:
     """Weighted mean of -log p over tokens 1 to t - 1, in nats; tokens of weight 0 never reach the LM head.
 
     Pads stand on the right and have weight 0, so that no token sees one and no mask is needed.
@@ -247,7 +250,7 @@ def _rate(plan: TeachingPlan, progress: _Progress) -> float:
     return min(rise, max(0.01, left / (plan.steps * plan.cooldown)))
 
 
-def _student(plan: TeachingPlan, world: World, device: torch.device) -> tuple[nn.Module, Any]:
+def _student(plan: TeachingPlan, world: World, device: torch.device) -> tuple[PreTrainedModel, Any]:
     if plan.base is None:
         tokenizer = make_tokenizer(world)
         return make_tiny(tokenizer, plan.width, plan.layers, plan.seed).to(device), tokenizer

@@ -7,9 +7,10 @@ from typing import Literal
 
 from pydantic import Field
 
+from robust_unlearning.files import shipped_or_own
 from robust_unlearning.planted.lessons import Curriculum
 from robust_unlearning.planted.world import Part, WorldSize
-from robust_unlearning.recipe import Strict, checked, shipped_or_own
+from robust_unlearning.recipe import Strict, checked
 
 
 class Start(Strict):
@@ -52,5 +53,4 @@ def load_teaching_plan(name: str, overrides: Iterable[str] = ()) -> TeachingPlan
         UserError: no such plan, or fields that are unknown or wrong; all of them in one message.
     """
     data = shipped_or_own("plan", name, "assets/planted/plans", "curriculum, steps and others")
-    inner: dict[str, type[Strict]] = {"world": WorldSize, "curriculum": Curriculum, "start": Start}
-    return checked(TeachingPlan, data, overrides, f"plan {name}", inner)
+    return checked(TeachingPlan, data, overrides, f"plan {name}")

@@ -109,7 +109,7 @@ def _model(
         recipe=point.source,
         title=recipe.title,
         seed=recipe.seed,
-        noise=recipe.noise_scale,
+        noise=recipe.rna_std,
         fields=dict(point.setting),
         step=step,
         last=step == recipe.steps,

@@ -14,7 +14,8 @@ from pydantic import Field, field_validator
 from robust_unlearning.errors import UserError, unknown
 from robust_unlearning.experiments.grid import Point, Sweep, expand
 from robust_unlearning.experiments.selection import DEFAULT_RULE, parse_rule
-from robust_unlearning.recipe import Strict, checked, shipped, shipped_or_own, wrong_changes
+from robust_unlearning.files import shipped, shipped_or_own
+from robust_unlearning.recipe import Strict, checked, wrong_changes
 
 Kind = Literal["main", "grid", "ngrams", "noise-sensitivity", "theory", "activations"]
 TRAINING = ("main", "grid")
@@ -107,7 +108,7 @@ def load_target(name: str, overrides: Iterable[str] = ()) -> Target:
             errors.append(unknown("stage", parts[1], stages, f"Given: {word!r}."))
         else:
             kept.append(word)
-    target = checked(Target, data, kept, f"target {name}", {"stages": Stage, "roles": Roles}, errors)
+    target = checked(Target, data, kept, f"target {name}", errors)
     _check(target, name)
     return target
 

@@ -17,9 +17,9 @@ def model_card(recipe: Recipe, record: dict[str, Any], scores: dict[str, Any]) -
         scores: of the latest evaluation, task -> numbers; empty where there was none.
     """
     rna = (
-        f"RNA with noise_std {recipe.noise_scale:g} (variance {recipe.noise_scale**2:g}) at layers "
+        f"RNA with noise_std {recipe.rna_std:g} (variance {recipe.rna_variance:g}) at layers "
         f"{list(recipe.noised_layers)}, site {recipe.noise_site}"
-        if recipe.noise_scale
+        if recipe.rna_std
         else "no RNA"
     )
     lines = [
@@ -62,7 +62,7 @@ def model_card(recipe: Recipe, record: dict[str, Any], scores: dict[str, Any]) -
         "## Citation",
         "",
         "```bibtex",
-        *dict.fromkeys([recipe.spec.bibtex, RNA_BIBTEX] if recipe.noise_scale else [recipe.spec.bibtex]),
+        *dict.fromkeys([recipe.spec.bibtex, RNA_BIBTEX] if recipe.rna_std else [recipe.spec.bibtex]),
         "```",
         "",
     ]

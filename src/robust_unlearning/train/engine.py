@@ -1,4 +1,4 @@
-"""Trunk, band and tail: the only place a model is called during training.
+"""Trunk, band, tail and LM head: the only place a model is called during training.
 
 The trunk is the embedding and the layers below the band. It runs once a batch, without gradients, through the
 model's own forward; stand-ins at the band's places note what each band layer is called with (hidden states,
@@ -6,15 +6,19 @@ masks, position embeddings), so that the band can be called again and again with
 none, for the reference, which is the base itself, or a candidate's. The tail is the layers above the band, the
 final norm and the LM head; it is there only when the engine is given a whole model and a loss asks for it.
 
-Shapes: b sequences, t tokens, d width, V size of the vocabulary.
+The LM head is applied to some rows at a time, so that memory does not grow with tokens × vocabulary: every loss of
+log-probabilities is a function of one token's logits. The losses of these rows and the gradients to their hidden
+states are taken at once, and the logits are forgotten before the next rows. The head is frozen and gets no gradient.
+
+Shapes: b sequences, t tokens, n of them predicted, d width, V size of the vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +29,15 @@ from robust_unlearning.errors import UserError
 from robust_unlearning.methods.noise import RandomNoiseAugmentation
 from robust_unlearning.models.layers import check_layers, decoder_layers
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 Weights = Mapping[int, Mapping[str, Tensor]]
 """Band weights: layer index -> name inside the layer -> tensor."""
+RowLoss = Callable[[Tensor, slice], Tensor]
+"""Logits [rows, V] and which rows they are -> losses [rows]."""
+CHUNK_BYTES = 64 * 1024**2
+"""Logits held at a time, in float32."""
 
 
 class _Reached(Exception):
@@ -88,7 +99,7 @@ class BandEngine:
             (checked with two short sequences).
     """
 
-    def __init__(self, model: nn.Module, first: int, last: int, *, tail: bool = False) -> None:
+    def __init__(self, model: PreTrainedModel, first: int, last: int, *, tail: bool = False) -> None:
         self.model = model
         self.first, self.last = first, last
         _, self._places = decoder_layers(model)
@@ -106,7 +117,8 @@ class BandEngine:
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return next(self.model.parameters()).device
+        device: torch.device = next(self.model.parameters()).device
+        return device
 
     def _check(self, tail: bool) -> None:
         """Compare the parts with the model's own forward on a probe, and find the final norm."""
@@ -123,11 +135,11 @@ class BandEngine:
             if args and highest in outputs and args[0] is _hidden(outputs[highest]) and self._final_norm is None:
                 self._final_norm = module
 
-        every = {**self.layers, **self.upper}
-        handles = [layer.register_forward_hook(note(index)) for index, layer in every.items()]
+        layers = {**self.layers, **self.upper}
+        handles = [layer.register_forward_hook(note(index)) for index, layer in layers.items()]
         if tail:
-            others = [each for each in self.model.modules() if id(each) not in inside]
-            handles += [each.register_forward_pre_hook(find) for each in others]
+            outside = [module for module in self.model.modules() if id(module) not in inside]
+            handles += [module.register_forward_pre_hook(find) for module in outside]
         try:
             with torch.no_grad():
                 output = self.model(input_ids=ids, attention_mask=mask, use_cache=False)
@@ -155,16 +167,16 @@ class BandEngine:
     @contextmanager
     def _standing_in(self) -> Iterator[dict[int, _StandIn]]:
         """Stand-ins at the places of band and tail, the real layers back afterwards whatever happens."""
-        every = {**self.layers, **self.upper}
+        layers = {**self.layers, **self.upper}
         stand_ins = {
-            index: _StandIn(layer, self._returns_tuple[index], index == max(every)) for index, layer in every.items()
+            index: _StandIn(layer, self._returns_tuple[index], index == max(layers)) for index, layer in layers.items()
         }
         try:
             for index, stand_in in stand_ins.items():
                 self._places[index] = stand_in
             yield stand_ins
         finally:
-            for index, layer in every.items():
+            for index, layer in layers.items():
                 self._places[index] = layer
 
     @torch.no_grad()
@@ -193,9 +205,8 @@ class BandEngine:
         hidden = trunk.hidden
         for index, layer in self.layers.items():
             args, kwargs = trunk.calls[index]
-            own = weights.get(index)
-            if own:
-                output = torch.func.functional_call(layer, dict(own), (hidden, *args), kwargs)
+            if index in weights:
+                output = torch.func.functional_call(layer, dict(weights[index]), (hidden, *args), kwargs)
             else:
                 output = layer(hidden, *args, **kwargs)
             hidden = _hidden(output)
@@ -216,11 +227,13 @@ class BandEngine:
             else:
                 output = layer(hidden, *args, **kwargs)
             hidden = _hidden(output)
-        return hidden if self._final_norm is None else self._final_norm(hidden)
+        if self._final_norm is not None:
+            hidden = self._final_norm(hidden)
+        return hidden
 
     def head(self, rows: Tensor) -> Tensor:
         """Logits [n, V] of rows [n, d] of the tail's output."""
-        logits = self.model.get_output_embeddings()(rows)
+        logits: Tensor = self.model.get_output_embeddings()(rows)
         if self._softcap is not None:
             logits = torch.tanh(logits / self._softcap) * self._softcap
         return logits
@@ -238,6 +251,46 @@ class BandEngine:
             return self.tail(trunk, hidden)
 
 
-def _hidden(output: Any) -> Tensor:
+def _hidden(output: Tensor | tuple[Tensor, ...]) -> Tensor:
     """A layer's hidden states; older layer classes return (hidden, …)."""
     return output[0] if isinstance(output, tuple) else output
+
+
+def losses_by_row(hidden: Tensor, head: Callable[[Tensor], Tensor], loss: RowLoss, vocabulary: int) -> Tensor:
+    """`loss(head(hidden), …)` [n], chunk by chunk, differentiable once with respect to `hidden` [n, d].
+
+    Args:
+        hidden: [n, d] what the head reads.
+        head: hidden states -> logits [rows, V]; its weights get no gradient.
+        loss: the loss of each row from its logits alone.
+        vocabulary: V, which decides how many rows a chunk has.
+    """
+    rows = max(1, CHUNK_BYTES // (4 * vocabulary))
+    losses: Tensor = _ByRow.apply(hidden, head, loss, rows)  # type: ignore[no-untyped-call]
+    return losses
+
+
+class _ByRow(torch.autograd.Function):
+    """Forward takes the gradients too, while it has the logits; backward only scales them."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Callable[[Tensor], Tensor], loss: RowLoss, rows: int) -> Tensor:
+        wanted = ctx.needs_input_grad[0]
+        values, gradients = [], []
+        for first in range(0, max(1, len(hidden)), rows):  # no rows, no losses
+            chunk = slice(first, min(first + rows, len(hidden)))
+            part = hidden[chunk].detach().requires_grad_(wanted)
+            with torch.set_grad_enabled(wanted):
+                losses = loss(head(part), chunk)
+                if wanted:
+                    gradients.append(torch.autograd.grad(losses.sum(), part)[0])
+            values.append(losses.detach())
+        if wanted:
+            ctx.save_for_backward(torch.cat(gradients))
+        return torch.cat(values)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradients,) = ctx.saved_tensors
+        return gradients * grad[:, None].to(gradients.dtype), None, None, None

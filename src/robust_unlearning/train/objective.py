@@ -20,8 +20,7 @@ from robust_unlearning.methods.losses import hidden_mse, token_kl, token_logp, t
 from robust_unlearning.methods.noise import RandomNoiseAugmentation
 from robust_unlearning.methods.table import LogProbs, Preference, Representation, Steering, Temper, draw_direction
 from robust_unlearning.recipe import Recipe
-from robust_unlearning.train.engine import BandEngine, Trunk, Weights
-from robust_unlearning.train.lm_head import losses_by_row
+from robust_unlearning.train.engine import BandEngine, RowLoss, Trunk, Weights, losses_by_row
 
 
 class View:
@@ -31,18 +30,18 @@ class View:
 
     Args:
         whole: the batch of all processes, padded to one width.
-        logp: [b] reference log-probabilities of this process's rows, where a loss asks for them.
+        reference_logp: [b] log-probabilities of this process's rows under the reference, where a loss asks for them.
         rows: which rows are this process's; all, where there is one process.
     """
 
     def __init__(
-        self, engine: BandEngine, whole: TokenBatch, logp: Tensor | None = None, rows: slice = slice(None)
+        self, engine: BandEngine, whole: TokenBatch, reference_logp: Tensor | None = None, rows: slice = slice(None)
     ) -> None:
         self.engine = engine
         self.whole = whole
         self.rows = rows
         self.batch = whole.rows(rows)
-        self.logp = logp
+        self.reference_logp = reference_logp
 
     @cached_property
     def token_share(self) -> float:
@@ -58,6 +57,11 @@ class View:
     def predictions(self) -> int:
         """Tokens predicted in the whole batch: all but each sequence's first."""
         return int(self.whole.mask[:, 1:].sum())
+
+    @cached_property
+    def predicted(self) -> Tensor:
+        """[b, t - 1] True where the next token is a real one and so is predicted; n of them in all."""
+        return self.mask[:, 1:].bool()
 
     @cached_property
     def trunk(self) -> Trunk:
@@ -97,6 +101,22 @@ class View:
         with rna.part(self.rows, len(self.whole.ids)):
             return self.engine.reference_tail(self.trunk, hidden, rna)
 
+    def predicting(self, final: Tensor) -> Tensor:
+        """Rows [n, d] of what the LM head reads [b, t, d] that predict a token."""
+        return final[:, :-1][self.predicted]
+
+    def losses(self, final: Tensor, loss: RowLoss) -> Tensor:
+        """The loss [n] of each predicted token from its logits."""
+        return losses_by_row(self.predicting(final), self.engine.head, loss, self.engine.vocabulary)
+
+    def sequence_logp(self, final: Tensor) -> LogProbs:
+        """log p of each sequence from what the LM head reads [b, t, d]; its first token is given, pads do not count."""
+        targets = self.trunk.ids[:, 1:][self.predicted]
+        logp = self.losses(final, lambda logits, rows: token_logp(logits, targets[rows]))
+        sums = torch.zeros(len(self.predicted), dtype=logp.dtype, device=logp.device)
+        sums = sums.index_add(0, self.predicted.nonzero()[:, 0], logp)
+        return LogProbs(sums, self.predicted.sum(dim=1), self.reference_logp)
+
 
 @dataclass
 class Term:
@@ -113,34 +133,43 @@ class Term:
     measures: dict[str, Tensor] = field(default_factory=dict)
 
 
-def predicted(trunk: Trunk) -> Tensor:
-    """[b, t - 1] True where the next token is a real one and so is predicted."""
-    return trunk.mask[:, 1:].bool()
+class ForgetObjective:
+    """The forget loss of a recipe. One that remembers nothing between steps has no steering and no state."""
+
+    steering: Mapping[str, Steering] = {}
+    """Topic -> what its target is made of."""
+
+    def settle(self, topic: str, first: View) -> None:
+        """Take from a topic's first forget batch, seen whole, what is to hold for all its batches."""
+        if topic in self.steering and self.steering[topic].needs_first_batch:
+            self.steering[topic].settle(first.reference, first.mask)
+
+    def term(self, weights: Weights, topic: str, forget: View, refusals: View | None) -> Term:
+        """The forget loss of a step under `weights`."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, Tensor]:
+        """What a resumed run needs, as named tensors."""
+        return {f"{topic}/{name}": value for topic, own in self.steering.items() for name, value in own.state().items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Continue where the run that gave `state` stopped."""
+        for topic, steering in self.steering.items():
+            steering.load_state(below(f"{topic}/", state))
 
 
-def sequence_logp(engine: BandEngine, trunk: Trunk, final: Tensor) -> LogProbs:
-    """log p of each sequence from what the LM head reads [b, t, d]; the first token is given, pads never counted."""
-    wanted = predicted(trunk)
-    targets = trunk.ids[:, 1:][wanted]
-
-    def loss(logits: Tensor, rows: slice) -> Tensor:
-        return token_logp(logits, targets[rows])
-
-    logp = losses_by_row(final[:, :-1][wanted], engine.head, loss, engine.vocabulary)
-    sums = torch.zeros(len(wanted), dtype=logp.dtype, device=logp.device)
-    return LogProbs(sums.index_add(0, wanted.nonzero()[:, 0], logp), wanted.sum(dim=1))
-
-
-class Steered:
+class Steered(ForgetObjective):
     """The forget loss of a representation method: hidden states at layer l pushed to a target (Eq. 2)."""
 
     def __init__(self, recipe: Recipe, spec: Representation, width: int, device: torch.device) -> None:
         self.spec = spec
+        adaptive = spec.scale_field == "adaptive_scale"
         self.steering = {
             topic: Steering(
                 draw_direction(spec.direction, width, derived_seed(recipe.seed, "steering", topic)).to(device),
                 recipe.of_topic(topic, spec.scale_field),
-                keep_first=recipe.coefficient == "first_batch",
+                unit=recipe.steering_unit,
+                keep_first=adaptive and recipe.coefficient == "first_batch",
             )
             for topic in recipe.topics
         }
@@ -148,35 +177,13 @@ class Steered:
     def term(self, weights: Weights, topic: str, forget: View, refusals: View | None) -> Term:
         """Mean squared distance to the method's target."""
         hidden = forget.engine.band(forget.trunk, weights)
-        steering, seen = self.steering[topic], forget
-        if steering.keep_first and steering.frozen_norm is None and forget.sequence_share < 1:
-            seen = View(forget.engine, forget.whole)  # the norm that is kept is a mean over the whole batch
-        known = seen.reference if self.spec.needs_reference else None
-        target = self.spec.target(steering, known, seen.mask)
+        reference = forget.reference if self.spec.needs_reference else None
+        target = self.spec.target(self.steering[topic], reference, forget.mask)
         return Term(hidden_mse(hidden, target, forget.mask) * forget.token_share, hidden.detach())
 
-    def state(self) -> dict[str, Tensor]:
-        """What a resumed run needs, as named tensors."""
-        state = {}
-        for topic, steering in self.steering.items():
-            state[f"{topic}/direction"] = steering.direction
-            state[f"{topic}/scale"] = torch.tensor(steering.scale, dtype=torch.float64)
-            if steering.frozen_norm is not None:
-                state[f"{topic}/frozen_norm"] = steering.frozen_norm
-        return state
 
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Continue where the run that gave `state` stopped."""
-        for topic, steering in self.steering.items():
-            steering.scale = state[f"{topic}/scale"].item()
-            frozen = state.get(f"{topic}/frozen_norm")
-            steering.frozen_norm = None if frozen is None else frozen.to(steering.direction.device)
-
-
-class Preferred:
+class Preferred(ForgetObjective):
     """The forget loss of a preference method: log-probabilities of forget sequences and refusals (Eq. 3 and 4)."""
-
-    steering: Mapping[str, Steering] = {}
 
     def __init__(self, recipe: Recipe, spec: Preference) -> None:
         self.spec, self.recipe = spec, recipe
@@ -184,30 +191,22 @@ class Preferred:
 
     def term(self, weights: Weights, topic: str, forget: View, refusals: View | None) -> Term:
         """The method's loss; nats a forget token are measured too."""
-        own, hidden = self._logp(weights, forget)
-        measures = {"forget_nats": -(own.logp.detach().sum() / forget.predictions)}
+        rejected, hidden = self._logp(weights, forget)
+        measures = {"forget_nats": -(rejected.logp.detach().sum() / forget.predictions)}
         preferred = None
         if self.spec.needs_refusals:
             assert refusals is not None
             preferred, _ = self._logp(weights, refusals)
             measures["refusal_nats"] = -(preferred.logp.detach().sum() / refusals.predictions)
-        return Term(self.spec.loss(own, preferred, self.temper) * forget.sequence_share, hidden, measures)
+        return Term(self.spec.loss(rejected, preferred, self.temper) * forget.sequence_share, hidden, measures)
 
     def _logp(self, weights: Weights, view: View) -> tuple[LogProbs, Tensor]:
         hidden = view.engine.band(view.trunk, weights)
         final = view.engine.tail(view.trunk, hidden, recompute=self.recipe.recompute_tail)
-        found = sequence_logp(view.engine, view.trunk, final)
-        return LogProbs(found.logp, found.length, view.logp), hidden.detach()
-
-    def state(self) -> dict[str, Tensor]:
-        """Nothing: the loss has no memory."""
-        return {}
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing to load."""
+        return view.sequence_logp(final), hidden.detach()
 
 
-def forget_objective(recipe: Recipe, width: int, device: torch.device) -> Steered | Preferred:
+def forget_objective(recipe: Recipe, width: int, device: torch.device) -> ForgetObjective:
     """The forget loss of the recipe's method."""
     if isinstance(recipe.spec, Representation):
         return Steered(recipe, recipe.spec, width, device)
@@ -222,13 +221,16 @@ def retain_term(recipe: Recipe, weights: Weights, view: View, rna: RandomNoiseAu
     if recipe.kept_by == "hidden_mse":
         return Term(hidden_mse(hidden, view.noised(rna), view.mask) * view.token_share, hidden.detach())
     final = engine.tail(view.trunk, hidden, recompute=recipe.recompute_tail)
-    wanted = predicted(view.trunk)
-    known = view.noised_final(rna)[:, :-1][wanted]
+    reference = view.predicting(view.noised_final(rna))
 
     def loss(logits: Tensor, rows: slice) -> Tensor:
         with torch.no_grad():
-            reference = engine.head(known[rows])
-        return token_kl(logits, reference, recipe.kl) if recipe.kept_by == "kl" else token_mse(logits, reference)
+            wanted = engine.head(reference[rows])
+        return token_kl(logits, wanted, recipe.kl) if recipe.kept_by == "kl" else token_mse(logits, wanted)
 
-    losses = losses_by_row(final[:, :-1][wanted], engine.head, loss, engine.vocabulary)
-    return Term(losses.sum() / view.predictions, hidden.detach())
+    return Term(view.losses(final, loss).sum() / view.predictions, hidden.detach())
+
+
+def below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The named tensors whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

@@ -13,13 +13,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from robust_unlearning import files
 from robust_unlearning.data.corpora import Corpus
 from robust_unlearning.parallel.processes import Processes
 from robust_unlearning.train.engine import BandEngine
-from robust_unlearning.train.objective import sequence_logp
+from robust_unlearning.train.objective import View
 
 BLOCK = 8
 """Sequences scored together: always the same ones, whoever asks."""
@@ -37,27 +38,23 @@ class References:
 
     def __init__(self, engine: BandEngine, corpus: Corpus, model: str, dtype: str, processes: Processes) -> None:
         self.engine, self.corpus, self.processes = engine, corpus, processes
-        said = repr((model, dtype, engine.device.type, corpus.rows))
-        self.path = folder() / f"{hashlib.sha256(said.encode()).hexdigest()[:24]}.safetensors"
-        self.logp = processes.on_first(self._kept)
+        key = repr((model, dtype, engine.device.type, corpus.rows))
+        self.path = folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
+        self.logp = processes.on_first(self._read)
 
-    def _kept(self) -> Tensor:
+    def _read(self) -> Tensor:
         """What is on disk, or NaN for every sequence."""
         if not self.path.exists():
             return torch.full((len(self.corpus.rows),), float("nan"), dtype=torch.float64)
-        from safetensors.torch import load_file
-
         return load_file(self.path)["logp"]
 
     def prepare(self, rows: Iterable[int]) -> int:
         """Score those of `rows` that are not known yet, and keep them on disk; returns how many were scored."""
         blocks = sorted({row // BLOCK for row in rows if self.logp[row].isnan()})
-        asked = blocks + blocks[-1:] * (-len(blocks) % self.processes.count)  # sharded layers are run equally often
-        for block, logp in zip(asked, self.processes.divided(asked, self._scored), strict=True):
+        padded = blocks + blocks[-1:] * (-len(blocks) % self.processes.count)  # sharded layers are run equally often
+        for block, logp in zip(padded, self.processes.divided(padded, self._scored), strict=True):
             self.logp[self._rows(block)] = logp
         if blocks and self.processes.first:
-            from safetensors.torch import save_file
-
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with files.replacing(self.path) as temporary:
                 save_file({"logp": self.logp}, temporary)
@@ -69,13 +66,9 @@ class References:
 
     def _scored(self, blocks: Sequence[int]) -> list[Tensor]:
         """log p of the sequences of each block."""
-        found = []
-        for block in blocks:
-            trunk = self.engine.trunk(self.corpus.collated(self._rows(block)))
-            with torch.no_grad():
-                final = self.engine.reference_tail(trunk, self.engine.reference(trunk))
-                found.append(sequence_logp(self.engine, trunk, final).logp.double().cpu())
-        return found
+        views = (View(self.engine, self.corpus.collated(self._rows(block))) for block in blocks)
+        with torch.no_grad():
+            return [view.sequence_logp(view.final).logp.double().cpu() for view in views]
 
     def of(self, rows: list[int]) -> Tensor:
         """log p [b] of these sequences, in float32 on the engine's device."""

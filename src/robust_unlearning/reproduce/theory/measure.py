@@ -121,7 +121,7 @@ def measure(
             shifts = {where: shifts_of(latent, group, variants.pad) for where, group in questions.items()}
             eta = next(iter(shifts.values()))["forget-token"].eta.value or 0.0
             recipe = variant.recipe()
-            injected = [] if recipe is not None and recipe.noise_scale else stds
+            injected = [] if recipe is not None and recipe.rna_std else stds
             output = output_of(latent, questions, variants.pad, [*stds, eta**0.5], settings)
             loss = loss_of(latent, documents, variants.pad, stds, settings)
             answers = {

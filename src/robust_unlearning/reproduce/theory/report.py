@@ -255,7 +255,7 @@ def _trained(targets: Sequence[Measurements]) -> Table:
             continue
         for where, answers in rna.answers.items():
             eta = plain.shifts[where]["forget-token"].eta.value or 0.0
-            forms = _forms(_predicted(eta / rna.recipe.noise_scale**2, plain.answers[where].r))
+            forms = _forms(_predicted(eta / rna.recipe.rna_std**2, plain.answers[where].r))
             observed = accuracy(rejects(answers.change, plain.answers[where].change))
             about = {"target": rna.name, "against": plain.name, "where": where}
             rows.append({**about, **forms, "observed": observed, "n": observed.n})
@@ -264,7 +264,7 @@ def _trained(targets: Sequence[Measurements]) -> Table:
 
 def _without_noise(plain: Measurements, rna: Measurements) -> bool:
     """Whether `plain` was trained by the same method without noise."""
-    if plain.recipe is None or rna.recipe is None or not rna.recipe.noise_scale or plain.recipe.noise_scale:
+    if plain.recipe is None or rna.recipe is None or not rna.recipe.rna_std or plain.recipe.rna_std:
         return False
     return plain.recipe.title == rna.recipe.title
 
