@@ -74,9 +74,9 @@ class Case:
     @property
     def parts(self) -> list[tuple[str, bool]]:
         """The asked question's text in parts, each with whether it is the token that was put in."""
-        text, own = self.asked.question, self.clean.question
-        start = text.find(self.forget) if text.endswith(own) else text.rfind(self.forget)
-        if text == own or start < 0:
+        text, clean = self.asked.question, self.clean.question
+        start = text.find(self.forget) if text.endswith(clean) else text.rfind(self.forget)
+        if text == clean or start < 0:
             return [(text, False)]
         end = start + len(self.forget)
         parts = [(text[:start], False), (text[start:end], True), (text[end:], False)]
@@ -121,10 +121,10 @@ class Flips:
 
     def counts(self) -> dict[str, Counter[str]]:
         """Task -> kind -> questions, over all questions."""
-        found: dict[str, Counter[str]] = {}
+        counts: dict[str, Counter[str]] = {}
         for case in self.cases:
-            found.setdefault(case.task, Counter())[case.kind] += 1
-        return found
+            counts.setdefault(case.task, Counter())[case.kind] += 1
+        return counts
 
     def summary(self) -> Table:
         """How many questions of each task are of each kind, and how many flips an unrelated word does not cause."""
@@ -146,10 +146,10 @@ class Flips:
         columns = [f"{model}_{what}" for what in ("right", "p_right") for model in ("base", "unlearned", "rna")]
         rows = []
         for case in self.cases:
-            said = [forms["forget"] for forms in case.answers]
-            shares = [f"{answer.shares[case.clean.answer]:.6f}" for answer in said]
+            records = [forms["forget"] for forms in case.answers]
+            shares = [f"{record.shares[case.clean.answer]:.6f}" for record in records]
             about = [case.task, case.clean.id, case.forget, case.control, case.kind]
-            rows.append([*about, *(int(answer.right) for answer in said), *shares])
+            rows.append([*about, *(int(record.right) for record in records), *shares])
         return Table.of("Questions", ["task", "id", "forget_token", "control_token", "kind", *columns], rows)
 
     def of_kind(self, kind: str) -> list[Case]:
@@ -221,23 +221,23 @@ def read_flips(folders: Mapping[str, Path], limit: int = 6) -> Flips:
 
 
 def _question(questions: Mapping[str, Question], of: str, task: Task, answer: int) -> Question:
-    found = questions.get(of)
-    if found is None or found.answer != answer:
-        what = "is not in the set any more" if found is None else "has another right answer there"
+    question = questions.get(of)
+    if question is None or question.answer != answer:
+        what = "is not in the set any more" if question is None else "has another right answer there"
         raise UserError(
             f"{task}: question {of!r} of the records {what}. Evaluate the models again on the set as it is."
         )
-    return found
+    return question
 
 
 def _forms(source: Source, task: Task, key: Key) -> dict[str, Record]:
     """The forget form and, where they were asked, the control form and the clean one."""
-    found = {
+    records = {
         "forget": source.tasks[task].get(key),
         "control": source.tasks.get(task.control_form, {}).get(key),
         "clean": source.tasks.get(task.clean_form, {}).get((key[0], "", "")),
     }
-    return {form: record for form, record in found.items() if record is not None}
+    return {form: record for form, record in records.items() if record is not None}
 
 
 def _kind(answers: Sequence[Mapping[str, Record]]) -> str:

@@ -63,8 +63,8 @@ def output_change(
             linear.append(jvp(function, at, noise))
             changes.append(torch.stack([function(at + eta**0.5 * noise) - still for eta in etas]))
     first = torch.stack(linear).cpu().double().numpy()  # [N, b, o]
-    found = torch.stack(changes).cpu().double().numpy()  # [N, etas, b, o]
-    return [compare(found[:, index], eta**0.5 * first) for index, eta in enumerate(etas)]
+    change = torch.stack(changes).cpu().double().numpy()  # [N, etas, b, o]
+    return [compare(change[:, index], eta**0.5 * first) for index, eta in enumerate(etas)]
 
 
 def compare(change: Array, first: Array) -> OutputChange:
