@@ -24,7 +24,7 @@ from robust_unlearning.parallel.launch import launch, wait
 from robust_unlearning.parallel.processes import Processes
 from robust_unlearning.run.delta import load_delta
 from robust_unlearning.run.folder import RunFolder, open_run
-from robust_unlearning.train.objective import View
+from robust_unlearning.train.objective import BatchForward
 from robust_unlearning.train.step import StepBatch, step_losses
 from robust_unlearning.train.trainer import Trainer
 
@@ -289,7 +289,7 @@ def test_a_part_without_a_predicted_token_has_no_part_in_the_loss(tiny_recipe: d
     batch = TokenBatch(torch.tensor([[5, 6, 7], [8, 0, 0]]), torch.tensor([[1, 1, 1], [1, 0, 0]]))
     (candidate,) = trainer.candidates
     _, forget, _, _ = trainer.batches(0)
-    retain = [View(trainer.engine, batch, rows=slice(*rows)) for rows in ((0, 1), (1, 2))]
+    retain = [BatchForward(trainer.engine, batch, rows=slice(*rows)) for rows in ((0, 1), (1, 2))]
     parts = [step_losses(candidate, StepBatch("spells", forget, view)) for view in retain]
     assert parts[1].retain.loss.item() == 0
     parts[1].total.backward()

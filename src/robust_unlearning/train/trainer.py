@@ -17,9 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
 
-from robust_unlearning import files
 from robust_unlearning.data.corpora import Corpus, read_corpus
 from robust_unlearning.errors import UserError
 from robust_unlearning.methods.noise import Draws
@@ -32,7 +30,7 @@ from robust_unlearning.run.delta import FILE, Delta
 from robust_unlearning.run.folder import RunFolder, environment, peak_memory
 from robust_unlearning.train.candidate import Candidate, metrics_row
 from robust_unlearning.train.engine import BandEngine
-from robust_unlearning.train.objective import View
+from robust_unlearning.train.objective import BatchForward
 from robust_unlearning.train.references import References
 from robust_unlearning.train.step import StepBatch, take_step
 
@@ -101,7 +99,7 @@ class Trainer:
                     self.references[topic, side] = References(self.engine, corpus, whole, dtype, self.processes)
         self.candidates = [Candidate(run, self.trained, self.engine.width, self.processes) for run in self.runs]
         for topic in recipe.topics:
-            first = View(self.engine, self.corpora[topic, "forget"].batch(0))
+            first = BatchForward(self.engine, self.corpora[topic, "forget"].batch(0))
             for candidate in self.candidates:
                 candidate.forget.settle(topic, first)
         self._draws: dict[int, Draws] = {}
@@ -134,15 +132,17 @@ class Trainer:
         """What step `step` sees; topics take turns."""
         topics = list(self.recipe.topics)
         topic, number = topics[step % len(topics)], step // len(topics)
-        refusals = self._view(topic, "refusals", number) if (topic, "refusals") in self.corpora else None
-        return StepBatch(topic, self._view(topic, "forget", number), self._view(topic, "retain", number), refusals)
+        refusals = self._forward(topic, "refusals", number) if (topic, "refusals") in self.corpora else None
+        return StepBatch(
+            topic, self._forward(topic, "forget", number), self._forward(topic, "retain", number), refusals
+        )
 
-    def _view(self, topic: str, side: str, number: int) -> View:
+    def _forward(self, topic: str, side: str, number: int) -> BatchForward:
         corpus = self.corpora[topic, side]
         places = corpus.places(number)
         references = self.references.get((topic, side))
         logp = references.of(places)[self.rows] if references else None
-        return View(self.engine, corpus.collated(places), logp, self.rows)
+        return BatchForward(self.engine, corpus.collated(places), logp, self.rows)
 
     def _prepare_references(self, steps: int) -> None:
         """Score the forget sequences (and refusals) of all steps under the base, those that no run has scored yet."""
@@ -289,8 +289,8 @@ class Trainer:
         run, steering = candidate.run, candidate.forget.steering
         self.delta(candidate).save(run.path / FILE)
         if steering:
-            with files.replacing(run.path / "steering.safetensors") as temporary:
-                save_file({topic: own.direction.contiguous() for topic, own in steering.items()}, temporary)
+            directions = {topic: own.direction for topic, own in steering.items()}
+            checkpoint.write_tensors(run.path / "steering.safetensors", directions)
         run.write_record(
             "finished",
             steps=candidate.step,
