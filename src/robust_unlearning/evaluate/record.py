@@ -140,6 +140,11 @@ class Record:
         return float(self.logprobs[self.answer] - np.logaddexp.reduce(self.logprobs))
 
     @property
+    def shares(self) -> list[float]:
+        """The probability of each choice among those offered: softmax of `logprobs`, so that they sum to 1."""
+        return [float(each) for each in np.exp(np.array(self.logprobs) - np.logaddexp.reduce(self.logprobs))]
+
+    @property
     def answer_tokens(self) -> int:
         """Tokens of the right answer."""
         return self.tokens[self.answer]

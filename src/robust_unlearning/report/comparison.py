@@ -182,13 +182,13 @@ def _flipped(flips: Sequence[Flip], reference: str) -> Table:
     return Table(f"Answered by {reference}, not by the model", columns, rows, notes)
 
 
-def _choices(said: Sequence[Any]) -> str:
+def _choices(choices: Sequence[Any]) -> str:
     """Indices of choices as letters; a free answer's first words."""
     return ", ".join(
-        LETTERS[each]
-        if isinstance(each, int) and 0 <= each < len(LETTERS)
-        else shorten(str(each), 40, placeholder=" …")
-        for each in said
+        LETTERS[choice]
+        if isinstance(choice, int) and 0 <= choice < len(LETTERS)
+        else shorten(str(choice), 40, placeholder=" …")
+        for choice in choices
     )
 
 
