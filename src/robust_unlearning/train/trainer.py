@@ -77,9 +77,9 @@ class Trainer:
         )
         tokenizer = checkpoint.load_tokenizer(self.base)
         asking = [run.recipe.spec for run in runs if isinstance(run.recipe.spec, Preference)]
-        sides = ["forget", "retain", *(["refusals"] if any(spec.needs_refusals for spec in asking) else [])]
+        self.sides = ["forget", "retain", *(["refusals"] if any(spec.needs_refusals for spec in asking) else [])]
         self.corpora = {
-            (topic, side): read_corpus(recipe, topic, side, tokenizer) for side in sides for topic in recipe.topics
+            (topic, side): read_corpus(recipe, topic, side, tokenizer) for topic in recipe.topics for side in self.sides
         }
         read = time.perf_counter()
         tail = any(run.recipe.needs_tail for run in runs)
@@ -132,24 +132,21 @@ class Trainer:
         """What step `step` sees; topics take turns."""
         topics = list(self.recipe.topics)
         topic, number = topics[step % len(topics)], step // len(topics)
-        refusals = self._forward(topic, "refusals", number) if (topic, "refusals") in self.corpora else None
-        return StepBatch(
-            topic, self._forward(topic, "forget", number), self._forward(topic, "retain", number), refusals
-        )
+        return StepBatch(topic, *(self._forward(topic, side, number) for side in self.sides))
 
     def _forward(self, topic: str, side: str, number: int) -> BatchForward:
         corpus = self.corpora[topic, side]
-        places = corpus.places(number)
+        rows = corpus.row_indices(number)
         references = self.references.get((topic, side))
-        logp = references.of(places)[self.rows] if references else None
-        return BatchForward(self.engine, corpus.collated(places), logp, self.rows)
+        logp = references.of(rows)[self.rows] if references else None
+        return BatchForward(self.engine, corpus.collated(rows), logp, self.rows)
 
     def _prepare_references(self, steps: int) -> None:
         """Score the forget sequences (and refusals) of all steps under the base, those that no run has scored yet."""
         began = time.perf_counter()
         numbers = range(math.ceil(steps / len(self.recipe.topics)))
         for key, references in self.references.items():
-            references.prepare(place for number in numbers for place in self.corpora[key].places(number))
+            references.prepare(row for number in numbers for row in self.corpora[key].row_indices(number))
         if self.references:
             self.load_seconds["reference"] = time.perf_counter() - began
 
@@ -282,8 +279,7 @@ class Trainer:
 
     def _by_topic(self, value: Callable[[Corpus], Any]) -> dict[str, dict[str, Any]]:
         """Topic -> side -> the value of its corpus."""
-        sides = dict.fromkeys(side for _, side in self.corpora)
-        return {topic: {side: value(self.corpora[topic, side]) for side in sides} for topic in self.recipe.topics}
+        return {topic: {side: value(self.corpora[topic, side]) for side in self.sides} for topic in self.recipe.topics}
 
     def _finish(self, candidate: Candidate) -> None:
         run, steering = candidate.run, candidate.forget.steering
