@@ -20,7 +20,7 @@ import torch
 
 from robust_unlearning.data.corpora import Corpus, read_corpus
 from robust_unlearning.errors import UserError
-from robust_unlearning.methods.noise import Draws
+from robust_unlearning.methods.noise import SharedNoise
 from robust_unlearning.methods.table import Preference
 from robust_unlearning.models import checkpoint
 from robust_unlearning.models.layers import check_layers, trained_tensors
@@ -102,16 +102,16 @@ class Trainer:
             first = BatchForward(self.engine, self.corpora[topic, "forget"].batch(0))
             for candidate in self.candidates:
                 candidate.forget.settle(topic, first)
-        self._draws: dict[int, Draws] = {}
-        self._share_draws()
+        self._shared_noise: dict[int, SharedNoise] = {}
+        self._share_noise()
 
-    def _share_draws(self) -> None:
+    def _share_noise(self) -> None:
         """Let candidates whose noises have the same seed draw it once."""
         seeds = Counter(each.rna.seed for each in self.candidates if each.rna)
-        self._draws = {seed: Draws() for seed, count in seeds.items() if count > 1}
+        self._shared_noise = {seed: SharedNoise() for seed, count in seeds.items() if count > 1}
         for candidate in self.candidates:
             if candidate.rna:
-                candidate.rna.draws = self._draws.get(candidate.rna.seed)
+                candidate.rna.shared = self._shared_noise.get(candidate.rna.seed)
 
     def _model(self, tail: bool, lowest: int) -> PreTrainedModel:
         """The base, as far as it is needed, on this process's device; the band begins at layer `lowest`."""
@@ -209,8 +209,8 @@ class Trainer:
     def advance(self, step: int, due: Sequence[Candidate], report: Report | None = None) -> dict[Candidate, str]:
         """Take step `step` with the candidates that are due; returns those whose loss was not finite, and why."""
         failed = {}
-        for draws in self._draws.values():
-            draws.clear()
+        for noise in self._shared_noise.values():
+            noise.clear()
         began = time.perf_counter()
         batch = self.batches(step)
         tokens = batch.forget.whole.tokens + batch.retain.whole.tokens
