@@ -165,7 +165,7 @@ class Trainer:
             record = self._record(candidate)
             if candidate.load_checkpoint():
                 _check_unchanged(candidate.run.record, record)
-            if self.processes.first:
+            if self.processes.is_rank_zero:
                 candidate.run.write_record("running", **record)
         self._check_steps()
         waiting = [candidate for candidate in self.candidates if candidate.step < candidate.recipe.steps]
@@ -180,7 +180,7 @@ class Trainer:
                     failed |= self.advance(step, due, report)
         except BaseException:
             for candidate in waiting:
-                if self.processes.first and candidate.run.status == "running":
+                if self.processes.is_rank_zero and candidate.run.status == "running":
                     candidate.run.write_record("stopped")
             raise
         for candidate in self.candidates:
@@ -188,13 +188,13 @@ class Trainer:
                 failed[candidate] = f"step {candidate.step} left weights that are not finite. Lower learning_rate."
                 self._fail(candidate, failed[candidate])
             elif candidate not in failed:
-                self.processes.on_first(partial(self._finish, candidate))
+                self.processes.on_rank_zero(partial(self._finish, candidate))
         if failed:
             raise Diverged({candidate.run.path: error for candidate, error in failed.items()})
 
     def _fail(self, candidate: Candidate, error: str) -> None:
         """Mark a run as failed; its last checkpoint stays as it is."""
-        if self.processes.first:
+        if self.processes.is_rank_zero:
             candidate.run.write_record("failed", error=error)
 
     def _check_steps(self) -> None:
@@ -227,12 +227,12 @@ class Trainer:
             began = ended
             if candidate.step % candidate.recipe.log_every == 0 or candidate.step == candidate.recipe.steps:
                 row = metrics_row(candidate, batch, losses)
-                if self.processes.first:
+                if self.processes.is_rank_zero:
                     candidate.run.add_row(row)
                     if report:
                         report(candidate, row)
                 candidate.recent.clear()
-            if not self.processes.first:
+            if not self.processes.is_rank_zero:
                 continue
             if candidate.step in candidate.recipe.snapshots:
                 self.delta(candidate).save(candidate.run.snapshot(candidate.step))
@@ -333,7 +333,7 @@ def unlearn(
     checked = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     processes = join(checkpoint.pick_device(checked.device))
     run = RunFolder(Path(out), checked)
-    status = processes.on_first(lambda: RunFolder.open(run.path, checked, resume=resume).status)
+    status = processes.on_rank_zero(lambda: RunFolder.open(run.path, checked, resume=resume).status)
     if status != "finished":
         Trainer([run], shard=shard).train(report)
     return run
