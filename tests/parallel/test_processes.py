@@ -64,7 +64,7 @@ with contextlib.redirect_stdout(io.StringIO()) as printed:
 runs = [RunFolder(out / f"lockstep {number}", load_recipe(each)) for number, each in enumerate(work["lockstep"])]
 trainer = Trainer(runs)
 for run in runs:
-    trainer.processes.on_first(lambda: RunFolder.open(run.path, run.recipe).status)
+    trainer.processes.on_rank_zero(lambda: RunFolder.open(run.path, run.recipe).status)
 trainer.train()
 
 class Cut(Exception):
@@ -75,7 +75,7 @@ def stop(candidate):
         raise Cut
 
 cut = RunFolder(out / "two, then one", load_recipe(work["recipes"][first]))
-trainer.processes.on_first(lambda: RunFolder.open(cut.path, cut.recipe).status)
+trainer.processes.on_rank_zero(lambda: RunFolder.open(cut.path, cut.recipe).status)
 trainer = Trainer([cut])
 step = trainer.advance
 trainer.advance = lambda *given: (stop(trainer.candidates[0]), step(*given))[1]

@@ -309,9 +309,7 @@ def test_dpo_moves_with_the_likelihood_of_the_refusal(tiny_recipe: dict[str, Any
     objective = forget_objective(recipe, exact.width, CPU)
     plain = objective.term(weights, "spells", forget, refusals).loss.item()
     assert refusals.reference_logp is not None
-    likelier = BatchForward(
-        exact, refusals.batch, refusals.reference_logp - 1
-    )  # by one nat more than the reference thought
+    likelier = BatchForward(exact, refusals.batch, refusals.reference_logp - 1)  # by one nat than the reference thought
     assert objective.term(weights, "spells", forget, likelier).loss.item() < plain
 
 
