@@ -20,7 +20,7 @@ from robust_unlearning.experiments.ranges import parse_values
 from robust_unlearning.experiments.rule import DEFAULT_RULE, answers_of, choose, parse_rule
 from robust_unlearning.experiments.runner import groups, train_all
 from robust_unlearning.experiments.sweep import run_sweep
-from robust_unlearning.methods.noise import Draws, RandomNoiseAugmentation
+from robust_unlearning.methods.noise import RandomNoiseAugmentation, SharedNoise
 from robust_unlearning.plan.memory import Need, free_memory, need
 from robust_unlearning.report.figures import FORMATS
 from robust_unlearning.results.roles import role_of, roles
@@ -119,14 +119,14 @@ def test_draws_are_shared_and_each_noise_is_as_if_alone() -> None:
 
     shapes = [(2, 3, 8), (2, 5, 8)]
     alone = [[noise.noisy(torch.zeros(shape)) for shape in shapes] for noise in noises()]
-    draws, together = Draws(), noises()
+    shared, together = SharedNoise(), noises()
     for noise in together:
-        noise.draws = draws
+        noise.shared = shared
     for index, shape in enumerate(shapes):
         for noise, expected in zip(together, alone, strict=True):
             assert torch.equal(noise.noisy(torch.zeros(shape)), expected[index])
-        assert len(draws._known) == 2  # one for each seed
-        draws.clear()
+        assert len(shared._known) == 2  # one for each seed
+        shared.clear()
     torch.testing.assert_close(alone[0][0] / 0.1, alone[1][0] / 2)
 
 

@@ -174,7 +174,7 @@ def need(recipes: Sequence[Recipe]) -> Need:
         UserError: the model cannot be found, lacks a layer, or has no tensor of the recipe's pattern.
     """
     costs = {
-        (recipe.method, recipe.kept_by, recipe.recompute_tail, recipe.noised_layers, recipe.noise_site): recipe
+        (recipe.method, recipe.retain_kind, recipe.recompute_tail, recipe.noised_layers, recipe.noise_site): recipe
         for recipe in recipes
     }
     needs = [_need_of(recipe) for recipe in costs.values()]
