@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from robust_unlearning.data.corpora import HUB, read_documents
-from robust_unlearning.data.questions import STYLES, Question, read_questions, shows_options
+from robust_unlearning.data.questions import STYLES, Question, shows_options
 from robust_unlearning.errors import UserError, explain, unknown
 from robust_unlearning.evaluate.likelihood import option_logprobs, text_nats
 from robust_unlearning.evaluate.record import Record, Task, by_task, excess_of
@@ -88,9 +88,7 @@ class Suite(Strict):
     def question_texts(self) -> set[tuple[str, tuple[str, ...]]]:
         """Every question with its choices, as it is before a token is put in."""
         return {
-            (question.question, question.choices)
-            for source in self.questions.values()
-            for question in read_questions(source.path, config=source.config, split=source.split)
+            (question.question, question.choices) for source in self.questions.values() for question in source.read()
         }
 
     def about(self) -> dict[str, Any]:
