@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from robust_unlearning.recipe import Recipe
     from robust_unlearning.train.candidate import Candidate
     from robust_unlearning.train.engine import BandEngine
-    from robust_unlearning.train.objective import View
+    from robust_unlearning.train.objective import BatchForward
 
 RNA = "rna"
 """The implementation that alternates steps of ours with and without noise."""
@@ -209,7 +209,7 @@ def asks_for_reference(recipe: Recipe) -> bool:
     return recipe.needs_tail and recipe.spec.needs_reference
 
 
-def score(view: View) -> torch.Tensor:
+def score(view: BatchForward) -> torch.Tensor:
     """Reference log-probabilities [b] of a batch's sequences."""
     import torch
 
@@ -219,9 +219,9 @@ def score(view: View) -> torch.Tensor:
 
 def score_all(engine: BandEngine, recipe: Recipe, batches: Sequence[TokenBatch]) -> dict[int, torch.Tensor]:
     """Reference log-probabilities by each batch's identity, as a later run finds them on disk."""
-    from robust_unlearning.train.objective import View
+    from robust_unlearning.train.objective import BatchForward
 
-    return {id(each): score(View(engine, each)) for each in batches} if asks_for_reference(recipe) else {}
+    return {id(each): score(BatchForward(engine, each)) for each in batches} if asks_for_reference(recipe) else {}
 
 
 def our_step(engine: BandEngine, candidate: Candidate, known: dict[int, torch.Tensor] | None) -> Step:
@@ -231,14 +231,14 @@ def our_step(engine: BandEngine, candidate: Candidate, known: dict[int, torch.Te
         known: reference log-probabilities by the forget batch's identity, as a run reads them from disk; None to
             score each batch within the step, as the first run does.
     """
-    from robust_unlearning.train.objective import View
+    from robust_unlearning.train.objective import BatchForward
     from robust_unlearning.train.step import StepBatch, take_step
 
     def step(forget: TokenBatch, retain: TokenBatch) -> tuple[float, float]:
-        view = View(engine, forget)
+        view = BatchForward(engine, forget)
         if asks_for_reference(candidate.recipe):
             view.reference_logp = score(view) if known is None else known[id(forget)]
-        losses = take_step(candidate, StepBatch(TOPIC, view, View(engine, retain)))
+        losses = take_step(candidate, StepBatch(TOPIC, view, BatchForward(engine, retain)))
         return losses.forget.loss.item(), losses.retain.loss.item()
 
     return step

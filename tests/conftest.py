@@ -237,3 +237,15 @@ def plain_recipe(tiny_model: Path, texts: dict[str, Path]) -> Mapping[str, Any]:
 def tiny_recipe(plain_recipe: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe of eight small steps, to be changed at will."""
     return deepcopy(dict(plain_recipe))
+
+
+@pytest.fixture
+def plain() -> dict[str, Any]:
+    """The least a recipe must say. Nothing it names has to exist."""
+    return {
+        "method": "rmu",
+        "model": "some/model",
+        "topics": {"biology": {"forget": "forget.jsonl"}},
+        "retain": "retain.jsonl",
+        "steering_scale": 6.5,
+    }

@@ -1,43 +1,16 @@
-"""Recipes: every error at once, overrides, defaults, and a content hash that only the content decides."""
+"""Recipes: overrides, defaults, and a content hash that only the content decides."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from recipe_errors import lines_of, load_error
 
-from robust_unlearning import UserError, load_recipe
+from robust_unlearning import load_recipe
 from robust_unlearning.recipe import Recipe, recipe_names
-
-
-@pytest.fixture
-def plain() -> dict[str, Any]:
-    """The least a recipe must say. Nothing it names has to exist."""
-    return {
-        "method": "rmu",
-        "model": "some/model",
-        "topics": {"biology": {"forget": "forget.jsonl"}},
-        "retain": "retain.jsonl",
-        "steering_scale": 6.5,
-    }
-
-
-def _error(source: Any, *overrides: str) -> str:
-    with pytest.raises(UserError) as caught:
-        load_recipe(source, overrides)
-    return str(caught.value)
-
-
-def _lines(message: str) -> list[str]:
-    """The errors of a message, one a line, after the line that counts them."""
-    head, *lines = message.splitlines()
-    count = int(head.split(": ")[-1].split()[0])
-    assert count == len(lines), message
-    return lines
-
 
 # --- defaults
 
@@ -110,167 +83,14 @@ def test_variance_gives_its_square_root_as_scale(plain: dict[str, Any]) -> None:
 def test_noise_std_and_variance_together_are_an_error_that_says_how_they_relate(
     plain: dict[str, Any],
 ) -> None:
-    (line,) = _lines(_error(plain, "noise_std=0.3", "noise_variance=0.09"))
+    (line,) = lines_of(load_error(plain, "noise_std=0.3", "noise_variance=0.09"))
     assert "noise_std (0.3) and noise_variance (0.09) are both given" in line
     assert "square root" in line
 
 
 def test_noise_above_the_layer_is_an_error(plain: dict[str, Any]) -> None:
-    (line,) = _lines(_error({**plain, "noise_layers": [6, 8]}))
+    (line,) = lines_of(load_error({**plain, "noise_layers": [6, 8]}))
     assert "noise_layers: [6, 8] must name layers from 0 to layer = 7" in line
-
-
-# --- errors
-
-
-def test_every_error_is_in_one_message_with_the_nearest_names() -> None:
-    message = _error(
-        {
-            "method": "rmu",
-            "model": "some/model",
-            "topics": {"biology": {"forget": "forget.jsonl", "retian_weight": 3}},
-            "retain": "retain.jsonl",
-            "steering_scale": 6.5,
-            "learning_rat": 1,
-            "steps": "many",
-            "batch_size": 0,
-            "noise_std": 0.1,
-            "noise_variance": 0.2,
-            "train_layers": [9],
-        },
-        "warmup",
-    )
-    lines = _lines(message)
-    assert len(lines) == 7
-    expected = {
-        "learning_rat": "did you mean 'learning_rate'?",
-        "retian_weight": "did you mean 'retain_weight'?",
-        "steps": "'many'",
-        "batch_size": "0",
-        "noise_std (0.1)": "noise_variance (0.2)",
-        "train_layers": "[9]",
-        "'warmup'": "field=value",
-    }
-    for name, says in expected.items():
-        assert any(name in line and says in line for line in lines), (name, message)
-
-
-def test_required_fields_are_named() -> None:
-    lines = _lines(_error({"steps": 3}))
-    assert [line.split(":")[0].strip(" -") for line in lines] == ["method", "model", "topics"]
-    assert all("required" in line for line in lines)
-
-
-@pytest.mark.parametrize(
-    ("place", "wrong", "right"),
-    [
-        ((), "noise_sdt", "noise_std"),
-        ((), "Layer", "layer"),
-        (("retain",), "pth", "path"),
-        (("topics", "biology"), "forgett", "forget"),
-        (("topics", "biology"), "max_token", "max_tokens"),
-        (("topics", "biology", "forget"), "min_char", "min_chars"),
-        (("topics", "a topic with quite a long name"), "retian", "retain"),
-    ],
-)
-def test_unknown_fields_get_the_nearest_name_of_their_place(
-    place: tuple[str, ...], wrong: str, right: str, plain: dict[str, Any]
-) -> None:
-    plain["topics"]["a topic with quite a long name"] = {"forget": "other.jsonl"}
-    plain["retain"] = {"path": "retain.jsonl"}
-    plain["topics"]["biology"]["forget"] = {"path": "forget.jsonl"}
-    here = plain
-    for part in place:
-        here = here[part]
-    here[wrong] = 1
-    (line,) = _lines(_error(plain))
-    assert wrong in line
-    assert f"did you mean {right!r}?" in line
-
-
-def test_an_unknown_method_gets_the_nearest_and_all(plain: dict[str, Any]) -> None:
-    (line,) = _lines(_error(plain, "method=rmuu"))
-    assert "unknown method 'rmuu': did you mean 'rmu'?" in line
-    assert "adaptive_rmu" in line
-
-
-def test_a_missing_scale_is_named_with_both_places_to_set_it(plain: dict[str, Any]) -> None:
-    (line,) = _lines(_error(plain, "method=adaptive_rmu"))
-    assert "adaptive_scale: adaptive_rmu needs it" in line
-    assert "topics.biology.adaptive_scale=" in line
-    assert load_recipe(plain, ["method=adaptive_rmu", "topics.biology.adaptive_scale=5"])
-
-
-def test_a_missing_retain_corpus_is_an_error_for_each_topic_without(plain: dict[str, Any]) -> None:
-    del plain["retain"]
-    plain["topics"]["cyber"] = {"forget": "cyber.jsonl", "retain": "plain.jsonl"}
-    (line,) = _lines(_error(plain))
-    assert "topics.biology.retain" in line
-
-
-@pytest.mark.parametrize("field", ["steering_scale", "retain", "layer"])
-def test_one_wrong_field_is_one_error(field: str, plain: dict[str, Any]) -> None:
-    wrong = {"steering_scale": -1, "retain": {"pat": "x"}, "layer": "ten"}[field]
-    plain["train_layers"] = [9]  # fits the layer that was meant
-    plain["layer"] = 9
-    lines = _lines(_error({**plain, field: wrong}))
-    named = {line.strip(" -").split(":")[0].split(".")[0] for line in lines}
-    assert named <= {field, "unknown field 'retain"}, lines
-
-
-@pytest.mark.parametrize("given", [[], [8], [3, 12]])
-def test_train_layers_above_the_layer_or_none_at_all_are_an_error(given: list[int], plain: dict[str, Any]) -> None:
-    (line,) = _lines(_error({**plain, "train_layers": given}))
-    assert f"train_layers: {given}" in line
-    assert "layer = 7" in line
-
-
-def test_no_topic_is_an_error(plain: dict[str, Any]) -> None:
-    (line,) = _lines(_error({**plain, "topics": {}}))
-    assert "topics" in line
-
-
-@pytest.mark.parametrize(
-    "field",
-    [
-        "noise_std",
-        "noise_variance",
-        "learning_rate",
-        "weight_decay",
-        "steering_scale",
-        "retain_weight",
-        "forget_weight",
-    ],
-)
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_numbers_that_are_not_finite_are_refused(field: str, value: float, plain: dict[str, Any]) -> None:
-    assert any(field in line for line in _lines(_error({**plain, field: value})))
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("steps", 0),
-        ("batch_size", 0),
-        ("max_tokens", 1),
-        ("learning_rate", 0),
-        ("noise_std", -0.1),
-        ("noise_variance", -1),
-        ("seed", -1),
-        ("layer", -1),
-        ("log_every", 0),
-        ("checkpoint_every", 0),
-        ("retain_weight", -1),
-        ("dtype", "int8"),
-        ("noise_site", "attention"),
-        ("coefficient", "first"),
-        ("steering_unit", "norm"),
-        ("steps", 2.5),
-    ],
-)
-def test_values_out_of_range_name_the_field_and_what_was_given(field: str, value: Any, plain: dict[str, Any]) -> None:
-    lines = _lines(_error({**plain, field: value}))
-    assert any(f"{field}:" in line and f"given {value!r}" in line for line in lines)
 
 
 # --- overrides
@@ -342,13 +162,13 @@ def test_dots_reach_into_topics_and_sources(plain: dict[str, Any]) -> None:
     ],
 )
 def test_bad_overrides_are_named(override: str, says: str, plain: dict[str, Any]) -> None:
-    message = _error(plain, override)
+    message = load_error(plain, override)
     assert says in message
-    assert len(_lines(message)) == 1
+    assert len(lines_of(message)) == 1
 
 
 def test_all_bad_overrides_are_in_the_one_message(plain: dict[str, Any]) -> None:
-    assert len(_lines(_error(plain, "steps", "layer", "learning_rate=-1"))) == 3
+    assert len(lines_of(load_error(plain, "steps", "layer", "learning_rate=-1"))) == 3
 
 
 # --- YAML and the content hash
@@ -386,30 +206,30 @@ def test_the_hash_sees_every_change(override: str, plain: dict[str, Any]) -> Non
 def test_a_list_is_no_recipe(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("- method: rmu\n", encoding="utf-8")
-    assert "a recipe is a mapping of fields" in _error(path)
+    assert "a recipe is a mapping of fields" in load_error(path)
 
 
 def test_a_file_that_is_not_yaml_is_an_error_that_names_it(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("method: [rmu\n", encoding="utf-8")
-    message = _error(path)
+    message = load_error(path)
     assert str(path) in message
     assert "YAML" in message
 
 
 def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
-    assert str(tmp_path) in _error(tmp_path)
+    assert str(tmp_path) in load_error(tmp_path)
 
 
 def test_an_unknown_recipe_name_says_where_to_look() -> None:
-    message = _error("no-such-recipe")
+    message = load_error("no-such-recipe")
     assert "no recipe 'no-such-recipe'" in message
     assert "unlearn list recipes" in message
 
 
 def test_a_misspelt_recipe_file_gets_the_nearest_beside_it(plain: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(plain), encoding="utf-8")
-    assert str(tmp_path / "mine.yaml") in _error(tmp_path / "mien.yaml")
+    assert str(tmp_path / "mine.yaml") in load_error(tmp_path / "mien.yaml")
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -421,14 +241,14 @@ def test_every_shipped_recipe_is_valid(name: str) -> None:
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_a_misspelt_shipped_recipe_gets_the_nearest(name: str) -> None:
-    assert "Did you mean" in _error(name + "x")
+    assert "Did you mean" in load_error(name + "x")
 
 
 def test_snapshots_beyond_the_last_step_are_an_error(plain: dict[str, Any]) -> None:
-    (line,) = _lines(_error({**plain, "steps": 10, "snapshots": [5, 11]}))
+    (line,) = lines_of(load_error({**plain, "steps": 10, "snapshots": [5, 11]}))
     assert "snapshots: [11] outside 1 to steps = 10" in line
 
 
 def test_noise_at_no_layer_is_an_error(plain: dict[str, Any]) -> None:
-    (line,) = _lines(_error({**plain, "noise_layers": []}))
+    (line,) = lines_of(load_error({**plain, "noise_layers": []}))
     assert "noise_layers: []" in line

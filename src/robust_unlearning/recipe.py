@@ -138,7 +138,7 @@ class Recipe(Strict):
         return METHODS[self.method]
 
     @property
-    def kept_by(self) -> RetainLoss:
+    def retain_kind(self) -> RetainLoss:
         """The retain loss: the recipe's own, or the method's."""
         return self.retain_loss or self.spec.retain_loss
 
@@ -146,12 +146,12 @@ class Recipe(Strict):
     def title(self) -> str:
         """What tables call it: the method, with its retain loss where methods come with several (`NPO+KL`)."""
         short = {"kl": "+KL", "mse": "+MSE", "hidden_mse": "+hidden MSE" if isinstance(self.spec, Preference) else ""}
-        return self.spec.title + short[self.kept_by]
+        return self.spec.title + short[self.retain_kind]
 
     @property
     def needs_tail(self) -> bool:
         """Whether a loss asks for log-probabilities, and so for the layers above l."""
-        return isinstance(self.spec, Preference) or self.kept_by != "hidden_mse"
+        return isinstance(self.spec, Preference) or self.retain_kind != "hidden_mse"
 
     @property
     def band_layers(self) -> tuple[int, ...]:
@@ -223,7 +223,7 @@ def _conflicts(recipe: Recipe) -> Iterator[tuple[set[str], str]]:
                 "at least one; the losses see nothing above that."
             ),
         )
-    highest = recipe.layer if known and recipe.kept_by == "hidden_mse" else math.inf
+    highest = recipe.layer if known and recipe.retain_kind == "hidden_mse" else math.inf
     if not recipe.noised_layers or not all(0 <= layer <= highest for layer in recipe.noised_layers):
         yield (
             {"noise_layers", "layer"},

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from robust_unlearning.evaluate.record import Record, Task, by_task, control_of, control_tasks, excess_of
+from robust_unlearning import files
+from robust_unlearning.evaluate.record import Record, Task, by_task, control_of, control_tasks, excess_of, read_records
 
 TOKENS = {"forget_token": None, "control_token": None}
 
@@ -54,6 +56,12 @@ def test_the_forms_of_a_task() -> None:
 )  # fmt: skip
 def test_a_line_is_written_as_it_was_read(line: dict[str, Any]) -> None:
     assert json.dumps(Record.from_dict(line).as_dict()) == json.dumps(line)
+
+
+def test_only_line_feeds_end_a_line(tmp_path: Path) -> None:
+    record = Record(Task("q"), "a\u2028b\x85c", answer=0, prediction=0, correct=True)
+    files.write_jsonl(tmp_path / "records.jsonl", [record.as_dict()] * 2)
+    assert read_records(tmp_path / "records.jsonl") == [record] * 2
 
 
 def test_log_probabilities_of_the_right_answer() -> None:

@@ -24,7 +24,7 @@ from robust_unlearning.parallel.launch import launch, wait
 from robust_unlearning.parallel.processes import Processes
 from robust_unlearning.run.delta import load_delta
 from robust_unlearning.run.folder import RunFolder, open_run
-from robust_unlearning.train.objective import View
+from robust_unlearning.train.objective import BatchForward
 from robust_unlearning.train.step import StepBatch, step_losses
 from robust_unlearning.train.trainer import Trainer
 
@@ -64,7 +64,7 @@ with contextlib.redirect_stdout(io.StringIO()) as printed:
 runs = [RunFolder(out / f"lockstep {number}", load_recipe(each)) for number, each in enumerate(work["lockstep"])]
 trainer = Trainer(runs)
 for run in runs:
-    trainer.processes.on_first(lambda: RunFolder.open(run.path, run.recipe).status)
+    trainer.processes.on_rank_zero(lambda: RunFolder.open(run.path, run.recipe).status)
 trainer.train()
 
 class Cut(Exception):
@@ -75,7 +75,7 @@ def stop(candidate):
         raise Cut
 
 cut = RunFolder(out / "two, then one", load_recipe(work["recipes"][first]))
-trainer.processes.on_first(lambda: RunFolder.open(cut.path, cut.recipe).status)
+trainer.processes.on_rank_zero(lambda: RunFolder.open(cut.path, cut.recipe).status)
 trainer = Trainer([cut])
 step = trainer.advance
 trainer.advance = lambda *given: (stop(trainer.candidates[0]), step(*given))[1]
@@ -293,7 +293,7 @@ def test_a_part_without_a_predicted_token_has_no_part_in_the_loss(tiny_recipe: d
     batch = TokenBatch(torch.tensor([[5, 6, 7], [8, 0, 0]]), torch.tensor([[1, 1, 1], [1, 0, 0]]))
     (candidate,) = trainer.candidates
     _, forget, _, _ = trainer.batches(0)
-    retain = [View(trainer.engine, batch, rows=slice(*rows)) for rows in ((0, 1), (1, 2))]
+    retain = [BatchForward(trainer.engine, batch, rows=slice(*rows)) for rows in ((0, 1), (1, 2))]
     parts = [step_losses(candidate, StepBatch("spells", forget, view)) for view in retain]
     assert parts[1].retain.loss.item() == 0
     parts[1].total.backward()

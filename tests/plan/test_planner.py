@@ -30,7 +30,7 @@ from robust_unlearning.recipe import load_recipe, recipe_names
 from robust_unlearning.run.folder import RunFolder
 from robust_unlearning.train.candidate import Candidate
 from robust_unlearning.train.engine import BandEngine
-from robust_unlearning.train.objective import View
+from robust_unlearning.train.objective import BatchForward
 from robust_unlearning.train.step import StepBatch, take_step
 
 CONFIGS = Path(__file__).parents[2] / "benchmarks" / "configs"
@@ -154,12 +154,12 @@ def test_flops_and_live_bytes_are_those_of_a_real_update(short_recipe: dict[str,
     trained = trained_tensors(engine.layers, recipe.band_layers, recipe.train_tensors)
     candidate = Candidate(RunFolder(Path(), recipe), trained, engine.width, Processes(cpu))
 
-    def views(padding: int) -> list[View]:
+    def views(padding: int) -> list[BatchForward]:
         found = []
         for width in widths.values():
             mask = torch.ones(recipe.batch_size, width, dtype=torch.long)
             mask[0, width - padding :] = 0
-            found.append(View(engine, TokenBatch(torch.ones_like(mask), mask), torch.zeros(recipe.batch_size)))
+            found.append(BatchForward(engine, TokenBatch(torch.ones_like(mask), mask), torch.zeros(recipe.batch_size)))
         return found
 
     attention = {  # 2 products forward, 5 backward, of b sequences, h heads, t × t tokens, d a head

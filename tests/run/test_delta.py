@@ -285,12 +285,10 @@ def test_a_target_that_exists_is_refused_and_left_alone(delta: Delta, tiny_model
 def test_a_failure_on_the_way_leaves_no_folder(
     delta: Delta, tiny_sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import safetensors.torch
-
     def fail(*_: Any) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(safetensors.torch, "save_file", fail)
+    monkeypatch.setattr("robust_unlearning.run.delta.write_tensors", fail)
     with pytest.raises(OSError, match="disk full"):
         apply(delta, checkpoint.resolve(str(tiny_sharded)), tmp_path / "new")
     assert not list(tmp_path.iterdir())

@@ -20,16 +20,15 @@ from robust_unlearning.methods.noise import RandomNoiseAugmentation
 from robust_unlearning.recipe import Recipe
 from robust_unlearning.run.delta import load_delta
 from robust_unlearning.run.folder import RunFolder
-from robust_unlearning.train import engine as engines
-from robust_unlearning.train.engine import BandEngine, Weights, losses_by_row
-from robust_unlearning.train.objective import View, forget_objective, retain_term
+from robust_unlearning.train.engine import BandEngine, Weights
+from robust_unlearning.train.objective import BatchForward, forget_objective, retain_term
 from robust_unlearning.train.references import References, folder
 from robust_unlearning.train.step import step_losses
 from robust_unlearning.train.trainer import Trainer
 
 CPU = torch.device("cpu")
 METHODS = ("npo", "simnpo", "dpo")
-KEEPING = ("kl", "mse", "hidden_mse")
+RETAIN_KINDS = ("kl", "mse", "hidden_mse")
 FIRST, LAST, NAME = 1, 3, "mlp.down_proj.weight"
 LENGTHS = {"forget": (9, 5, 7), "retain": (4, 8, 6), "refusals": (3, 6, 5)}
 
@@ -72,8 +71,8 @@ def _changed(engine: BandEngine, by: float = 0.05, name: str = NAME) -> dict[int
     return weights
 
 
-def _view(engine: BandEngine, side: str, extra: int = 0) -> View:
-    view = View(engine, _batch(side, extra))
+def _view(engine: BandEngine, side: str, extra: int = 0) -> BatchForward:
+    view = BatchForward(engine, _batch(side, extra))
     view.reference_logp = view.sequence_logp(view.final).logp
     return view
 
@@ -121,24 +120,23 @@ def _plain_loss(model: nn.Module, reference: nn.Module, recipe: Recipe) -> Tenso
     for ids, mask in zip(retain.ids, retain.mask, strict=True):
         row = ids[mask.bool()][None]
         out, ref_out = (each(input_ids=row, output_hidden_states=True) for each in (model, reference))
-        if recipe.kept_by == "hidden_mse":
+        if recipe.retain_kind == "hidden_mse":
             kept.append((out.hidden_states[LAST + 1] - ref_out.hidden_states[LAST + 1]).square().mean(-1)[0])
             continue
         logp, ref_logp = (each.logits[0, :-1].log_softmax(-1) for each in (out, ref_out))
-        if recipe.kept_by == "kl":
+        if recipe.retain_kind == "kl":
             kept.append((ref_logp.exp() * (ref_logp - logp)).sum(-1))
         else:
             kept.append((logp - ref_logp).square().mean(-1))
     return torch.stack(losses).mean() + 7 * torch.cat(kept).mean()
 
 
-@pytest.mark.unit
-@pytest.mark.parametrize("kept_by", KEEPING)
+@pytest.mark.parametrize("retain_kind", RETAIN_KINDS)
 @pytest.mark.parametrize(("method", "log_ratio"), [*((each, "sequence") for each in METHODS), ("dpo", "token_mean")])
 def test_loss_and_gradients_are_those_of_two_whole_models(
-    method: str, log_ratio: str, kept_by: str, tiny_recipe: dict[str, Any], exact: BandEngine
+    method: str, log_ratio: str, retain_kind: str, tiny_recipe: dict[str, Any], exact: BandEngine
 ) -> None:
-    recipe = _recipe(tiny_recipe, method, retain_loss=kept_by, log_ratio=log_ratio)
+    recipe = _recipe(tiny_recipe, method, retain_loss=retain_kind, log_ratio=log_ratio)
     weights = _changed(exact)
     loss = _loss(exact, recipe, weights)
     loss.backward()
@@ -154,13 +152,12 @@ def test_loss_and_gradients_are_those_of_two_whole_models(
         np.testing.assert_allclose(weights[index][NAME].grad, value.grad, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.unit
-@pytest.mark.parametrize("kept_by", ["kl", "mse"])
+@pytest.mark.parametrize("retain_kind", ["kl", "mse"])
 @pytest.mark.parametrize("method", METHODS)
 def test_gradients_are_finite_differences_through_trunk_band_and_tail(
-    method: str, kept_by: str, tiny_recipe: dict[str, Any], smooth: BandEngine
+    method: str, retain_kind: str, tiny_recipe: dict[str, Any], smooth: BandEngine
 ) -> None:
-    recipe, name = _recipe(tiny_recipe, method, retain_loss=kept_by), "mlp.dense_4h_to_h.weight"
+    recipe, name = _recipe(tiny_recipe, method, retain_loss=retain_kind), "mlp.dense_4h_to_h.weight"
     weights = _changed(smooth, name=name)
     _loss(smooth, recipe, weights).backward()
     draw, step = torch.Generator().manual_seed(0), 1e-5
@@ -210,50 +207,12 @@ def test_more_padding_changes_neither_loss_nor_gradient(
     np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-8, atol=1e-12)
 
 
-# --- the LM head in chunks
-
-
-@pytest.mark.unit
-@pytest.mark.parametrize("rows", [1, 3, 7, 100])
-def test_chunks_of_any_size_give_the_same_losses_and_gradients(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "CHUNK_BYTES", rows * 4 * 11)
-    draw = torch.Generator().manual_seed(0)
-    head = torch.randn(5, 11, generator=draw, dtype=torch.float64)
-    scale = torch.randn(7, generator=draw, dtype=torch.float64)
-    hidden = torch.randn(7, 5, generator=draw, dtype=torch.float64, requires_grad=True)
-    sizes = []
-
-    def project(part: Tensor) -> Tensor:
-        sizes.append(len(part))
-        return part @ head
-
-    losses = losses_by_row(hidden, project, lambda logits, part: logits.logsumexp(-1) * scale[part], 11)
-    losses.square().sum().backward()
-    other = hidden.detach().clone().requires_grad_()
-    expected = (other @ head).logsumexp(-1) * scale
-    expected.square().sum().backward()
-    assert max(sizes) == min(rows, 7)
-    assert sum(sizes) == 7
-    np.testing.assert_allclose(losses.detach(), expected.detach(), rtol=1e-12)
-    np.testing.assert_allclose(hidden.grad, other.grad, rtol=1e-12)
-
-
-@pytest.mark.unit
-def test_without_gradients_the_head_makes_none() -> None:
-    def loss(logits: Tensor, _rows: slice) -> Tensor:
-        assert not logits.requires_grad
-        return logits.sum(-1)
-
-    assert losses_by_row(torch.ones(4, 3), lambda part: part * 2, loss, 3).tolist() == [6.0] * 4
-
-
 # --- RNA on what the LM head reads
 
 
-@pytest.mark.unit
-@pytest.mark.parametrize("kept_by", KEEPING)
-def test_noise_of_0_is_no_noise_to_the_bit(kept_by: str, tiny_recipe: dict[str, Any], exact: BandEngine) -> None:
-    recipe, weights = _recipe(tiny_recipe, "npo", retain_loss=kept_by), _changed(exact)
+@pytest.mark.parametrize("retain_kind", RETAIN_KINDS)
+def test_noise_of_0_is_no_noise_to_the_bit(retain_kind: str, tiny_recipe: dict[str, Any], exact: BandEngine) -> None:
+    recipe, weights = _recipe(tiny_recipe, "npo", retain_loss=retain_kind), _changed(exact)
     none, zero = None, RandomNoiseAugmentation([LAST, 5], 0.0)
     assert torch.equal(_loss(exact, recipe, weights, rna=none), _loss(exact, recipe, weights, rna=zero))
 
@@ -261,7 +220,7 @@ def test_noise_of_0_is_no_noise_to_the_bit(kept_by: str, tiny_recipe: dict[str, 
 @pytest.mark.unit
 @pytest.mark.parametrize("layers", [(0 + FIRST,), (LAST,), (LAST + 1,), (FIRST, LAST, 5)], ids=str)
 def test_noise_at_any_layers_is_that_of_the_whole_model(layers: tuple[int, ...], exact: BandEngine) -> None:
-    view = View(exact, _batch("retain"))
+    view = BatchForward(exact, _batch("retain"))
     found = exact.head(view.noised_final(RandomNoiseAugmentation(layers, 0.3, seed=4)))
     with RandomNoiseAugmentation(layers, 0.3, seed=4).attach(exact.model), torch.no_grad():
         expected = exact.model(input_ids=view.batch.ids, attention_mask=view.batch.mask).logits
@@ -281,6 +240,7 @@ def test_the_noise_is_drawn_anew_each_time_and_only_for_retain_text(
 
 
 # --- whole runs
+
 
 STEPWISE = ["log_every=1", "checkpoint_every=3"]
 
@@ -349,7 +309,7 @@ def test_dpo_moves_with_the_likelihood_of_the_refusal(tiny_recipe: dict[str, Any
     objective = forget_objective(recipe, exact.width, CPU)
     plain = objective.term(weights, "spells", forget, refusals).loss.item()
     assert refusals.reference_logp is not None
-    likelier = View(exact, refusals.batch, refusals.reference_logp - 1)  # by one nat more than the reference thought
+    likelier = BatchForward(exact, refusals.batch, refusals.reference_logp - 1)  # by one nat than the reference thought
     assert objective.term(weights, "spells", forget, likelier).loss.item() < plain
 
 
@@ -416,11 +376,11 @@ def test_an_untouched_model_has_the_losses_of_the_reference(tiny_recipe: dict[st
     assert losses.retain.loss.item() == pytest.approx(0, abs=1e-9)
 
 
-@pytest.mark.parametrize("kept_by", ["kl", "mse"])
+@pytest.mark.parametrize("retain_kind", ["kl", "mse"])
 def test_a_representation_method_may_retain_log_probabilities(
-    kept_by: str, tiny_recipe: dict[str, Any], tmp_path: Path
+    retain_kind: str, tiny_recipe: dict[str, Any], tmp_path: Path
 ) -> None:
-    run = _run({**tiny_recipe, "retain_loss": kept_by}, tmp_path / "run", "noise_layers=[5]", "noise_std=0.1")
+    run = _run({**tiny_recipe, "retain_loss": retain_kind}, tmp_path / "run", "noise_layers=[5]", "noise_std=0.1")
     rows = run.rows()
     assert rows[-1]["forget_loss"] < rows[0]["forget_loss"]
     assert all(row["retain_loss"] > 0 for row in rows)

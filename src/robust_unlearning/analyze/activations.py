@@ -14,12 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from robust_unlearning.analyze.inputs import Prompt, batches
+from robust_unlearning.analyze.inputs import Prompt, batches, joined
 from robust_unlearning.analyze.output import Panel, Report, side
 from robust_unlearning.analyze.stack import Stack
 from robust_unlearning.analyze.variants import Variants
@@ -176,8 +175,7 @@ def _texts(stack: Stack, variants: Variants, variant: Variant, sequences: Sequen
         with variant.applied(variants.model):
             states = stack.states(trunk)  # what enters layer 0 is the embedding, which no delta changes
         parts.append(compare_texts(states, base, trunk.mask))
-    columns = zip(*((part.cosine, part.norm, part.base_norm) for part in parts), strict=True)
-    return Texts(*(np.concatenate(column, axis=1) for column in columns))
+    return joined(parts)
 
 
 Row = dict[str, Any]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+import numpy as np
 
 from robust_unlearning.data.corpora import TokenBatch, collate, read_documents
 from robust_unlearning.data.questions import STYLES, shows_options
@@ -13,6 +15,8 @@ from robust_unlearning.evaluate.suite import Suite
 from robust_unlearning.perturb.controls import match_controls
 from robust_unlearning.recipe import Recipe, TextSource
 
+Arrays = TypeVar("Arrays")
+"""A dataclass of arrays [..., n]."""
 BATCH_TOKENS = 256
 """Tokens run at a time: derivatives need several times the memory of a forward pass."""
 
@@ -115,3 +119,11 @@ def batches(sequences: Sequence[Sequence[int]], pad: int, tokens: int = BATCH_TO
         batch.append(list(sequence))
     if batch:
         yield collate(batch, pad)
+
+
+def joined(parts: Sequence[Arrays]) -> Arrays:
+    """The arrays [..., n] of several batches as one, in their order."""
+    kind: Any = type(parts[0])
+    columns = ([getattr(part, each.name) for part in parts] for each in fields(kind))
+    joint: Arrays = kind(*(np.concatenate(column, axis=-1) for column in columns))
+    return joint

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, Field
+
 from robust_unlearning.errors import UserError, kind, no_column, unknown
 from robust_unlearning.files import locate, read_jsonl
 
@@ -68,6 +70,18 @@ def read_questions(path: str | os.PathLike[str], *, config: str | None = None, s
     if not questions:
         raise UserError(f"{str(place)!r} holds no questions: it has no rows.")
     return list(questions.values())
+
+
+class QuestionSource(BaseModel, extra="forbid", frozen=True):
+    """Where questions are read from: what `read_questions` takes."""
+
+    path: str = Field(description="a file, a folder in hub layout, or demo:FILE")
+    config: str | None = Field(None, description="one config of a folder in hub layout; left out: all")
+    split: str = "test"
+
+    def read(self) -> list[Question]:
+        """The questions; raises what `read_questions` raises."""
+        return read_questions(self.path, config=self.config, split=self.split)
 
 
 def question_files(

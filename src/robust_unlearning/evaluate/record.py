@@ -5,7 +5,6 @@ This is the one place that reads and writes tasks' names.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from robust_unlearning.errors import UserError
+from robust_unlearning.files import read_jsonl
 from robust_unlearning.stats.estimates import Array
 
 CLEAN = "clean"
@@ -140,6 +140,11 @@ class Record:
         return float(self.logprobs[self.answer] - np.logaddexp.reduce(self.logprobs))
 
     @property
+    def shares(self) -> list[float]:
+        """The probability of each choice among those offered: softmax of `logprobs`, so that they sum to 1."""
+        return [float(each) for each in np.exp(np.array(self.logprobs) - np.logaddexp.reduce(self.logprobs))]
+
+    @property
     def answer_tokens(self) -> int:
         """Tokens of the right answer."""
         return self.tokens[self.answer]
@@ -175,7 +180,7 @@ _FIELDS = {each.name for each in fields(Record)} - {"metrics"}
 
 def read_records(file: Path) -> list[Record]:
     """The records that an evaluation wrote."""
-    return [Record.from_dict(json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [Record.from_dict(row) for _, row in read_jsonl(file)]
 
 
 def by_task(records: Iterable[Record]) -> dict[Task, list[Record]]:

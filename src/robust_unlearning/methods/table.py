@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from robust_unlearning import files
 from robust_unlearning.errors import UserError, unknown
 from robust_unlearning.methods.losses import dpo, npo, simnpo
 
@@ -97,7 +98,7 @@ class LogProbs:
 
 
 @dataclass(frozen=True)
-class Temper:
+class PreferenceSettings:
     """What tempers a preference loss: β, γ, and whether log-ratios are of sequences or means over their tokens."""
 
     temperature: float
@@ -105,7 +106,7 @@ class Temper:
     log_ratio: Literal["sequence", "token_mean"]
 
 
-PreferenceLoss = Callable[[LogProbs, LogProbs | None, Temper], Tensor]
+PreferenceLoss = Callable[[LogProbs, LogProbs | None, PreferenceSettings], Tensor]
 """Forget sequences, refusals (where the method needs them) and tempering -> a scalar."""
 
 
@@ -120,7 +121,7 @@ class Method:
         retain_loss: the retain loss where the recipe names none.
         summary: the forget loss in one line.
         paper: where the method comes from.
-        bibtex: its citation, for model cards.
+        citation: key of its BibTeX entry, for model cards.
     """
 
     name: str
@@ -129,7 +130,12 @@ class Method:
     retain_loss: RetainLoss
     summary: str
     paper: str
-    bibtex: str
+    citation: str
+
+    @property
+    def bibtex(self) -> str:
+        """Its citation."""
+        return citation(self.citation)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,63 +198,30 @@ def rsv_target(steering: Steering, reference: Tensor | None, mask: Tensor) -> Te
     return reference.float() + steering.scale * steering.direction
 
 
-def npo_loss(forget: LogProbs, refusals: LogProbs | None, temper: Temper) -> Tensor:
+def npo_loss(forget: LogProbs, refusals: LogProbs | None, settings: PreferenceSettings) -> Tensor:
     """NPO of the forget sequences (Eq. 3)."""
-    return npo(*forget.pair(temper.log_ratio), temper.temperature)
+    return npo(*forget.pair(settings.log_ratio), settings.temperature)
 
 
-def simnpo_loss(forget: LogProbs, refusals: LogProbs | None, temper: Temper) -> Tensor:
+def simnpo_loss(forget: LogProbs, refusals: LogProbs | None, settings: PreferenceSettings) -> Tensor:
     """SimNPO of the forget sequences (Eq. 4); it divides by their lengths itself."""
-    return simnpo(forget.logp, forget.length, temper.temperature, temper.margin)
+    return simnpo(forget.logp, forget.length, settings.temperature, settings.margin)
 
 
-def dpo_loss(forget: LogProbs, refusals: LogProbs | None, temper: Temper) -> Tensor:
+def dpo_loss(forget: LogProbs, refusals: LogProbs | None, settings: PreferenceSettings) -> Tensor:
     """DPO with a refusal preferred to each forget sequence (section 2.2.2)."""
     assert refusals is not None
-    return dpo(*refusals.pair(temper.log_ratio), *forget.pair(temper.log_ratio), temper.temperature)
+    return dpo(*refusals.pair(settings.log_ratio), *forget.pair(settings.log_ratio), settings.temperature)
 
 
-RNA_BIBTEX = """@article{huutien2025robustness,
-  title = {Improving {LLM} Unlearning Robustness via Random Perturbations},
-  author = {Dang Huu-Tien and Hoang Thanh-Tung and Anh Bui and Le-Minh Nguyen and Naoya Inoue},
-  journal = {arXiv preprint arXiv:2501.19202},
-  year = {2025}
-}"""
+RNA_CITATION = "huutien2025robustness"
 
-_RMU_BIBTEX = """@inproceedings{li2024wmdp,
-  title = {The {WMDP} Benchmark: Measuring and Reducing Malicious Use with Unlearning},
-  author = {Nathaniel Li and Alexander Pan and others},
-  booktitle = {International Conference on Machine Learning},
-  year = {2024}
-}"""
 
-_ADAPTIVE_BIBTEX = """@inproceedings{dang2025effects,
-  title = {On Effects of Steering Latent Representation for Large Language Model Unlearning},
-  author = {Huu-Tien Dang and Tin Pham and Hoang Thanh-Tung and Naoya Inoue},
-  booktitle = {AAAI Conference on Artificial Intelligence},
-  year = {2025}
-}"""
+def citation(key: str) -> str:
+    """The BibTeX entry of that key in `assets/citations.bib`."""
+    entries = (files.package_dir() / "assets" / "citations.bib").read_text(encoding="utf-8").strip().split("\n\n")
+    return next(entry for entry in entries if f"{{{key}," in entry)
 
-_NPO_BIBTEX = """@inproceedings{zhang2024negative,
-  title = {Negative Preference Optimization: From Catastrophic Collapse to Effective Unlearning},
-  author = {Ruiqi Zhang and Licong Lin and Yu Bai and Song Mei},
-  booktitle = {Conference on Language Modeling},
-  year = {2024}
-}"""
-
-_SIMNPO_BIBTEX = """@article{fan2024simplicity,
-  title = {Simplicity Prevails: Rethinking Negative Preference Optimization for {LLM} Unlearning},
-  author = {Chongyu Fan and Jiancheng Liu and Licong Lin and others},
-  journal = {arXiv preprint arXiv:2410.07163},
-  year = {2024}
-}"""
-
-_DPO_BIBTEX = """@inproceedings{rafailov2023direct,
-  title = {Direct Preference Optimization: Your Language Model is Secretly a Reward Model},
-  author = {Rafael Rafailov and Archit Sharma and Eric Mitchell and others},
-  booktitle = {Advances in Neural Information Processing Systems},
-  year = {2023}
-}"""
 
 METHODS: dict[str, Method] = {
     method.name: method
@@ -262,7 +235,7 @@ METHODS: dict[str, Method] = {
             needs_reference=False,
             summary="push forget-tokens to c·u, u a random unit vector",
             paper="Li et al. 2024 (WMDP), Eq. 2 of Huu-Tien et al. 2025",
-            bibtex=_RMU_BIBTEX,
+            citation="li2024wmdp",
         ),
         Representation(
             name="adaptive_rmu",
@@ -273,7 +246,7 @@ METHODS: dict[str, Method] = {
             needs_reference=True,
             summary="push forget-tokens to β·‖z_ref‖·u, scaled by the reference's own norm",
             paper="Dang et al. 2025",
-            bibtex=_ADAPTIVE_BIBTEX,
+            citation="dang2025effects",
         ),
         Representation(
             name="rsv",
@@ -284,7 +257,7 @@ METHODS: dict[str, Method] = {
             needs_reference=True,
             summary="push forget-tokens to z_ref + c·ε, ε a random unit vector",
             paper="Huu-Tien et al. 2025, section 2.2.1",
-            bibtex=RNA_BIBTEX,
+            citation=RNA_CITATION,
         ),
         Preference(
             name="npo",
@@ -293,7 +266,7 @@ METHODS: dict[str, Method] = {
             needs_reference=True,
             summary="make forget text less likely than under the reference, ever more gently",
             paper="Zhang et al. 2024, Eq. 3 of Huu-Tien et al. 2025",
-            bibtex=_NPO_BIBTEX,
+            citation="zhang2024negative",
         ),
         Preference(
             name="simnpo",
@@ -302,7 +275,7 @@ METHODS: dict[str, Method] = {
             needs_reference=False,
             summary="make forget text unlikely for its length, without a reference",
             paper="Fan et al. 2024, Eq. 4 of Huu-Tien et al. 2025",
-            bibtex=_SIMNPO_BIBTEX,
+            citation="fan2024simplicity",
         ),
         Preference(
             name="dpo",
@@ -312,7 +285,7 @@ METHODS: dict[str, Method] = {
             needs_refusals=True,
             summary="prefer refusals to forget text",
             paper="Rafailov et al. 2023, section 2.2.2 of Huu-Tien et al. 2025",
-            bibtex=_DPO_BIBTEX,
+            citation="rafailov2023direct",
         ),
     )
 }

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from robust_unlearning import files
@@ -66,8 +68,6 @@ class Checkpoint:
             if (self.folder / INDEX).exists():
                 self._map.update(files.read_json(self.folder / INDEX)["weight_map"])
             else:
-                from safetensors import safe_open
-
                 with safe_open(self.shard(SINGLE), framework="pt") as file:
                     self._map.update(dict.fromkeys(file.keys(), SINGLE))
         return self._map
@@ -83,8 +83,6 @@ class Checkpoint:
 
     def tensor(self, name: str) -> Tensor:
         """One tensor, in the checkpoint's own type."""
-        from safetensors import safe_open
-
         with safe_open(self.shard(self.weight_map[name]), framework="pt") as file:
             return file.get_tensor(name)
 
@@ -110,6 +108,22 @@ class Checkpoint:
         return hashlib.sha256(
             (names + tensor_digest({name: self.tensor(name) for name in tensors})).encode()
         ).hexdigest()[:16]
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file.
+
+    Raises:
+        SafetensorError: it is none, or damaged.
+    """
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file atomically."""
+    with files.replacing(path) as temporary:
+        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata)
 
 
 def tensor_digest(tensors: Mapping[str, Tensor]) -> str:

@@ -19,16 +19,16 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from robust_unlearning import files
-from robust_unlearning.data.questions import Question, question_files, read_questions
+from robust_unlearning.data.questions import Question, QuestionSource, question_files
 from robust_unlearning.errors import UserError, explain
 from robust_unlearning.perturb.controls import match_harmless
 from robust_unlearning.perturb.forms import Form, Perturbation, perturbed_forms
@@ -50,20 +50,10 @@ before the right answer, so only the letters style measures what it does.
 """
 
 
-class Source(BaseModel, frozen=True):
-    """The questions that are perturbed: a file or a folder, and which config and split of it.
+class Source(QuestionSource):
+    """The questions that are perturbed; `sha256` has each file that is read, by its path below the source."""
 
-    `sha256` has each file that is read, by its path below the source.
-    """
-
-    path: str
-    config: str | None = None
-    split: str = "test"
-    sha256: dict[str, str] = {}
-
-    def read(self) -> list[Question]:
-        """The questions."""
-        return read_questions(self.path, config=self.config, split=self.split)
+    sha256: dict[str, str] = Field(default_factory=dict)
 
     def hashed(self) -> Source:
         """The same with the SHA-256 of the files as they are now.
@@ -199,11 +189,11 @@ def _write(origin: Origin, questions: Sequence[Question], to: Path, expected_row
     for match in origin.controls.get("keywords", ()):
         controls[match["text"]] = [control["text"] for control in match["controls"]]
     forms, left_out = perturbed_forms(questions, controls, origin.settings)
-    configs = _configs([form.clean.subject for form in forms])
+    configs = _configs(form.clean.subject for form in forms)
     settings, split = origin.settings, origin.source.split
     with files.replacing_folder(to) as new:
         digest = hashlib.sha256()
-        for subject, config in configs.items():
+        for config, subject in configs.items():
             of_subject = [form for form in forms if form.clean.subject == subject]
             shard = f"{config}/{split}-00000-of-00001.parquet"
             digest.update(_write_rows(new / shard, [(form.perturbed, form) for form in of_subject]))
@@ -216,8 +206,7 @@ def _write(origin: Origin, questions: Sequence[Question], to: Path, expected_row
                 f"another version. Install the one it names under 'versions'; this is {__version__}."
             )
         files.write_jsonl(new / REPLACED, [form.as_dict() for form in forms])
-        subjects = {config: subject for subject, config in configs.items()}
-        groups = write_tasks(new, origin.name, subjects, settings.control, settings.styles, split, to)
+        groups = write_tasks(new, origin.name, configs, settings.control, settings.styles, split, to)
         (new / README).write_text(_card(origin, configs, len(forms), left_out, groups), encoding="utf-8")
         paths = sorted(path for path in new.rglob("*") if path.is_file() and path.name != LOCATION)
         manifest = Manifest(
@@ -252,28 +241,27 @@ def _write_rows(path: Path, asked: Sequence[tuple[Question, Form]]) -> bytes:
     return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).digest()
 
 
-def _configs(subjects: Sequence[str]) -> dict[str, str]:
-    """Subject -> name of its config and folder, in order of first appearance. No subject: `questions`."""
-    names: dict[str, str] = {}
-    for subject in subjects:
-        if subject not in names:
-            name = _slug(subject) or "questions"
-            while name.lower() in {*RESERVED, *(each.lower() for each in names.values())}:
-                name += "_2"
-            names[subject] = name
-    return names
+def _configs(subjects: Iterable[str]) -> dict[str, str]:
+    """Name of a config and folder -> its subject, in order of first appearance. No subject: `questions`."""
+    configs: dict[str, str] = {}
+    for subject in dict.fromkeys(subjects):
+        name = _slug(subject) or "questions"
+        while name.lower() in {*RESERVED, *map(str.lower, configs)}:
+            name += "_2"
+        configs[name] = subject
+    return configs
 
 
 def _slug(text: str) -> str:
     return re.sub(r"\W+", "_", text).strip("_")
 
 
-def _card(origin: Origin, configs: dict[str, str], written: int, left_out: Counter[str], groups: Sequence[str]) -> str:
+def _card(origin: Origin, configs: Iterable[str], written: int, left_out: Counter[str], groups: Sequence[str]) -> str:
     """The data set's README: its configs as the hub reads them, and what it is."""
     split, settings = origin.source.split, origin.settings
-    shards = {config: f"{config}/{split}-*" for config in configs.values()}
+    shards = {config: f"{config}/{split}-*" for config in configs}
     if settings.control:
-        shards |= {f"{config}-control": f"{CONTROL}/{config}/{split}-*" for config in configs.values()}
+        shards |= {f"{config}-control": f"{CONTROL}/{config}/{split}-*" for config in configs}
     entries = [
         {"config_name": config, "data_files": [{"split": split, "path": path}]} for config, path in shards.items()
     ]

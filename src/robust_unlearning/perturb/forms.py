@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from robust_unlearning.data.questions import LETTERS, Question, read_questions
+from robust_unlearning.data.questions import LETTERS, Question, QuestionSource
 from robust_unlearning.errors import UserError, unknown
 from robust_unlearning.perturb.places import (
     WHERE,
@@ -238,16 +238,13 @@ def _index(text: str) -> int:
     raise UserError(f"--option {text!r} is no option; give a letter (C), an index from 0 (2), or several: B,C.")
 
 
-class QuestionSet(BaseModel, extra="forbid", frozen=True):
+class QuestionSet(QuestionSource):
     """A multiple-choice set of a suite, the styles it is asked in, and where tokens are put into it.
 
     A token put in place of an option is read by the model in the `letters` style, whose prompt lists the
     options. In the `cloze` style the prompt does not hold it, so that form is left out there.
     """
 
-    path: str = Field(description="a file, a folder in hub layout, or demo:FILE")
-    config: str | None = Field(None, description="one config of a folder in hub layout; left out: all")
-    split: str = "test"
     styles: Annotated[tuple[Literal["cloze", "letters", "texts"], ...], Field(min_length=1)] = ("cloze",)
     perturb: tuple[Literal["begin", "end", "parenthesis", "sentence", "option"], ...] = ()
     limit: int | None = Field(None, ge=1, description="use so many, drawn by id; a smaller draw is in a larger")
@@ -263,7 +260,7 @@ class QuestionSet(BaseModel, extra="forbid", frozen=True):
         Raises:
             UserError: the questions cannot be read, or (with `perturb`) what `perturbed_forms` raises.
         """
-        questions = read_questions(self.path, config=self.config, split=self.split)
+        questions = self.read()
         if self.limit is not None:
             drawn = sorted(questions, key=lambda question: draw(seed, question.id, "limit"))[: self.limit]
             ids = {question.id for question in drawn}

@@ -315,8 +315,8 @@ def select_ngrams(
             for each in chosen:
                 about = {"similarity": round(each.similarity, 6), "document": each.document}
                 record["ngrams"].append({"text": each.text, "n": n, "class": name, **about})
-    done = lengths.values()
-    return record, Work(sum(each.embedded for each in done), sum(each.seconds for each in done))
+    computed = lengths.values()
+    return record, Work(sum(each.embedded for each in computed), sum(each.seconds for each in computed))
 
 
 def _ranks(mean: float) -> dict[str, Callable[[Floats], Floats]]:

@@ -191,7 +191,14 @@ def _demands(recipe: Recipe) -> tuple[bool, ...]:
     spec, tail = recipe.spec, recipe.needs_tail
     preference = isinstance(spec, Preference)
     refusals = isinstance(spec, Preference) and spec.needs_refusals
-    return tail, preference, refusals, tail and not recipe.recompute_tail, recipe.kept_by == "kl", recipe.rna_std > 0
+    return (
+        tail,
+        preference,
+        refusals,
+        tail and not recipe.recompute_tail,
+        recipe.retain_kind == "kl",
+        recipe.rna_std > 0,
+    )
 
 
 def _need_of(recipe: Recipe) -> Need:

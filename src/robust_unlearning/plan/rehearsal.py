@@ -38,7 +38,7 @@ from robust_unlearning.recipe import Recipe
 from robust_unlearning.run.folder import RunFolder
 from robust_unlearning.train.candidate import Candidate, Key, metrics_row
 from robust_unlearning.train.engine import BandEngine
-from robust_unlearning.train.objective import View
+from robust_unlearning.train.objective import BatchForward
 from robust_unlearning.train.references import BLOCK
 from robust_unlearning.train.step import StepBatch, step_losses
 
@@ -225,7 +225,7 @@ def rehearse_scoring(stage: Stage, width: int) -> Meter:
     return meter
 
 
-def _view(stage: Stage, meter: Meter, side: str, sequences: int, width: int) -> View:
+def _view(stage: Stage, meter: Meter, side: str, sequences: int, width: int) -> BatchForward:
     ids = torch.ones(sequences, width, dtype=torch.long)
     engine = cast(BandEngine, _Noted(stage.engine, meter, side))
-    return View(engine, TokenBatch(ids, torch.ones_like(ids)), torch.zeros(sequences))
+    return BatchForward(engine, TokenBatch(ids, torch.ones_like(ids)), torch.zeros(sequences))

@@ -9,7 +9,7 @@ from typing import Any
 
 from robust_unlearning.data.questions import LETTERS
 from robust_unlearning.report.tables import Column, Table
-from robust_unlearning.results.compare import Against, Comparison, Flip, Row
+from robust_unlearning.results.compare import AgainstReference, ComparedRow, Comparison, Flip
 from robust_unlearning.stats.format import NATS, POINTS, Form, shown
 from robust_unlearning.stats.paired import SIGN_FLIP
 
@@ -64,7 +64,7 @@ def _tables(comparison: Comparison) -> list[Table]:
     return tables
 
 
-def _first(comparison: Comparison, row: Row) -> dict[str, Any]:
+def _first(comparison: Comparison, row: ComparedRow) -> dict[str, Any]:
     """Task with its better direction, model, questions."""
     arrow = "↓" if comparison.forgets(row.task) else "↑"
     return {"task": f"{row.task.name} {arrow}", "model": row.model, "n": len(row.task.keys)}
@@ -182,17 +182,17 @@ def _flipped(flips: Sequence[Flip], reference: str) -> Table:
     return Table(f"Answered by {reference}, not by the model", columns, rows, notes)
 
 
-def _choices(said: Sequence[Any]) -> str:
+def _choices(choices: Sequence[Any]) -> str:
     """Indices of choices as letters; a free answer's first words."""
     return ", ".join(
-        LETTERS[each]
-        if isinstance(each, int) and 0 <= each < len(LETTERS)
-        else shorten(str(each), 40, placeholder=" …")
-        for each in said
+        LETTERS[choice]
+        if isinstance(choice, int) and 0 <= choice < len(LETTERS)
+        else shorten(str(choice), 40, placeholder=" …")
+        for choice in choices
     )
 
 
-def _with_n(against: Against) -> str:
+def _with_n(against: AgainstReference) -> str:
     """Added harm, with its own n where fewer questions have a control form than are compared."""
     harm = against.added_harm
     fewer = harm is not None and harm.n != against.difference.n

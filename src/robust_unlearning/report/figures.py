@@ -117,8 +117,8 @@ def trade_off(
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     labels = [[each.label for each in series] for _, series in panels]
-    for axis, own in zip(axes, labels, strict=False):
-        if axis is axes[0] or own != labels[0]:
+    for axis, of_panel in zip(axes, labels, strict=False):
+        if axis is axes[0] or of_panel != labels[0]:
             axis.legend(frameon=False, fontsize=9)
     figure.suptitle(_wrapped(title, 64 * columns), fontsize=11)
     figure.tight_layout()
@@ -135,7 +135,7 @@ def _numbers(panels: Sequence[tuple[str, Sequence[Series]]], ticks: Sequence[str
         for each in series:
             for index, (x, y) in enumerate(each.points):
                 label = each.notes[index] if index < len(each.notes) else ticks[int(x.value or 0)] if ticks else ""
-                spans = [number for own in (x, y) for number in (own.value, own.low, own.high)]
+                spans = [x.value, x.low, x.high, y.value, y.low, y.high]
                 yield [panel.replace("\n", " "), each.label, label, *spans, y.n or None, y.seeds]
 
 
@@ -150,9 +150,6 @@ def _wrapped(label: str, width: int) -> str:
 
 def _bars(values: Sequence[Estimate]) -> list[list[float]]:
     """Lengths of the error bars below and above; 0 where there is no interval."""
-    below, above = [], []
-    for each in values:
-        value = each.value or 0.0
-        below.append(max(0.0, value - each.low) if each.low is not None else 0.0)
-        above.append(max(0.0, each.high - value) if each.high is not None else 0.0)
+    below = [max(0.0, (each.value or 0.0) - each.low) if each.low is not None else 0.0 for each in values]
+    above = [max(0.0, each.high - (each.value or 0.0)) if each.high is not None else 0.0 for each in values]
     return [below, above]

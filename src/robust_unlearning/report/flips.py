@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from robust_unlearning import files
 from robust_unlearning.data.questions import LETTERS, Question, read_questions
 from robust_unlearning.errors import UserError
@@ -45,21 +43,6 @@ FORMS = {"forget": "with the forget-token", "control": "with an unrelated word",
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a model said to one form of a question: log p of each option in nats, the option chosen, right or not."""
-
-    logprobs: tuple[float, ...]
-    prediction: int
-    correct: bool
-
-    @property
-    def shares(self) -> list[float]:
-        """The probability of each option among the options: softmax of `logprobs`, so that they sum to 1."""
-        weights = np.exp(np.array(self.logprobs) - max(self.logprobs))
-        return [float(each) for each in weights / weights.sum()]
-
-
-@dataclass(frozen=True)
 class Case:
     """One question with a forget-token in it, and what the three models said to it.
 
@@ -80,7 +63,7 @@ class Case:
     forget: str
     control: str
     kind: str
-    answers: tuple[Mapping[str, Answer], Mapping[str, Answer], Mapping[str, Answer]]
+    answers: tuple[Mapping[str, Record], Mapping[str, Record], Mapping[str, Record]]
 
     @property
     def replaced(self) -> int | None:
@@ -91,9 +74,9 @@ class Case:
     @property
     def parts(self) -> list[tuple[str, bool]]:
         """The asked question's text in parts, each with whether it is the token that was put in."""
-        text, own = self.asked.question, self.clean.question
-        start = text.find(self.forget) if text.endswith(own) else text.rfind(self.forget)
-        if text == own or start < 0:
+        text, clean = self.asked.question, self.clean.question
+        start = text.find(self.forget) if text.endswith(clean) else text.rfind(self.forget)
+        if text == clean or start < 0:
             return [(text, False)]
         end = start + len(self.forget)
         parts = [(text[:start], False), (text[start:end], True), (text[end:], False)]
@@ -138,17 +121,17 @@ class Flips:
 
     def counts(self) -> dict[str, Counter[str]]:
         """Task -> kind -> questions, over all questions."""
-        found: dict[str, Counter[str]] = {}
+        counts: dict[str, Counter[str]] = {}
         for case in self.cases:
-            found.setdefault(case.task, Counter())[case.kind] += 1
-        return found
+            counts.setdefault(case.task, Counter())[case.kind] += 1
+        return counts
 
     def summary(self) -> Table:
         """How many questions of each task are of each kind, and how many flips an unrelated word does not cause."""
         rows = []
         for task, counts in self.counts().items():
             flipped = [case for case in self.cases if case.task == task and case.kind in (BACK, STAYED)]
-            controls = [case.answers[1]["control"].correct for case in flipped if "control" in case.answers[1]]
+            controls = [bool(case.answers[1]["control"].correct) for case in flipped if "control" in case.answers[1]]
             right = f"{sum(controls)} of {len(controls)}"
             rows.append([task, counts.total(), *(counts[kind] for kind in KINDS), right])
         return Table.of("Perturbed questions by what became of them", ["task", "n", *KINDS, CONTROL_RIGHT], rows)
@@ -163,10 +146,10 @@ class Flips:
         columns = [f"{model}_{what}" for what in ("right", "p_right") for model in ("base", "unlearned", "rna")]
         rows = []
         for case in self.cases:
-            said = [forms["forget"] for forms in case.answers]
-            shares = [f"{answer.shares[case.clean.answer]:.6f}" for answer in said]
+            records = [forms["forget"] for forms in case.answers]
+            shares = [f"{record.shares[case.clean.answer]:.6f}" for record in records]
             about = [case.task, case.clean.id, case.forget, case.control, case.kind]
-            rows.append([*about, *(int(answer.correct) for answer in said), *shares])
+            rows.append([*about, *(int(record.right) for record in records), *shares])
         return Table.of("Questions", ["task", "id", "forget_token", "control_token", "kind", *columns], rows)
 
     def of_kind(self, kind: str) -> list[Case]:
@@ -238,30 +221,26 @@ def read_flips(folders: Mapping[str, Path], limit: int = 6) -> Flips:
 
 
 def _question(questions: Mapping[str, Question], of: str, task: Task, answer: int) -> Question:
-    found = questions.get(of)
-    if found is None or found.answer != answer:
-        what = "is not in the set any more" if found is None else "has another right answer there"
+    question = questions.get(of)
+    if question is None or question.answer != answer:
+        what = "is not in the set any more" if question is None else "has another right answer there"
         raise UserError(
             f"{task}: question {of!r} of the records {what}. Evaluate the models again on the set as it is."
         )
-    return found
+    return question
 
 
-def _forms(source: Source, task: Task, key: Key) -> dict[str, Answer]:
+def _forms(source: Source, task: Task, key: Key) -> dict[str, Record]:
     """The forget form and, where they were asked, the control form and the clean one."""
-    found = {
+    records = {
         "forget": source.tasks[task].get(key),
         "control": source.tasks.get(task.control_form, {}).get(key),
         "clean": source.tasks.get(task.clean_form, {}).get((key[0], "", "")),
     }
-    return {form: _answer(record) for form, record in found.items() if record is not None}
+    return {form: record for form, record in records.items() if record is not None}
 
 
-def _answer(record: Record) -> Answer:
-    return Answer(record.logprobs, record.prediction, bool(record.correct))
-
-
-def _kind(answers: Sequence[Mapping[str, Answer]]) -> str:
+def _kind(answers: Sequence[Mapping[str, Record]]) -> str:
     """Which of `KINDS`. Without the token means the clean form, or the control form where that was not asked."""
     base, unlearned, rna = answers
     if not base["forget"].correct:

@@ -58,6 +58,6 @@ def inline_svg(path: Path, name: str, label: str) -> str:
 
 
 def _recoloured(style: str) -> str:
-    for colour, own in INK.items():
-        style = style.replace(colour, own)
+    for colour, ink in INK.items():
+        style = style.replace(colour, ink)
     return style

@@ -32,14 +32,14 @@ def main_rows(grid: Grid, place: str) -> list[dict[str, Any]]:
     for recipe, title in grid.recipes.items():
         plain = [each.test for each in grid.at(recipe, 0)]
         for scale in (0.0, *grid.noises(recipe)):
-            own = [each.test for each in grid.at(recipe, scale)]
-            if not own:
+            models = [model.test for model in grid.at(recipe, scale)]
+            if not models:
                 continue
-            cells = estimates(own, place)
+            cells = estimates(models, place)
             base = grid.base.places[place].right
-            cells["reduction"] = paired_reduction(base, right_at(own, place))
-            if scale and len(plain) == len(own):
-                cells["recovery"] = paired_recovery(base, right_at(plain, place), right_at(own, place))
+            cells["reduction"] = paired_reduction(base, right_at(models, place))
+            if scale and len(plain) == len(models):
+                cells["recovery"] = paired_recovery(base, right_at(plain, place), right_at(models, place))
             rows.append({"name": title + (f" + RNA {scale:g}" if scale else ""), "noise": scale, **cells})
     return rows
 

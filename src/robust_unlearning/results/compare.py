@@ -29,7 +29,7 @@ Verdict = Literal["better", "worse", "open"]
 
 
 @dataclass(frozen=True)
-class Against:
+class AgainstReference:
     """A model against the reference in one task; differences are model less reference, intervals paired.
 
     Attributes:
@@ -56,7 +56,7 @@ class Against:
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparedRow:
     """One model in one task; `spread` and `by_seed` are of its accuracy; `against` is None for the reference."""
 
     task: SharedTask
@@ -64,7 +64,7 @@ class Row:
     accuracy: Estimate
     spread: StandardErrors
     by_seed: list[float]
-    against: Against | None
+    against: AgainstReference | None
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Comparison:
     forgotten: list[str]
     missing: list[str]
     paired_seeds: list[int]
-    rows: list[Row]
+    rows: list[ComparedRow]
     flips: list[Flip]
 
     def as_dict(self) -> dict[str, Any]:
@@ -211,10 +211,10 @@ def _common_seeds(models: Sequence[ComparedModel]) -> list[int]:
     return [int(seed) for seed in lists[0] if seed is not None] if same else []
 
 
-def _row(task: SharedTask, name: str, reference: str, unlearned: str | None, level: float, pair: bool) -> Row:
+def _row(task: SharedTask, name: str, reference: str, unlearned: str | None, level: float, pair: bool) -> ComparedRow:
     """A model's row; `p_holm` and the verdict, which rest on the whole table, come later."""
     answers, base = task.models[name], task.models[reference]
-    row = Row(
+    row = ComparedRow(
         task=task,
         model=name,
         accuracy=over_seeds(answers.correct, level=level)
@@ -235,7 +235,7 @@ def _row(task: SharedTask, name: str, reference: str, unlearned: str | None, lev
         recovery = paired.recovery(base.correct, task.models[unlearned].correct, answers.correct, level, pair)
     test, logp = paired.paired_test(base.correct, answers.correct), change(base.logp, answers.logp)
     of_one_token = base.of_one_token and answers.of_one_token
-    against = Against(
+    against = AgainstReference(
         difference=paired.difference(base.correct, answers.correct, level, pair),
         spread=paired.standard_errors(answers.correct, base.correct, pair),
         test=test,
@@ -250,7 +250,7 @@ def _row(task: SharedTask, name: str, reference: str, unlearned: str | None, lev
     return replace(row, against=against)
 
 
-def _adjusted(rows: Sequence[Row], forgotten: Sequence[str], level: float) -> list[Row]:
+def _adjusted(rows: Sequence[ComparedRow], forgotten: Sequence[str], level: float) -> list[ComparedRow]:
     """The rows with Holm's p-values and the verdicts that follow from them."""
     waiting = iter(paired.holm([row.against.test.p for row in rows if row.against]))
     done = []

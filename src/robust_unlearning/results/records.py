@@ -8,7 +8,6 @@ question when task, id and both tokens are equal.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -19,7 +18,7 @@ import numpy as np
 
 from robust_unlearning.errors import UserError, unknown
 from robust_unlearning.evaluate.record import Record, Task, control_of, excess_of, right_of
-from robust_unlearning.files import RECIPE, RECORDS, locate, read_yaml
+from robust_unlearning.files import RECIPE, RECORDS, locate, read_jsonl, read_yaml
 from robust_unlearning.stats.estimates import Array
 
 Key = tuple[str, str, str]  # id, forget-token, control token
@@ -190,17 +189,12 @@ def _how_to_evaluate(folder: Path) -> str:
 def _records(file: Path) -> Iterator[tuple[str, Record]]:
     """('FILE, line N' for messages, record) for each line."""
     needed = ("task", "id", "answer", "prediction", "correct")
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            where = f"{file}, line {number}"
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{where}: not JSON: {error}. Evaluate again with `unlearn eval`.") from error
-            missing = [field for field in needed if not isinstance(record, dict) or field not in record]
-            if missing:
-                raise UserError(f"{where} is no record of an answer: it lacks {', '.join(missing)}.")
-            yield where, Record.from_dict(record)
+    for number, row in read_jsonl(file):
+        where = f"{file}, line {number}"
+        missing = [field for field in needed if not isinstance(row, dict) or field not in row]
+        if missing:
+            raise UserError(f"{where} is no record of an answer: it lacks {', '.join(missing)}.")
+        yield where, Record.from_dict(row)
 
 
 def shared_tasks(

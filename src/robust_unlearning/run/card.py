@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from robust_unlearning.methods.table import RNA_BIBTEX
+from robust_unlearning.methods.table import RNA_CITATION, citation
 from robust_unlearning.recipe import Recipe
 
 
@@ -62,7 +62,7 @@ def model_card(recipe: Recipe, record: dict[str, Any], scores: dict[str, Any]) -
         "## Citation",
         "",
         "```bibtex",
-        *dict.fromkeys([recipe.spec.bibtex, RNA_BIBTEX] if recipe.rna_std else [recipe.spec.bibtex]),
+        *dict.fromkeys([recipe.spec.bibtex, *([citation(RNA_CITATION)] if recipe.rna_std else [])]),
         "```",
         "",
     ]

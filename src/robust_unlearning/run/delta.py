@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from robust_unlearning import files
 from robust_unlearning.errors import UserError
-from robust_unlearning.models.checkpoint import Checkpoint, tensor_digest
+from robust_unlearning.models.checkpoint import Checkpoint, read_tensors, tensor_digest, write_tensors
 
 FILE = "delta.safetensors"
 _KIND = "robust-unlearning delta 1"
+_STRAY = {".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".lock"}
+"""Endings of files in a model's folder that an unlearned copy must not bring along."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,8 @@ class Delta:
 
     def save(self, path: Path) -> None:
         """Write to one file, atomically."""
-        from safetensors.torch import save_file
-
         metadata = {"kind": _KIND, "provenance": json.dumps(self.provenance, sort_keys=True)}
-        with files.replacing(path) as temporary:
-            save_file({name: value.contiguous() for name, value in self.tensors.items()}, temporary, metadata)
+        write_tensors(path, self.tensors, metadata)
 
     def digest(self) -> str:
         """SHA-256 of the tensors' names and bytes."""
@@ -92,8 +92,6 @@ def load_delta(path: str | os.PathLike[str]) -> Delta:
     Raises:
         UserError: nothing there, or a file of another kind.
     """
-    from safetensors import SafetensorError, safe_open
-
     found = files.locate(path)
     if found.is_dir():
         if not (found / FILE).exists():
@@ -101,10 +99,10 @@ def load_delta(path: str | os.PathLike[str]) -> Delta:
         found = found / FILE
     try:
         with safe_open(found, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("kind") != _KIND:
-                raise UserError(f"{found}: a safetensors file, but no delta of this project.")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            kind = (file.metadata() or {}).get("kind")
+        if kind != _KIND:
+            raise UserError(f"{found}: a safetensors file, but no delta of this project.")
+        tensors, metadata = read_tensors(found)
     except SafetensorError as error:
         raise UserError(f"{found}: not a safetensors file ({error}).") from error
     return Delta(tensors, json.loads(metadata["provenance"]))
@@ -125,39 +123,21 @@ def apply(delta: Delta, checkpoint: Checkpoint, target: Path, card: str = "") ->
     Raises:
         UserError: the base is another one, or `target` exists.
     """
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
     delta.check_base(checkpoint)
     changed = {checkpoint.weight_map[name] for name in delta.tensors}
     weights = set(checkpoint.weight_map.values())
     with files.replacing_folder(target) as folder:
-        for each in checkpoint.folder.iterdir():
-            stray = each.suffix in {
-                ".safetensors",
-                ".bin",
-                ".pt",
-                ".pth",
-                ".h5",
-                ".msgpack",
-                ".gguf",
-                ".lock",
-            }
-            if each.is_file() and each.name not in weights and not stray and each.name != "README.md":
-                shutil.copy(each.resolve(), folder / each.name)
+        for path in checkpoint.folder.iterdir():
+            if path.is_file() and path.name not in {*weights, "README.md"} and path.suffix not in _STRAY:
+                shutil.copy(path.resolve(), folder / path.name)
         for name in sorted(weights):
             source = checkpoint.shard(name).resolve()
             if name not in changed:
                 _link_or_copy(source, folder / name)
                 continue
-            with safe_open(source, framework="pt") as file:
-                metadata = file.metadata()
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            for key, value in delta.tensors.items():
-                if key in tensors:
-                    tensors[key] = value.to(tensors[key].dtype)
-            save_file(tensors, folder / name, metadata)
-            (folder / name).chmod(0o644)  # it comes readable by its owner only
+            tensors, metadata = read_tensors(source)
+            tensors |= {key: value.to(tensors[key].dtype) for key, value in delta.tensors.items() if key in tensors}
+            write_tensors(folder / name, tensors, metadata or None)
         if card:
             files.write_text(folder / "README.md", card)
     return sorted(changed)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from robust_unlearning import files
 from robust_unlearning.data.corpora import derived_seed
 from robust_unlearning.errors import UserError
 from robust_unlearning.methods.noise import RandomNoiseAugmentation
+from robust_unlearning.models.checkpoint import read_tensors, write_tensors
 from robust_unlearning.models.layers import Key
 from robust_unlearning.parallel.processes import Processes
 from robust_unlearning.run.folder import RunFolder
@@ -68,8 +67,7 @@ class Candidate:
         if not self.finite:
             return
         metadata = {"step": str(self.step), "seconds": repr(self.seconds), "tokens": str(self.tokens)}
-        with files.replacing(self.run.checkpoint) as temporary:
-            save_file({key: value.contiguous() for key, value in self.state().items()}, temporary, metadata)
+        write_tensors(self.run.checkpoint, self.state(), metadata)
 
     def load_checkpoint(self) -> bool:
         """Continue from the run's checkpoint; False when there is none."""
@@ -77,9 +75,7 @@ class Candidate:
             self._drop_rows()  # of an earlier start that came to no checkpoint
             return False
         try:
-            with safe_open(self.run.checkpoint, framework="pt") as file:
-                metadata = file.metadata()
-                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            state, metadata = read_tensors(self.run.checkpoint)
         except SafetensorError as error:
             raise UserError(f"{self.run.checkpoint} is damaged ({error}); remove it to begin the run again.") from error
         for (layer, name), master in self.masters.items():
@@ -100,7 +96,7 @@ class Candidate:
 
     def _drop_rows(self) -> None:
         """Forget metrics of steps that will be taken again."""
-        if self.processes.first:
+        if self.processes.is_rank_zero:
             self.run.drop_rows_after(self.step)
 
 
@@ -112,9 +108,9 @@ def metrics_row(candidate: Candidate, batch: StepBatch, losses: StepLosses) -> d
     row: dict[str, Any] = {"step": candidate.step, "topic": batch.topic, "loss": losses.total.item()}
     row |= {"forget_loss": losses.forget.loss.item(), "retain_loss": losses.retain.loss.item()}
     parts: dict[str, float] = {}
-    for name, term, view in (("forget", losses.forget, batch.forget), ("retain", losses.retain, batch.retain)):
-        means = _distances(term.hidden, view.reference, view.mask)
-        parts |= {f"{name}_{measure}": mean * view.token_share for measure, mean in means.items()}
+    for name, term, forward in (("forget", losses.forget, batch.forget), ("retain", losses.retain, batch.retain)):
+        means = _distances(term.hidden, forward.reference, forward.mask)
+        parts |= {f"{name}_{measure}": mean * forward.token_share for measure, mean in means.items()}
         parts |= {measure: value.item() for measure, value in term.measures.items()}
     sums = candidate.processes.sum(torch.tensor(list(parts.values()), dtype=torch.float64))
     row |= dict(zip(parts, sums.tolist(), strict=True))

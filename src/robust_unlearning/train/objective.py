@@ -1,6 +1,6 @@
 """What a candidate minimises: a forget loss and a retain loss, each of hidden states or of log-probabilities.
 
-The four kinds combine freely. Each takes what the band gave for a batch and returns a `Term`; none of them knows
+The four kinds combine freely. Each takes what the band gave for a batch and returns a `LossTerm`; none of them knows
 a method by name.
 
 Shapes: b sequences, t tokens, d width, n predicted tokens of a batch, V size of the vocabulary.
@@ -18,12 +18,19 @@ from torch import Tensor
 from robust_unlearning.data.corpora import TokenBatch, derived_seed
 from robust_unlearning.methods.losses import hidden_mse, token_kl, token_logp, token_mse
 from robust_unlearning.methods.noise import RandomNoiseAugmentation
-from robust_unlearning.methods.table import LogProbs, Preference, Representation, Steering, Temper, draw_direction
+from robust_unlearning.methods.table import (
+    LogProbs,
+    Preference,
+    PreferenceSettings,
+    Representation,
+    Steering,
+    draw_direction,
+)
 from robust_unlearning.recipe import Recipe
 from robust_unlearning.train.engine import BandEngine, RowLoss, Trunk, Weights, losses_by_row
 
 
-class View:
+class BatchForward:
     """This process's rows of a batch as seen through the engine; the same for all candidates.
 
     Each part is computed when first asked for.
@@ -119,7 +126,7 @@ class View:
 
 
 @dataclass
-class Term:
+class LossTerm:
     """One loss term and what is worth writing down about it.
 
     Attributes:
@@ -139,12 +146,12 @@ class ForgetObjective:
     steering: Mapping[str, Steering] = {}
     """Topic -> what its target is made of."""
 
-    def settle(self, topic: str, first: View) -> None:
+    def settle(self, topic: str, first: BatchForward) -> None:
         """Take from a topic's first forget batch, seen whole, what is to hold for all its batches."""
         if topic in self.steering and self.steering[topic].needs_first_batch:
             self.steering[topic].settle(first.reference, first.mask)
 
-    def term(self, weights: Weights, topic: str, forget: View, refusals: View | None) -> Term:
+    def term(self, weights: Weights, topic: str, forget: BatchForward, refusals: BatchForward | None) -> LossTerm:
         """The forget loss of a step under `weights`."""
         raise NotImplementedError
 
@@ -158,7 +165,7 @@ class ForgetObjective:
             steering.load_state(below(f"{topic}/", state))
 
 
-class Steered(ForgetObjective):
+class RepresentationObjective(ForgetObjective):
     """The forget loss of a representation method: hidden states at layer l pushed to a target (Eq. 2)."""
 
     def __init__(self, recipe: Recipe, spec: Representation, width: int, device: torch.device) -> None:
@@ -174,22 +181,22 @@ class Steered(ForgetObjective):
             for topic in recipe.topics
         }
 
-    def term(self, weights: Weights, topic: str, forget: View, refusals: View | None) -> Term:
+    def term(self, weights: Weights, topic: str, forget: BatchForward, refusals: BatchForward | None) -> LossTerm:
         """Mean squared distance to the method's target."""
         hidden = forget.engine.band(forget.trunk, weights)
         reference = forget.reference if self.spec.needs_reference else None
         target = self.spec.target(self.steering[topic], reference, forget.mask)
-        return Term(hidden_mse(hidden, target, forget.mask) * forget.token_share, hidden.detach())
+        return LossTerm(hidden_mse(hidden, target, forget.mask) * forget.token_share, hidden.detach())
 
 
-class Preferred(ForgetObjective):
+class PreferenceObjective(ForgetObjective):
     """The forget loss of a preference method: log-probabilities of forget sequences and refusals (Eq. 3 and 4)."""
 
     def __init__(self, recipe: Recipe, spec: Preference) -> None:
         self.spec, self.recipe = spec, recipe
-        self.temper = Temper(recipe.temperature, recipe.margin, recipe.log_ratio)
+        self.settings = PreferenceSettings(recipe.temperature, recipe.margin, recipe.log_ratio)
 
-    def term(self, weights: Weights, topic: str, forget: View, refusals: View | None) -> Term:
+    def term(self, weights: Weights, topic: str, forget: BatchForward, refusals: BatchForward | None) -> LossTerm:
         """The method's loss; nats a forget token are measured too."""
         rejected, hidden = self._logp(weights, forget)
         measures = {"forget_nats": -(rejected.logp.detach().sum() / forget.predictions)}
@@ -198,37 +205,39 @@ class Preferred(ForgetObjective):
             assert refusals is not None
             preferred, _ = self._logp(weights, refusals)
             measures["refusal_nats"] = -(preferred.logp.detach().sum() / refusals.predictions)
-        return Term(self.spec.loss(rejected, preferred, self.temper) * forget.sequence_share, hidden, measures)
+        return LossTerm(self.spec.loss(rejected, preferred, self.settings) * forget.sequence_share, hidden, measures)
 
-    def _logp(self, weights: Weights, view: View) -> tuple[LogProbs, Tensor]:
-        hidden = view.engine.band(view.trunk, weights)
-        final = view.engine.tail(view.trunk, hidden, recompute=self.recipe.recompute_tail)
-        return view.sequence_logp(final), hidden.detach()
+    def _logp(self, weights: Weights, forward: BatchForward) -> tuple[LogProbs, Tensor]:
+        hidden = forward.engine.band(forward.trunk, weights)
+        final = forward.engine.tail(forward.trunk, hidden, recompute=self.recipe.recompute_tail)
+        return forward.sequence_logp(final), hidden.detach()
 
 
 def forget_objective(recipe: Recipe, width: int, device: torch.device) -> ForgetObjective:
     """The forget loss of the recipe's method."""
     if isinstance(recipe.spec, Representation):
-        return Steered(recipe, recipe.spec, width, device)
+        return RepresentationObjective(recipe, recipe.spec, width, device)
     assert isinstance(recipe.spec, Preference)
-    return Preferred(recipe, recipe.spec)
+    return PreferenceObjective(recipe, recipe.spec)
 
 
-def retain_term(recipe: Recipe, weights: Weights, view: View, rna: RandomNoiseAugmentation | None) -> Term:
+def retain_term(
+    recipe: Recipe, weights: Weights, retain: BatchForward, rna: RandomNoiseAugmentation | None
+) -> LossTerm:
     """The retain loss against the reference, under RNA where the recipe has it (Eq. 2; Algorithm 1)."""
-    engine = view.engine
-    hidden = engine.band(view.trunk, weights)
-    if recipe.kept_by == "hidden_mse":
-        return Term(hidden_mse(hidden, view.noised(rna), view.mask) * view.token_share, hidden.detach())
-    final = engine.tail(view.trunk, hidden, recompute=recipe.recompute_tail)
-    reference = view.predicting(view.noised_final(rna))
+    engine = retain.engine
+    hidden = engine.band(retain.trunk, weights)
+    if recipe.retain_kind == "hidden_mse":
+        return LossTerm(hidden_mse(hidden, retain.noised(rna), retain.mask) * retain.token_share, hidden.detach())
+    final = engine.tail(retain.trunk, hidden, recompute=recipe.recompute_tail)
+    reference = retain.predicting(retain.noised_final(rna))
 
     def loss(logits: Tensor, rows: slice) -> Tensor:
         with torch.no_grad():
             wanted = engine.head(reference[rows])
-        return token_kl(logits, wanted, recipe.kl) if recipe.kept_by == "kl" else token_mse(logits, wanted)
+        return token_kl(logits, wanted, recipe.kl) if recipe.retain_kind == "kl" else token_mse(logits, wanted)
 
-    return Term(view.losses(final, loss).sum() / view.predictions, hidden.detach())
+    return LossTerm(retain.losses(final, loss).sum() / retain.predictions, hidden.detach())
 
 
 def below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

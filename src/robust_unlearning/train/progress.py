@@ -46,7 +46,7 @@ def counted(steps: int) -> str:
 class _WithBar:
     """A context whose bar, if there is one, is closed at its end."""
 
-    bar: tqdm[Any] | None
+    bar: tqdm[Any] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -58,56 +58,58 @@ class _WithBar:
             self.bar.close()
 
 
-class TrainingProgress(_WithBar):
-    """Shows every reported row of one or several candidates; `total` counts the steps of all of them."""
-
-    def __init__(self, total: int, names: dict[int, str] | None = None) -> None:
-        self.total = total
-        self.names = names or {}
-        self.done: dict[int, int] = {}
-        self.began = time.perf_counter()
-        self.first: int | None = None
-        self.bar = tqdm(total=total, unit="step", dynamic_ncols=True) if sys.stderr.isatty() else None
-
-    def row(self, candidate: Candidate, row: dict[str, Any]) -> None:
-        """Show a row that a candidate has just added to its metrics."""
-        self.done[id(candidate)] = row["step"]
-        done = sum(self.done.values())
-        if self.first is None:  # what a resumed run had done before tells nothing about the speed now
-            self.first = max(0, done - candidate.recipe.log_every)
-        name = self.names.get(id(candidate), "")
-        if self.bar is not None:
-            self.bar.n = done
-            self.bar.set_postfix_str(f"{row['tokens_per_second']:.0f} tok/s")
-            self.bar.refresh()
-            self.bar.write(f"step {row['step']:>4} {name} {describe(row, candidate.recent)}")
-            return
-        rate = (time.perf_counter() - self.began) / max(1, done - self.first)
-        print(
-            f"step {row['step']} of {candidate.recipe.steps} {name} {describe(row, candidate.recent)} "
-            f"{row['tokens_per_second']:.0f} tok/s, {_clock(rate * (self.total - done))} left",
-            flush=True,
-        )
-
-
-class GroupProgress(_WithBar):
-    """Shows how far many candidates are together, not their rows; `total` counts the steps of all of them."""
+class _StepsOfAll(_WithBar):
+    """Counts the steps of all candidates; `total` of them are to come."""
 
     def __init__(self, total: int) -> None:
         self.total = total
-        self.done: dict[int, int] = {}
+        self.steps: dict[int, int] = {}
         self.began = time.perf_counter()
-        self.shown = 0
         self.bar = tqdm(total=total, unit="step", dynamic_ncols=True) if sys.stderr.isatty() else None
 
-    def row(self, candidate: Candidate, row: dict[str, Any]) -> None:
-        """Count the steps behind a row that a candidate has just added; each tenth of the whole is a line."""
-        self.done[id(candidate)] = row["step"]
-        done = sum(self.done.values())
+    def count(self, candidate: Candidate, row: dict[str, Any], postfix: str = "") -> int:
+        """Steps that all have taken, once a candidate has added a row; the bar shows it."""
+        self.steps[id(candidate)] = row["step"]
+        done = sum(self.steps.values())
         if self.bar is not None:
             self.bar.n = done
+            self.bar.set_postfix_str(postfix)
             self.bar.refresh()
-        elif 10 * done // self.total > self.shown:
+        return done
+
+
+class TrainingProgress(_StepsOfAll):
+    """Shows every reported row of one or several candidates, by their `names` where there are several."""
+
+    def __init__(self, total: int, names: dict[int, str] | None = None) -> None:
+        super().__init__(total)
+        self.names = names or {}
+        self.first: int | None = None
+
+    def row(self, candidate: Candidate, row: dict[str, Any]) -> None:
+        """Show a row that a candidate has just added to its metrics."""
+        speed = f"{row['tokens_per_second']:.0f} tok/s"
+        done = self.count(candidate, row, speed)
+        if self.first is None:  # what a resumed run had done before tells nothing about the speed now
+            self.first = max(0, done - candidate.recipe.log_every)
+        line = f"{self.names.get(id(candidate), '')} {describe(row, candidate.recent)}"
+        if self.bar is not None:
+            self.bar.write(f"step {row['step']:>4} {line}")
+            return
+        rate = (time.perf_counter() - self.began) / max(1, done - self.first)
+        left = _clock(rate * (self.total - done))
+        print(f"step {row['step']} of {candidate.recipe.steps} {line} {speed}, {left} left", flush=True)
+
+
+class GroupProgress(_StepsOfAll):
+    """Shows how far many candidates are together, not their rows; each tenth of the whole is a line."""
+
+    shown = 0
+
+    def row(self, candidate: Candidate, row: dict[str, Any]) -> None:
+        """Count the steps behind a row that a candidate has just added."""
+        done = self.count(candidate, row)
+        if self.bar is None and 10 * done // self.total > self.shown:
             self.shown = 10 * done // self.total
             seconds = time.perf_counter() - self.began
             print(f"  {done} of {self.total} steps of all points, {_clock(seconds)}", flush=True)
@@ -119,7 +121,6 @@ class EvaluationProgress(_WithBar):
     def __init__(self, title: str = "", unit: str = "prompt") -> None:
         self.title = title
         self.unit = unit
-        self.bar = None
         self.name = ""
 
     def tick(self, name: str, done: int, total: int) -> None:

@@ -13,14 +13,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from robust_unlearning import files
 from robust_unlearning.data.corpora import Corpus
+from robust_unlearning.models.checkpoint import read_tensors, write_tensors
 from robust_unlearning.parallel.processes import Processes
 from robust_unlearning.train.engine import BandEngine
-from robust_unlearning.train.objective import View
+from robust_unlearning.train.objective import BatchForward
 
 BLOCK = 8
 """Sequences scored together: always the same ones, whoever asks."""
@@ -40,24 +40,22 @@ class References:
         self.engine, self.corpus, self.processes = engine, corpus, processes
         key = repr((model, dtype, engine.device.type, corpus.rows))
         self.path = folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
-        self.logp = processes.on_first(self._read)
+        self.logp = processes.on_rank_zero(self._read)
 
     def _read(self) -> Tensor:
         """What is on disk, or NaN for every sequence."""
         if not self.path.exists():
             return torch.full((len(self.corpus.rows),), float("nan"), dtype=torch.float64)
-        return load_file(self.path)["logp"]
+        return read_tensors(self.path)[0]["logp"]
 
     def prepare(self, rows: Iterable[int]) -> int:
         """Score those of `rows` that are not known yet, and keep them on disk; returns how many were scored."""
         blocks = sorted({row // BLOCK for row in rows if self.logp[row].isnan()})
         padded = blocks + blocks[-1:] * (-len(blocks) % self.processes.count)  # sharded layers are run equally often
-        for block, logp in zip(padded, self.processes.divided(padded, self._scored), strict=True):
+        for block, logp in zip(padded, self.processes.map_split(padded, self._scored), strict=True):
             self.logp[self._rows(block)] = logp
-        if blocks and self.processes.first:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with files.replacing(self.path) as temporary:
-                save_file({"logp": self.logp}, temporary)
+        if blocks and self.processes.is_rank_zero:
+            write_tensors(self.path, {"logp": self.logp})
         return len(blocks) * BLOCK
 
     def _rows(self, block: int) -> list[int]:
@@ -66,9 +64,9 @@ class References:
 
     def _scored(self, blocks: Sequence[int]) -> list[Tensor]:
         """log p of the sequences of each block."""
-        views = (View(self.engine, self.corpus.collated(self._rows(block))) for block in blocks)
+        forwards = (BatchForward(self.engine, self.corpus.collated(self._rows(block))) for block in blocks)
         with torch.no_grad():
-            return [view.sequence_logp(view.final).logp.double().cpu() for view in views]
+            return [forward.sequence_logp(forward.final).logp.double().cpu() for forward in forwards]
 
     def of(self, rows: list[int]) -> Tensor:
         """log p [b] of these sequences, in float32 on the engine's device."""

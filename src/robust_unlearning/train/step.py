@@ -1,7 +1,7 @@
 """One training step, top to bottom.
 
-1. **Batch.** A topic's forget and retain sequences (and refusals), each as a `View`: its trunk is run once, without
-   gradients, for all candidates.
+1. **Batch.** A topic's forget and retain sequences (and refusals), each as a `BatchForward`: its trunk is run once,
+   without gradients, for all candidates.
 2. **Forget term.** Band under the candidate's weights, then the loss of the method: `objective`, `methods.table`.
 3. **Retain term.** Band on retain text against the reference, which RNA perturbs (Algorithm 1): `objective`,
    `methods.noise`.
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from robust_unlearning.errors import UserError
-from robust_unlearning.train.objective import Term, View, retain_term
+from robust_unlearning.train.objective import BatchForward, LossTerm, retain_term
 
 if TYPE_CHECKING:
     from robust_unlearning.train.candidate import Candidate
@@ -30,9 +30,9 @@ class StepBatch(NamedTuple):
     """What all candidates see in a step: a topic's sequences; refusals where a method prefers them."""
 
     topic: str
-    forget: View
-    retain: View
-    refusals: View | None = None
+    forget: BatchForward
+    retain: BatchForward
+    refusals: BatchForward | None = None
 
 
 @dataclass
@@ -40,8 +40,8 @@ class StepLosses:
     """A step's total loss, a scalar with gradients, and the terms it is made of: this process's parts of them."""
 
     total: Tensor
-    forget: Term
-    retain: Term
+    forget: LossTerm
+    retain: LossTerm
 
 
 def take_step(candidate: Candidate, batch: StepBatch) -> StepLosses:

@@ -62,11 +62,11 @@ class Latent:
 
     def states(self, sequences: Sequence[Sequence[int]], pad: int) -> Array:
         """z [n, d] at each sequence's last token, float64."""
-        found = []
+        states = []
         for batch in batches(sequences, pad):
             trunk, hidden = self.enter(batch)
-            found.append(hidden[_last(trunk)])
-        return torch.cat(found).cpu().double().numpy()
+            states.append(hidden[_last(trunk)])
+        return torch.cat(states).cpu().double().numpy()
 
 
 def _last(trunk: Trunk) -> tuple[Tensor, Tensor]:

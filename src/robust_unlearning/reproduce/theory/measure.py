@@ -10,17 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 import torch
 
 from robust_unlearning.analyze.derivatives import gaussian, gradients
-from robust_unlearning.analyze.inputs import Prompt, batches
+from robust_unlearning.analyze.inputs import Prompt, batches, joined
 from robust_unlearning.analyze.variants import Variants
 from robust_unlearning.recipe import Recipe
 from robust_unlearning.reproduce.theory.curvature import LossChange, loss_change
 from robust_unlearning.reproduce.theory.latent import Latent
-from robust_unlearning.reproduce.theory.output_change import OutputChange, joined, output_change
+from robust_unlearning.reproduce.theory.output_change import OutputChange, output_change
 from robust_unlearning.reproduce.theory.rejection import rejects
 from robust_unlearning.reproduce.theory.shift import Shift, describe
 from robust_unlearning.stats.estimates import Array
@@ -163,8 +164,7 @@ def loss_of(
         variances = [std**2 for std in stds]
         losses = latent.text_loss(trunk)
         parts.append(loss_change(losses, hidden, trunk.mask, variances, settings.probes, generator))
-    columns = zip(*((each.loss, each.trace, each.predicted, each.observed) for each in parts), strict=True)
-    return LossChange(*(np.concatenate(column, axis=-1) for column in columns))
+    return joined(parts)
 
 
 def answers_of(
@@ -172,48 +172,35 @@ def answers_of(
 ) -> AnswerChange:
     """ΔJ, r, and how often noise on both forms rejects ΔJ, at each √ν."""
     generator = torch.Generator().manual_seed(settings.seed)
-    answers = [each.answer for each in group]
-    clean = _losses(latent, [each.clean for each in group], answers, pad, stds, settings.injections, generator)
-    forget = _losses(latent, [each.forget for each in group], answers, pad, stds, settings.injections, generator)
+
+    def losses_of(form: str) -> _Losses:
+        parts: list[_Losses] = []
+        answers = iter(group)
+        for batch in batches([getattr(prompt, form) for prompt in group], pad):
+            trunk, hidden = latent.enter(batch)
+            losses = latent.answer_loss(trunk, [prompt.answer for prompt in islice(answers, len(batch.ids))])
+            still, gradient = gradients(losses, hidden)
+            norms = gradient.flatten(1).norm(dim=1)  # padding has no gradient: nothing real sees it
+            with torch.no_grad():
+                draws = [gaussian(hidden, trunk.mask, generator) for _ in range(settings.injections)]
+                moved = [_array(torch.stack([losses(hidden + std * draw) for draw in draws])) for std in stds]
+            parts.append(_Losses(_array(still), _array(norms), np.array(moved)))
+        return joined(parts)
+
+    clean, forget = losses_of("clean"), losses_of("forget")
     change = forget.still - clean.still
-    moved = [forget_form - clean_form for forget_form, clean_form in zip(forget.moved, clean.moved, strict=True)]
-    shares = [rejects(noisy, change).mean(axis=0) for noisy in moved]
+    shares = [rejects(noisy, change).mean(axis=0) for noisy in forget.moved - clean.moved]
     return AnswerChange(change, forget.gradient / clean.gradient, dict(zip(stds, shares, strict=True)))
 
 
 @dataclass(frozen=True)
 class _Losses:
-    """`still` [n], `gradient` norms [n], and losses under noise `moved`, [injections, n] for each scale."""
+    """`still` [n], `gradient` norms [n], and losses under noise `moved` [scales, injections, n]."""
 
     still: Array
     gradient: Array
-    moved: list[Array]
+    moved: Array
 
 
-def _losses(
-    latent: Latent,
-    sequences: Sequence[Sequence[int]],
-    answers: Sequence[int],
-    pad: int,
-    stds: Sequence[float],
-    injections: int,
-    generator: torch.Generator,
-) -> _Losses:
-    still, norms, done = [], [], 0
-    moved: list[list[torch.Tensor]] = [[] for _ in stds]
-    for batch in batches(sequences, pad):
-        trunk, hidden = latent.enter(batch)
-        losses = latent.answer_loss(trunk, answers[done : done + len(batch.ids)])
-        done += len(batch.ids)
-        values, gradient = gradients(losses, hidden)
-        still.append(values)
-        norms.append(gradient.flatten(1).norm(dim=1))  # padding has no gradient: nothing real sees it
-        with torch.no_grad():
-            draws = [gaussian(hidden, trunk.mask, generator) for _ in range(injections)]
-            for std, parts in zip(stds, moved, strict=True):
-                parts.append(torch.stack([losses(hidden + std * draw) for draw in draws]))
-    return _Losses(_joined(still), _joined(norms), [_joined(each) for each in moved])
-
-
-def _joined(parts: Sequence[torch.Tensor]) -> Array:
-    return torch.cat(list(parts), dim=-1).cpu().double().numpy()
+def _array(values: torch.Tensor) -> Array:
+    return values.cpu().double().numpy()

@@ -11,7 +11,7 @@ Shapes: b prompts, t tokens, d width, o outputs, N draws.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -63,8 +63,8 @@ def output_change(
             linear.append(jvp(function, at, noise))
             changes.append(torch.stack([function(at + eta**0.5 * noise) - still for eta in etas]))
     first = torch.stack(linear).cpu().double().numpy()  # [N, b, o]
-    found = torch.stack(changes).cpu().double().numpy()  # [N, etas, b, o]
-    return [compare(found[:, index], eta**0.5 * first) for index, eta in enumerate(etas)]
+    change = torch.stack(changes).cpu().double().numpy()  # [N, etas, b, o]
+    return [compare(change[:, index], eta**0.5 * first) for index, eta in enumerate(etas)]
 
 
 def compare(change: Array, first: Array) -> OutputChange:
@@ -79,13 +79,6 @@ def compare(change: Array, first: Array) -> OutputChange:
         residual=((change - first) ** 2).sum(axis=-1).mean(axis=0) / linear,
         covariance=np.linalg.norm(seen - expected, axis=(1, 2)) / np.linalg.norm(expected, axis=(1, 2)),
         not_normal=(normality(change) < LEVEL).mean(axis=-1),
-    )
-
-
-def joined(parts: Sequence[OutputChange]) -> OutputChange:
-    """Batches of prompts as one."""
-    return OutputChange(
-        *(np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(OutputChange))
     )
 
 
