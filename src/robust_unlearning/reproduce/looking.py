@@ -70,7 +70,7 @@ def _written(report: Report, own: list[tuple[str, Model]], folder: Path) -> dict
         table.key: {"title": table.title, "columns": dict(zip(table.columns, table.headers, strict=True))}
         for table in report.tables
     }
-    return {**data, "name": report.name, "notes": list(report.notes), "shown": shown, "variants": _listed(own)}
+    return {**data, "name": report.name, "notes": list(report.notes), "shown": shown, "subjects": _listed(own)}
 
 
 def _listed(own: list[tuple[str, Model]]) -> list[dict[str, Any]]:
