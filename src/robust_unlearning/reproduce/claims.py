@@ -14,7 +14,7 @@ import numpy as np
 
 from robust_unlearning.experiments.matched import LEAST, forgetting, matched_difference
 from robust_unlearning.reproduce import paper
-from robust_unlearning.reproduce.results import Grid, Model
+from robust_unlearning.reproduce.grid import Grid, Model
 from robust_unlearning.reproduce.verdicts import Outcome
 from robust_unlearning.results.measures import Measured, excess, retained, right
 from robust_unlearning.stats.estimates import (
