@@ -90,6 +90,7 @@ def test_weights_and_optimiser_are_as_counted_by_hand(tiny_recipe: dict[str, Any
     }
 
 
+@pytest.mark.integration
 def test_a_preference_method_reads_everything_and_keeps_references(short_recipe: dict[str, Any]) -> None:
     plan = _plan(short_recipe, "method=npo", "retain_loss=kl", "snapshots=[4]")
     assert plan.layers == (3, 3)
@@ -113,6 +114,7 @@ def test_points_share_trunk_and_reference(tiny_recipe: dict[str, Any]) -> None:
         assert three.flops[part] == times * one.flops[part]
 
 
+@pytest.mark.integration
 def test_a_sweep_reckons_with_the_planners_phases(tiny_recipe: dict[str, Any]) -> None:
     plan = _plan(tiny_recipe, "topics.spells.forget=gone.jsonl")  # so that batches are as long as they may be
     reckoned = need([load_recipe(tiny_recipe)])
@@ -220,6 +222,7 @@ def test_shipped_recipes_can_be_planned(name: str, short_model: Path) -> None:
     json.dumps(plan.as_dict(), allow_nan=False)
 
 
+@pytest.mark.integration
 def test_lengths_are_those_of_the_batches(tiny_recipe: dict[str, Any]) -> None:
     from robust_unlearning.train.trainer import Trainer
 
@@ -240,6 +243,7 @@ def test_lengths_are_those_of_the_batches(tiny_recipe: dict[str, Any]) -> None:
     assert most.flops["trunk"] > flops
 
 
+@pytest.mark.integration
 def test_a_folder_with_a_config_alone_is_enough(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     shutil.copy(Path(tiny_recipe["model"]) / "config.json", tmp_path)
     plan = _plan(tiny_recipe | {"model": str(tmp_path)})
