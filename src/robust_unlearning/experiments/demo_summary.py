@@ -21,14 +21,13 @@ from robust_unlearning.evaluate.suite import Evaluation
 from robust_unlearning.experiments.matched import Place, place_on
 from robust_unlearning.report.figures import Series, trade_off
 from robust_unlearning.report.tables import Column, Table
+from robust_unlearning.stats import paired
 from robust_unlearning.stats.estimates import (
     Array,
     Estimate,
     accuracy,
     mean_interval,
     over_seeds,
-    paired_recovery,
-    paired_reduction,
 )
 from robust_unlearning.stats.format import PERCENT, Form
 
@@ -200,9 +199,9 @@ def _row(base: DemoAnswers, rmu: DemoAnswers, models: Sequence[DemoAnswers], nam
     if one is not base:
         added = np.stack([model.excess - base.excess for model in models])
         row["added_harm"] = mean_interval(added[0]) if one else over_seeds(added)
-        row["reduction"] = paired_reduction(base.perturbed, perturbed)
+        row["reduction"] = paired.reduction([base.perturbed], [perturbed])
     if not one:
-        row["recovery"] = paired_recovery(base.perturbed, rmu.perturbed, perturbed)
+        row["recovery"] = paired.recovery([base.perturbed], [rmu.perturbed], [perturbed])
     return row
 
 
