@@ -13,8 +13,7 @@ from robust_unlearning import files
 from robust_unlearning.data.questions import read_questions
 from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate.suite import load_suite
-from robust_unlearning.experiments.demo import points_of, run_demo
-from robust_unlearning.experiments.demo_summary import DemoAnswers, Level, report
+from robust_unlearning.experiments.demo import DemoAnswers, place_of, points_of, report, run_demo
 from robust_unlearning.stats.estimates import Estimate
 
 DEMO = files.package_dir() / "assets" / "demo"
@@ -70,17 +69,17 @@ def test_a_shorter_demo_keeps_the_snapshots_that_fit() -> None:
 
 def test_like_forgetting_is_interpolated_between_steps() -> None:
     line = [(30, model("a", 4.0, -0.2)), (60, model("b", 8.0, -1.0))]
-    place = Level(1.0, [model("r", 5.0, 0.0), model("s", 7.0, 0.0)]).match(line)
+    place = place_of([model("r", 5.0, 0.0), model("s", 7.0, 0.0)], line)
     assert place is not None
     assert (line[place.index][0], line[place.index + 1][0], place.share) == (30, 60, 0.5)
     assert place.of([each.excess for _, each in line]).mean() == pytest.approx(-0.6)
-    assert Level(1.0, [model("r", 9.0, 0.0)]).match(line) is None
+    assert place_of([model("r", 9.0, 0.0)], line) is None
 
 
 def test_less_harm_of_a_model_that_forgot_less_is_no_win(tmp_path: Path) -> None:
     noisy = [model("r", 5.0, 0.0), model("s", 5.0, 0.01)]
     line = [(30, model("a", 4.0, 0.0)), (60, model("b", 8.0, -1.0))]
-    text = report(model("base", 3.6, 0.0), line, model("slower", 6.0, -0.5), [Level(1.0, noisy)], tmp_path, "made up")
+    text = report(model("base", 3.6, 0.0), line, model("slower", 6.0, -0.5), {1.0: noisy}, tmp_path, "made up")
     assert "RNA harms less, but forgot less" in text
 
 
@@ -99,9 +98,7 @@ def test_the_verdict_follows_the_interval(excess: float, nats: float, verdict: s
     for each in noisy:
         each.excess[:] += rng.normal(0, 0.05, len(each.excess))
     line = [(30, model("a", 4.0, -0.2)), (60, model("b", 8.0, -1.0, 0.3))]
-    text = report(
-        model("base", 3.6, 0.0), line, model("slower", nats, -0.3), [Level(1.0, noisy)], tmp_path, "made-up numbers"
-    )
+    text = report(model("base", 3.6, 0.0), line, model("slower", nats, -0.3), {1.0: noisy}, tmp_path, "made-up numbers")
     assert verdict in text
     assert "slower" in text
     data = json.loads((tmp_path / "demo.json").read_text())

@@ -19,10 +19,8 @@ from robust_unlearning.cli.main import main
 from robust_unlearning.evaluate.record import Record, Task
 from robust_unlearning.evaluate.suite import Evaluation
 from robust_unlearning.experiments import search as searching
-from robust_unlearning.experiments.aim import Aim, judge
 from robust_unlearning.experiments.ranges import Choices, Range, parse_space
-from robust_unlearning.experiments.search import Search, check, run_search
-from robust_unlearning.experiments.search_report import best_trial, write_results
+from robust_unlearning.experiments.search import Aim, Search, best_trial, check, judge, run_search, write_results
 from robust_unlearning.run.folder import open_run
 from robust_unlearning.train.trainer import Trainer
 

@@ -15,10 +15,9 @@ from robust_unlearning import UserError, files, load_recipe, unlearn
 from robust_unlearning.cli.main import main
 from robust_unlearning.evaluate.record import Record, Task
 from robust_unlearning.evaluate.suite import Evaluation
-from robust_unlearning.experiments.answers import answers_of
 from robust_unlearning.experiments.grid import Point, Sweep, expand, load_sweep, sweep_names
 from robust_unlearning.experiments.ranges import parse_values
-from robust_unlearning.experiments.rule import DEFAULT_RULE, choose, parse_rule
+from robust_unlearning.experiments.rule import DEFAULT_RULE, answers_of, choose, parse_rule
 from robust_unlearning.experiments.runner import groups, train_all
 from robust_unlearning.experiments.sweep import run_sweep
 from robust_unlearning.methods.noise import RandomNoiseAugmentation, SharedNoise

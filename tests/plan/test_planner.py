@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from robust_unlearning.models.layers import trained_tensors
 from robust_unlearning.parallel.processes import Processes
 from robust_unlearning.plan import rehearsal
 from robust_unlearning.plan.lengths import batch_lengths, config_of
+from robust_unlearning.plan.memory import Need, need
 from robust_unlearning.plan.meter import Meter
 from robust_unlearning.plan.plan import Change, Plan, changes, make_plan
 from robust_unlearning.plan.text import format_fit, parse_bytes, size
@@ -109,6 +111,18 @@ def test_points_share_trunk_and_reference(tiny_recipe: dict[str, Any]) -> None:
     assert three.memory["step"]["band, kept for backward"] == one.memory["step"]["band, kept for backward"]
     for part, times in {"trunk": 1, "reference": 1, "metrics": 1, "band": 3, "band backward": 3}.items():
         assert three.flops[part] == times * one.flops[part]
+
+
+def test_a_sweep_reckons_with_the_planners_phases(tiny_recipe: dict[str, Any]) -> None:
+    plan = _plan(tiny_recipe, "topics.spells.forget=gone.jsonl")  # so that batches are as long as they may be
+    reckoned = need([load_recipe(tiny_recipe)])
+    assert reckoned.model == sum(size for part, size in plan.memory["step"].items() if part.startswith("weights: "))
+    assert reckoned.model + reckoned.point + reckoned.step == max(
+        sum(plan.memory[phase].values()) for phase in ("step", "optimiser")
+    )
+    more = [load_recipe(tiny_recipe, words) for words in (["noise_std=0.1"], ["method=npo", "retain_loss=kl"])]
+    together = need([load_recipe(tiny_recipe), *more])
+    assert together == Need(*(max(pair) for pair in zip(*(astuple(need([each])) for each in more), strict=True)))
 
 
 class _Whole:

@@ -14,7 +14,7 @@ from typing import Any, Self, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from robust_unlearning.experiments.answers import Answers
+from robust_unlearning.experiments.rule import Answers
 from robust_unlearning.results.measures import Measured, excess, retained, right
 
 
