@@ -15,7 +15,7 @@ from robust_unlearning.reproduce.run import Results
 from robust_unlearning.reproduce.target import Target
 from robust_unlearning.results.measures import estimates, right_at
 from robust_unlearning.run.folder import RECORD
-from robust_unlearning.stats.estimates import paired_recovery, paired_reduction
+from robust_unlearning.stats import paired
 from robust_unlearning.stats.format import NATS, PERCENT
 
 COLUMNS: dict[str, str | Column] = {
@@ -37,9 +37,9 @@ def main_rows(grid: Grid, place: str) -> list[dict[str, Any]]:
                 continue
             cells = estimates(models, place)
             base = grid.base.places[place].right
-            cells["reduction"] = paired_reduction(base, right_at(models, place))
+            cells["reduction"] = paired.reduction([base], [right_at(models, place)])
             if scale and len(plain) == len(models):
-                cells["recovery"] = paired_recovery(base, right_at(plain, place), right_at(models, place))
+                cells["recovery"] = paired.recovery([base], [right_at(plain, place)], [right_at(models, place)])
             rows.append({"name": title + (f" + RNA {scale:g}" if scale else ""), "noise": scale, **cells})
     return rows
 
