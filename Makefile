@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: setup demo test lint types benchmark clean
+.PHONY: setup demo test test-fast lint types benchmark clean
 
 setup: .venv/ready
 
@@ -17,6 +17,9 @@ demo: setup
 
 test: setup
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+test-fast: setup
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m unit
 
 lint: setup
 	$(BIN)/ruff check .

@@ -16,15 +16,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from robust_unlearning import files
 from robust_unlearning.evaluate.evaluator import Evaluator, open_target
+from robust_unlearning.evaluate.record import Record, logp_among_of, right_of
 from robust_unlearning.evaluate.suite import Evaluation, load_suite
-from robust_unlearning.experiments.side_by_side import train_all
+from robust_unlearning.experiments.runner import train_all
 from robust_unlearning.methods.table import Representation
 from robust_unlearning.recipe import load_recipe
-from robust_unlearning.results.measures import Measured
 from robust_unlearning.run.folder import RunFolder
 
 MAY_LOSE = 0.03
@@ -89,10 +87,14 @@ def choose(rows: list[dict[str, Any]], base: dict[str, float]) -> dict[str, Any]
 
 
 def _scores(evaluation: Evaluation) -> dict[str, float]:
-    found = Measured.of(evaluation)
-    logps = [record.logp_among for record in evaluation.records if record.task.set != "forget"]
-    accuracies = {name: float(getattr(found, name).mean()) for name in ("forget", "near", "far")}
-    return {**accuracies, "forget_logp": float(found.forget_logp.mean()), "retain_logp": float(np.mean(logps))}
+    def records(*sets: str) -> list[Record]:
+        return [record for record in evaluation.records if record.task.set in sets]
+
+    sets = {"forget": ("forget",), "near": ("near",), "far": ("far", "control")}
+    accuracies = {name: float(right_of(records(*each)).mean()) for name, each in sets.items()}
+    forget, retain = records("forget"), records("near", "far", "control")
+    logps = {"forget_logp": logp_among_of(forget), "retain_logp": logp_among_of(retain)}
+    return {**accuracies, **{name: float(values.mean()) for name, values in logps.items()}}
 
 
 if __name__ == "__main__":

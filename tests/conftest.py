@@ -63,6 +63,34 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+KINDS = ("unit", "integration", "docs")
+KIND_OF_ROOM = {"docs": "docs"} | dict.fromkeys(("cli", "experiments", "parallel", "reproduce", "train"), "integration")
+"""The kind of a folder's tests where a test itself is not marked; those of the other folders are unit tests."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give every test exactly one kind: its own mark, its file's, or its folder's."""
+    for item in items:
+        kinds = {mark.name for mark in item.iter_markers() if mark.name in KINDS}
+        if len(kinds) > 1:
+            raise pytest.UsageError(f"{item.nodeid}: one kind of {', '.join(KINDS)}, not {' and '.join(sorted(kinds))}")
+        if not kinds:
+            item.add_marker(KIND_OF_ROOM.get(item.path.parent.name, "unit"))
+
+
+@pytest.fixture(autouse=True)
+def _unit_tests_start_no_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A unit test that starts a process or trains is none: it fails here."""
+    if request.node.get_closest_marker("unit"):
+
+        def refuse(*_args: object, **_options: object) -> None:
+            raise AssertionError("a test that starts processes is marked integration")
+
+        monkeypatch.setattr("subprocess.Popen.__init__", refuse)
+        monkeypatch.setattr("multiprocessing.process.BaseProcess.start", refuse)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _isolated() -> Iterator[None]:
     """Offline, and every cache in a folder that goes away."""

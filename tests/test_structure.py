@@ -48,11 +48,18 @@ def test_the_root_holds_the_rooms_and_nothing_else() -> None:
     assert len(entries) <= 22
 
 
+def test_every_data_file_lies_in_assets() -> None:
+    beside = {path.relative_to(PACKAGE) for path in PACKAGE.rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    code = {path for path in beside if path.suffix == ".py" or path.name == "py.typed"}
+    assert {path.parts[0] for path in beside - code} == {"assets"}
+
+
 def test_no_file_passes_400_lines() -> None:
     long = {path.name: count for path in PACKAGE.rglob("*.py") if (count := len(path.read_text().splitlines())) > 400}
     assert not long
 
 
+@pytest.mark.integration
 def test_help_needs_no_heavy_library() -> None:
     script = (
         "import sys; from robust_unlearning.cli.main import main\n"

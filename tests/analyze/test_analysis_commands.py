@@ -54,6 +54,7 @@ CLASSES = {
 }
 
 
+@pytest.mark.integration
 def test_harmfulness_by_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files.write_jsonl(tmp_path / "rmu" / "records.jsonl", harmful_records())
     files.write_json(tmp_path / "ngrams.json", CLASSES)
@@ -137,6 +138,7 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "suite.yaml"
 
 
+@pytest.mark.integration
 def test_every_analysis_runs_on_a_base_and_two_runs(
     tiny_recipe: dict[str, Any], suite: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -172,6 +174,7 @@ def test_every_analysis_runs_on_a_base_and_two_runs(
     assert "a forget-token" in capsys.readouterr().out
 
 
+@pytest.mark.integration
 def test_theory_without_targets_needs_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["analyze", "theory", "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out
@@ -179,6 +182,7 @@ def test_theory_without_targets_needs_no_model(tmp_path: Path, capsys: pytest.Ca
     assert "holds in all 12 rows" in out
 
 
+@pytest.mark.integration
 def test_what_an_analysis_refuses(tiny_model: Path, suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = str(tiny_model)
     for words, said in (

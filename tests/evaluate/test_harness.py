@@ -20,6 +20,8 @@ from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate.harness import Harness
 from robust_unlearning.stats.estimates import accuracy
 
+pytestmark = pytest.mark.integration
+
 WORDS = ["apple", "river", "stone", "tall ladder", "cloud", "button", "ox", "meadow"]
 SIZES = {"alpha": 9, "beta": 4}
 TASK = {

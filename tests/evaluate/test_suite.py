@@ -204,6 +204,7 @@ def test_texts_equal_each_alone(family: str, budget: int, tokenizer: Any) -> Non
     assert results[3] == (0.0, 0)
 
 
+@pytest.mark.integration
 def test_mode_and_gradients_are_left_as_found(llama: Any, tokenizer: Any) -> None:
     llama.train()
     option_logprobs(llama, tokenizer, ITEMS[:1])

@@ -14,6 +14,7 @@ from robust_unlearning.evaluate.harness import Harness
 from robust_unlearning.evaluate.task_index import _lm_eval_index, shipped_groups, shipped_tasks, task_manager
 
 
+@pytest.mark.integration
 def test_groups_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     index = task_manager().task_index
     for path in shipped_tasks().glob("*.yaml"):
@@ -26,6 +27,7 @@ def test_groups_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(name in shown for name in [*shipped_groups(), "demo", "planted"])
 
 
+@pytest.mark.integration
 def test_index_is_lm_evals_own() -> None:
     import lm_eval.tasks
     from lm_eval.tasks import TaskManager

@@ -13,19 +13,19 @@ from robust_unlearning import files
 from robust_unlearning.data.questions import read_questions
 from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate.suite import load_suite
-from robust_unlearning.experiments.demo import plan
-from robust_unlearning.experiments.demo_summary import Level, Measured, match, report
+from robust_unlearning.experiments.demo import points_of, run_demo
+from robust_unlearning.experiments.demo_summary import DemoAnswers, Level, report
 from robust_unlearning.stats.estimates import Estimate
 
 DEMO = files.package_dir() / "assets" / "demo"
 
 
-def model(name: str, nats: float, excess: float, perturbed: float = 0.5, n: int = 200) -> Measured:
+def model(name: str, nats: float, excess: float, perturbed: float = 0.5, n: int = 200) -> DemoAnswers:
     """A model whose answers have the given means; its excess harm varies between questions by a fixed pattern."""
     pattern = np.linspace(-1, 1, n)
     right = (np.arange(n) < perturbed * n).astype(float)
     text = Estimate(nats, nats - 0.1, nats + 0.1, 0.05, 24)
-    return Measured(name, right[:80], right, right, right, excess + pattern, text, text)
+    return DemoAnswers(name, right[:80], right, right, right, excess + pattern, text, text)
 
 
 def test_the_demo_brings_enough_of_each() -> None:
@@ -57,24 +57,24 @@ def test_no_held_out_passage_is_trained_on() -> None:
 @pytest.mark.parametrize("field", ["noise_std=0.5", "retain_weight=50", "topics.astronomy.retain_weight=1"])
 def test_what_makes_the_demos_models_differ_cannot_be_overridden(field: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the demo sets"):
-        plan(tmp_path, [field])
+        run_demo(tmp_path, [field])
     assert not list(tmp_path.iterdir())
 
 
-def test_a_shorter_demo_keeps_the_snapshots_that_fit(tmp_path: Path) -> None:
-    runs = plan(tmp_path, ["steps=40"])
-    assert runs.rmu.recipe.snapshots == (30,)
-    assert [run.recipe.rna_std for run in runs.runs] == [0, 0, 1, 1, 1, 3, 3, 3]
-    assert runs.slower.recipe.retain_weight != runs.rmu.recipe.retain_weight
+def test_a_shorter_demo_keeps_the_snapshots_that_fit() -> None:
+    rmu, slower, *rna = points_of(["steps=40"])
+    assert rmu.recipe.snapshots == (30,)
+    assert [point.recipe.rna_std for point in (rmu, slower, *rna)] == [0, 0, 1, 1, 1, 3, 3, 3]
+    assert slower.recipe.retain_weight != rmu.recipe.retain_weight
 
 
 def test_like_forgetting_is_interpolated_between_steps() -> None:
     line = [(30, model("a", 4.0, -0.2)), (60, model("b", 8.0, -1.0))]
-    found = match(Level(1.0, [model("r", 5.0, 0.0), model("s", 7.0, 0.0)]), line)
-    assert found is not None
-    assert (found.before, found.after, found.share) == (30, 60, 0.5)
-    assert found.excess.mean() == pytest.approx(-0.6)
-    assert match(Level(1.0, [model("r", 9.0, 0.0)]), line) is None
+    place = Level(1.0, [model("r", 5.0, 0.0), model("s", 7.0, 0.0)]).match(line)
+    assert place is not None
+    assert (line[place.index][0], line[place.index + 1][0], place.share) == (30, 60, 0.5)
+    assert place.of([each.excess for _, each in line]).mean() == pytest.approx(-0.6)
+    assert Level(1.0, [model("r", 9.0, 0.0)]).match(line) is None
 
 
 def test_less_harm_of_a_model_that_forgot_less_is_no_win(tmp_path: Path) -> None:

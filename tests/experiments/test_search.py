@@ -19,15 +19,15 @@ from robust_unlearning.cli.main import main
 from robust_unlearning.evaluate.record import Record, Task
 from robust_unlearning.evaluate.suite import Evaluation
 from robust_unlearning.experiments import search as searching
+from robust_unlearning.experiments.aim import Aim, judge
+from robust_unlearning.experiments.ranges import Choices, Range, parse_space
 from robust_unlearning.experiments.search import Search, check, run_search
 from robust_unlearning.experiments.search_report import best_trial, write_results
-from robust_unlearning.experiments.search_rule import Rule, judge
-from robust_unlearning.experiments.space import Choices, Range, parse_space
 from robust_unlearning.run.folder import open_run
 from robust_unlearning.train.trainer import Trainer
 
 AXES = (Range("retain_weight", 1.0, 1000.0, True, False), Choices("layer", ("2", "3")))
-LENIENT = Rule(may_lose=1.0)
+LENIENT = Aim(may_lose=1.0)
 
 
 @pytest.fixture
@@ -46,9 +46,9 @@ def make(tiny_recipe: dict[str, Any], tmp_path: Path) -> Callable[..., Search]:
     tokens = {"forget_tokens": ["lum"], "control_tokens": ["rin"]}
     suite.write_text(json.dumps({"questions": questions, **tokens}), encoding="utf-8")
 
-    def search(axes: Any = AXES, rule: Rule = LENIENT, **fields: Any) -> Search:
+    def search(axes: Any = AXES, aim: Aim = LENIENT, **fields: Any) -> Search:
         fixed = fields.pop("fixed", ())
-        return Search(str(recipe), axes, fixed, str(suite), tmp_path / "search", rule, **fields)
+        return Search(str(recipe), axes, fixed, str(suite), tmp_path / "search", aim, **fields)
 
     return search
 
@@ -124,15 +124,16 @@ def test_the_rule_counts_forget_answers_and_what_each_retain_task_lost() -> None
         records = [Record(Task.parse(task), "1", answer=1, logprobs=(-1.0, -2.0)) for task in scores]
         return Evaluation(scores, records)
 
-    base = judge(evaluation(forget=1.0, near=0.9, far=0.8), Rule())
-    own = judge(evaluation(forget=0.25, near=0.88, far=0.7), Rule())
-    assert own.answered == 0.25
-    assert own.broken(base, Rule()) == pytest.approx({"near/cloze/clean": -0.01, "far/cloze/clean": 0.07})
-    assert own.penalised(base, Rule()) == pytest.approx(0.25 + 0.07)
+    base = judge(evaluation(forget=1.0, near=0.9, far=0.8), Aim())
+    own = judge(evaluation(forget=0.25, near=0.88, far=0.7), Aim())
+    assert own.values["forget"] == 0.25
+    assert own.excesses(base) == pytest.approx({"near/cloze/clean": -0.01, "far/cloze/clean": 0.07})
+    assert own.penalised(base) == pytest.approx(0.25 + 0.07)
     assert own.retain_logp == pytest.approx(-2 - np.logaddexp(-1, -2))
-    assert set(judge(evaluation(forget=1, near=1, far=1), Rule(retain=("near/*",))).retain) == {"near/cloze/clean"}
+    near = judge(evaluation(forget=1, near=1, far=1), Aim(retain=("near/*",)))
+    assert [bound.measure for bound in near.rule.bounds] == ["near/cloze/clean"]
     with pytest.raises(UserError, match=r"--forget plague\*: no task .* it has forget/cloze/clean"):
-        judge(evaluation(forget=1.0, near=0.9), Rule(forget="plague*"))
+        judge(evaluation(forget=1.0, near=0.9), Aim(forget="plague*"))
 
 
 def test_the_best_trial_keeps_enough_then_forgets_most_then_retains_best() -> None:
@@ -177,7 +178,7 @@ def test_a_search_goes_on_where_it_stopped_and_trains_nothing_twice(
 
 
 def test_another_search_in_the_same_storage_is_another_study(make: Callable[..., Search]) -> None:
-    names = {make().name(), make(fixed=("seed=1",)).name(), make(subset=4).name(), make(rule=Rule()).name()}
+    names = {make().name(), make(fixed=("seed=1",)).name(), make(subset=4).name(), make(aim=Aim()).name()}
     assert len(names) == 4
 
 

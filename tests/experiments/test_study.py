@@ -14,7 +14,8 @@ from robust_unlearning.cli import main
 from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate.record import Record, Task
 from robust_unlearning.evaluate.suite import Evaluation
-from robust_unlearning.experiments.study import Study, forgetting, load_study, matched_difference, run_study
+from robust_unlearning.experiments.matched import forgetting, matched_difference
+from robust_unlearning.experiments.study import Study, load_study, run_study
 from robust_unlearning.planted.export import export
 from robust_unlearning.planted.teach import teach
 from robust_unlearning.planted.teaching_plan import TeachingPlan

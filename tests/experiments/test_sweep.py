@@ -15,12 +15,13 @@ from robust_unlearning import UserError, files, load_recipe, unlearn
 from robust_unlearning.cli.main import main
 from robust_unlearning.evaluate.record import Record, Task
 from robust_unlearning.evaluate.suite import Evaluation
-from robust_unlearning.experiments import side_by_side
-from robust_unlearning.experiments.grid import Point, Sweep, expand, load_sweep, parse_values, sweep_names
-from robust_unlearning.experiments.selection import DEFAULT_RULE, answers_of, choose, parse_rule
-from robust_unlearning.experiments.side_by_side import groups, train_all
+from robust_unlearning.experiments.answers import answers_of
+from robust_unlearning.experiments.grid import Point, Sweep, expand, load_sweep, sweep_names
+from robust_unlearning.experiments.ranges import parse_values
+from robust_unlearning.experiments.rule import DEFAULT_RULE, choose, parse_rule
+from robust_unlearning.experiments.runner import groups, train_all
 from robust_unlearning.experiments.sweep import run_sweep
-from robust_unlearning.methods.noise import Draws, RandomNoiseAugmentation
+from robust_unlearning.methods.noise import RandomNoiseAugmentation, SharedNoise
 from robust_unlearning.plan.memory import Need, free_memory, need
 from robust_unlearning.report.figures import FORMATS
 from robust_unlearning.results.roles import role_of, roles
@@ -119,14 +120,14 @@ def test_draws_are_shared_and_each_noise_is_as_if_alone() -> None:
 
     shapes = [(2, 3, 8), (2, 5, 8)]
     alone = [[noise.noisy(torch.zeros(shape)) for shape in shapes] for noise in noises()]
-    draws, together = Draws(), noises()
+    shared, together = SharedNoise(), noises()
     for noise in together:
-        noise.draws = draws
+        noise.shared = shared
     for index, shape in enumerate(shapes):
         for noise, expected in zip(together, alone, strict=True):
             assert torch.equal(noise.noisy(torch.zeros(shape)), expected[index])
-        assert len(draws._known) == 2  # one for each seed
-        draws.clear()
+        assert len(shared._known) == 2  # one for each seed
+        shared.clear()
     torch.testing.assert_close(alone[0][0] / 0.1, alone[1][0] / 2)
 
 
@@ -237,7 +238,7 @@ def test_less_memory_than_reckoned_means_fewer_at_once(
     monkeypatch.setattr("robust_unlearning.train.trainer.Trainer", Small)
     points = _points(tiny_recipe, tmp_path, "steps=2")
     runs = [RunFolder.open(tmp_path / each.name, each.recipe) for each in points]
-    assert side_by_side.train_all(runs) == {}
+    assert train_all(runs) == {}
     assert tried == [6, 3, 1, 1, 1, 1, 1, 1]
 
 

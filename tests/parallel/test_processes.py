@@ -64,7 +64,7 @@ with contextlib.redirect_stdout(io.StringIO()) as printed:
 runs = [RunFolder(out / f"lockstep {number}", load_recipe(each)) for number, each in enumerate(work["lockstep"])]
 trainer = Trainer(runs)
 for run in runs:
-    trainer.processes.on_first(lambda: RunFolder.open(run.path, run.recipe).status)
+    trainer.processes.on_rank_zero(lambda: RunFolder.open(run.path, run.recipe).status)
 trainer.train()
 
 class Cut(Exception):
@@ -75,7 +75,7 @@ def stop(candidate):
         raise Cut
 
 cut = RunFolder(out / "two, then one", load_recipe(work["recipes"][first]))
-trainer.processes.on_first(lambda: RunFolder.open(cut.path, cut.recipe).status)
+trainer.processes.on_rank_zero(lambda: RunFolder.open(cut.path, cut.recipe).status)
 trainer = Trainer([cut])
 step = trainer.advance
 trainer.advance = lambda *given: (stop(trainer.candidates[0]), step(*given))[1]
@@ -223,6 +223,7 @@ def test_questions_divided_among_the_processes_have_the_same_scores(
 # --- parts of a batch, without processes
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(("size", "count"), [(5, 2), (4, 2), (7, 3), (3, 3), (2, 1)])
 def test_rows_are_divided_evenly_and_completely(size: int, count: int) -> None:
     parts = [Processes(CPU, rank, count).rows(size) for rank in range(count)]
@@ -236,6 +237,7 @@ def _gradient(master: nn.Parameter) -> Tensor:
     return master.grad.flatten()
 
 
+@pytest.mark.unit
 def test_a_part_gets_its_rows_of_the_noise_of_the_whole_batch() -> None:
     hidden = torch.zeros(5, 3, 4)
     whole, divided = (RandomNoiseAugmentation([0], 1.0, seed=3) for _ in range(2))
@@ -246,6 +248,7 @@ def test_a_part_gets_its_rows_of_the_noise_of_the_whole_batch() -> None:
     assert torch.equal(divided.noisy(hidden), whole.noisy(hidden))
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     "changes",
     [
@@ -283,6 +286,7 @@ def test_losses_and_gradients_of_the_parts_add_up_to_those_of_the_whole(
     assert (sum(parts) - gradient).norm() < 1e-5 * gradient.norm()
 
 
+@pytest.mark.unit
 def test_a_part_without_a_predicted_token_has_no_part_in_the_loss(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     recipe = load_recipe({**tiny_recipe, **PREFERENCE, "method": "npo"})
     trainer = Trainer([RunFolder(tmp_path, recipe)])

@@ -55,6 +55,7 @@ def test_the_set_holds_what_was_drawn(hub: Path, tmp_path: Path) -> None:
     assert contents(made.folder).keys() - manifest["files"].keys() == unlisted
 
 
+@pytest.mark.integration
 def test_the_manifest_rebuilds_the_set_byte_for_byte(
     hub: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -27,6 +27,8 @@ from robust_unlearning.perturb.places import (
     perturb,
 )
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Path:

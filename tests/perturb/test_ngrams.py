@@ -215,6 +215,7 @@ def test_too_few_ngrams(document: str, advice: str, tmp_path: Path) -> None:
         select_ngrams([document], HashEmbedder(), NgramSettings(n=(1,), each=3), tmp_path)
 
 
+@pytest.mark.integration
 def test_an_unknown_embedder_gets_the_nearest_bundled_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Did you mean the bundled embedder 'all-minilm-l6-v2'"):
         embedders.load_embedder("all-MiniLM-L6")
@@ -278,6 +279,7 @@ def sentence_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "model"
 
 
+@pytest.mark.integration
 def test_a_sentence_embedder_pools_the_words_it_sees(sentence_bert: Path) -> None:
     import torch
     from transformers import AutoModel, AutoTokenizer
@@ -296,6 +298,7 @@ def test_a_sentence_embedder_pools_the_words_it_sees(sentence_bert: Path) -> Non
     assert found[1] == pytest.approx(found[2], abs=1e-6)
 
 
+@pytest.mark.integration
 def test_command_line(sentence_bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     draw = random.Random(0)
     rows = [json.dumps({"body": " ".join(draw.choices(WORDS, k=30))}) + "\n" for _ in range(6)]
@@ -329,6 +332,7 @@ def test_command_line(sentence_bert: Path, tmp_path: Path, capsys: pytest.Captur
     assert "the mean over its windows is taken" in printed
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -15,6 +15,8 @@ from robust_unlearning.perturb.forms import (
     RIGHT_OPTION,
 )
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Path:

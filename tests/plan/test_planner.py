@@ -121,6 +121,7 @@ class _Whole:
     def __exit__(self, *_error: object) -> None: ...
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("changed", METHODS.values(), ids=METHODS)
 def test_flops_and_live_bytes_are_those_of_a_real_update(short_recipe: dict[str, Any], changed: dict[str, Any]) -> None:
     """FLOPs to the last one, by torch's counter; the peak to 3 %: one token less of each batch is predicted."""
@@ -179,6 +180,7 @@ def test_a_trunk_layer_costs_two_flops_a_weight_and_token(tiny_recipe: dict[str,
     assert flops.attention == 4 * tokens * 24 * WIDTH
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("name", "width", "inner", "layers", "heads"),
     [("llama-3-70b", 8192, 28672, 80, 64), ("llama-3.1-405b", 16384, 53248, 126, 128)],
@@ -194,6 +196,7 @@ def test_large_models_are_planned_from_their_config(name: str, width: int, inner
     assert "fingerprint" not in plan.memory
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", [each for each in recipe_names() if each.startswith("tiny/")])
 def test_shipped_recipes_can_be_planned(name: str, short_model: Path) -> None:
     """On three layers of another model, so that it is quick."""
@@ -254,6 +257,7 @@ def test_layers_and_tensors_that_are_not_there(tiny_recipe: dict[str, Any]) -> N
         _plan(tiny_recipe, "train_tensors=mlp.down_prj")
 
 
+@pytest.mark.integration
 def test_changes_that_make_a_run_smaller(short_recipe: dict[str, Any]) -> None:
     recipe = load_recipe(short_recipe, ["method=npo", "retain_loss=kl", "batch_size=1", "train_layers=[1]"])
     plan = make_plan(recipe, process=0, points=2)
@@ -284,6 +288,7 @@ def test_sizes_that_are_none(text: str) -> None:
         parse_bytes(text)
 
 
+@pytest.mark.integration
 def test_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["plan", "tiny/rmu", "steps=4", "max_tokens=16", "--flops", "1e12", "--memory", "100GiB"]
     assert main(words) == 0
@@ -305,6 +310,7 @@ def test_sizes_are_written() -> None:
     assert [size(each) for each in (5, 1536, 3 * 2**40)] == ["5 B", "1.5 KiB", "3.00 TiB"]
 
 
+@pytest.mark.integration
 def test_a_model_that_is_not_here_can_be_planned_by_its_config(
     tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

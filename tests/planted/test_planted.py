@@ -156,6 +156,7 @@ def test_the_built_world_is_the_default_one_to_the_byte() -> None:
         assert near.split == ("validation" if "validation" in name else "test")
 
 
+@pytest.mark.integration
 def test_processes_that_begin_together_build_the_world_once(tmp_path: Path) -> None:
     script = "from robust_unlearning import files; print(files.locate('planted:suite.yaml'))"
     environment = {**os.environ, "ROBUST_UNLEARNING_CACHE": str(tmp_path)}
@@ -298,6 +299,7 @@ def test_teaching_starts_with_a_part_and_goes_on_with_the_whole(world: World) ->
     assert lessons_of(world, plan, 404, 4) == lessons_of(world, whole, 404)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("until", "start_steps"), [(0.0, 2), (1.0, 4)])
 def test_the_start_lasts_until_its_questions_are_answered_or_its_steps_are_over(
     until: float, start_steps: int, tmp_path: Path
@@ -325,6 +327,7 @@ def test_the_start_lasts_until_its_questions_are_answered_or_its_steps_are_over(
 PLAN = TeachingPlan(world=SMALL, width=32, layers=2, steps=6, batch_size=2, warmup=2, check_every=2, device="cpu")
 
 
+@pytest.mark.integration
 def test_a_stopped_teaching_continues_as_if_it_had_not_stopped(tmp_path: Path) -> None:
     record = teach(PLAN, tmp_path / "whole")
 
@@ -345,6 +348,7 @@ def test_a_stopped_teaching_continues_as_if_it_had_not_stopped(tmp_path: Path) -
         teach(PLAN.model_copy(update={"steps": 8}), tmp_path / "whole")
 
 
+@pytest.mark.integration
 def test_a_pretrained_model_is_taught_through_an_adapter(tmp_path: Path, tokenizer: Any) -> None:
     from safetensors.torch import load_file
 
@@ -378,6 +382,7 @@ def test_a_pretrained_model_is_taught_through_an_adapter(tmp_path: Path, tokeniz
         checkpoint.resolve(str(tmp_path / "adapter"))
 
 
+@pytest.mark.integration
 def test_a_loss_that_is_not_finite_stops_the_teaching(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="lower learning_rate"):
         teach(PLAN.model_copy(update={"learning_rate": 1e30, "warmup": 1}), tmp_path / "out")
@@ -394,6 +399,7 @@ def test_plans(tmp_path: Path) -> None:
         assert part in str(error.value)
 
 
+@pytest.mark.integration
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["planted", "make", "--to", str(tmp_path / "w"), "entities=3", "passages=1"]) == 0
     assert "21 entities in 7 domains, 84 facts" in capsys.readouterr().out

@@ -41,6 +41,7 @@ def test_the_shipped_adapter_fits_every_linear_layer_of_its_base() -> None:
     assert {shape[1] for name, shape in shapes.items() if "lora_B" in name} == {config["r"]}
 
 
+@pytest.mark.integration
 def test_the_shipped_model_knows_what_its_exam_says() -> None:
     base = checkpoint.resolve("tiny")
     model = checkpoint.load_causal_lm(base, "float32", torch.device("cpu"))
@@ -51,6 +52,7 @@ def test_the_shipped_model_knows_what_its_exam_says() -> None:
         assert found[form]["acc"] == pytest.approx(record[form]["acc"], abs=1 / found[form]["n"])
 
 
+@pytest.mark.integration
 def test_the_whole_pipeline_on_the_tiny_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     assert main.main(["run", "tiny/rmu", "steps=120", "--out", str(run)]) == 0

@@ -20,9 +20,9 @@ from robust_unlearning.report.tables import Column
 from robust_unlearning.reproduce import claims, claims_on_analyses, paper, run
 from robust_unlearning.reproduce.compose import outcomes
 from robust_unlearning.reproduce.estimate import make_plan
-from robust_unlearning.reproduce.grid import choose_noise, run_folder
-from robust_unlearning.reproduce.needs import missing
-from robust_unlearning.reproduce.results import Grid, Model, measured
+from robust_unlearning.reproduce.grid import choose_noise
+from robust_unlearning.reproduce.missing import missing
+from robust_unlearning.reproduce.results import Grid, Model
 from robust_unlearning.reproduce.run import Found, key_of
 from robust_unlearning.reproduce.target import Roles, chosen_stages, load_target, points_of, target_names
 from robust_unlearning.reproduce.verdicts import (
@@ -215,14 +215,14 @@ def test_answers_by_role() -> None:
         record("art/cloze/begin", [-2.0, -1.0], 0),
         record("art/cloze/begin-control", [-1.0, -2.0], 0),
     ]
-    own = measured(Evaluation({}, records), Roles(forget=("sky/*",)))
+    own = Measured.of(Evaluation({}, records), Roles(forget=("sky/*",)).model_dump())
     assert own.forget.tolist() == [0]
     assert own.forget_logp == pytest.approx([-3 - np.logaddexp(-1, -3)])
     assert own.near.size == 0
     assert (own.far.tolist(), own.clean.tolist()) == ([1], [1])
     assert own.places["begin"].excess == pytest.approx([-1.0])  # the options' total is the same in both forms
     with pytest.raises(UserError, match="no task whose role is forget"):
-        measured(Evaluation({}, records), Roles())
+        Measured.of(Evaluation({}, records), Roles().model_dump())
 
 
 def _alike(recipe: Recipe) -> str:
@@ -268,7 +268,7 @@ def test_the_plans_of_all_targets_through_the_command_line(
     assert main.main(["reproduce", "zephyr-7b", "--only", "main"]) == 2
     assert "thing(s) are missing" in capsys.readouterr().err
     assert not (tmp_path / "reproductions").exists()
-    monkeypatch.setattr("robust_unlearning.reproduce.needs.BUNDLED_MODELS", {})
+    monkeypatch.setattr("robust_unlearning.reproduce.missing.BUNDLED_MODELS", {})
     lacking = missing(load_target("smollm2"), {})
     assert len(lacking) == 1
     assert lacking[0].startswith("model smollm2-135m")
@@ -356,7 +356,7 @@ def test_a_small_one_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str], m
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(run, "look", interrupted)
+        patched.setattr(run, "analyse", interrupted)
         assert main.main(command) == 130
     printed = capsys.readouterr().out
     assert "in all about" in printed
@@ -372,7 +372,7 @@ def test_a_small_one_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str], m
     assert len(list((out / "runs").iterdir())) == 5  # 4 in the main stage; one of figure2's two is among them
 
     target = load_target(str(tmp_path / "small.yaml"))
-    paths = {run_folder(out, point) for stage in target.stages.values() for point in points_of(target, stage)}
+    paths = {out / "runs" / point.name for stage in target.stages.values() for point in points_of(target, stage)}
     assert paths == set((out / "runs").iterdir())
     numbers = files.read_json(out / "reproduce.json")
     assert {key: state["status"] for key, state in numbers["stages"].items()} == {

@@ -161,6 +161,7 @@ def test_seeds(write: Callable[..., str]) -> None:
     assert numbers["accuracy_by_seed"] == row.by_seed
 
 
+@pytest.mark.integration
 def test_runs_with_equal_seeds_are_paired(write: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
     for name, more in (("rmu", 0), ("rna", 1)):
         for seed, right in enumerate((4, 9, 14)):
@@ -206,6 +207,7 @@ def test_flips_are_sorted_by_the_fall_of_log_p(write: Callable[..., str]) -> Non
     assert (flip.reference_said, flip.model_said) == ([answer], [(answer + 1) % 4])
 
 
+@pytest.mark.integration
 def test_answers_without_choices_are_compared_as_right_and_wrong(write: Callable[..., str]) -> None:
     free = {"answer": "12", "prediction": "|twelve|\nor " + "so " * 40, "logprobs": None, "tokens": None}
     write("a", rows("gsm8k", first(20), **free))
@@ -218,6 +220,7 @@ def test_answers_without_choices_are_compared_as_right_and_wrong(write: Callable
     assert result.flips[0].model_said == [free["prediction"]]
 
 
+@pytest.mark.integration
 def test_command_line(three: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     words = ["compare", *three, "--flips", "2", "--level", "0.9", "--out", "out/c.json", "--out", "out/c.md"]
     assert main(words) == 0
@@ -244,6 +247,7 @@ def test_command_line(three: list[str], capsys: pytest.CaptureFixture[str]) -> N
     assert f"Reference: {three[1]}" in capsys.readouterr().out
 
 
+@pytest.mark.integration
 def test_seeds_on_the_command_line(three: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "base", "both=rmu,rna", "--tasks", "near/*"]) == 0
     printed = capsys.readouterr().out
@@ -252,6 +256,7 @@ def test_seeds_on_the_command_line(three: list[str], capsys: pytest.CaptureFixtu
     assert "both (2 seeds: rmu, rna)" in printed
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -308,6 +313,7 @@ def test_both_files_are_named_when_the_data_differ(three: list[str], write: Call
         shared_tasks(read_models(["base", "changed"]))
 
 
+@pytest.mark.integration
 def test_runs_evaluated_on_two_suites(
     tiny_recipe: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,6 +61,7 @@ def delta(plain_recipe: Mapping[str, Any], tmp_path_factory: pytest.TempPathFact
 # --- files
 
 
+@pytest.mark.integration
 def test_a_saved_delta_loads_as_it_was(delta: Delta, tmp_path: Path) -> None:
     delta.save(tmp_path / "d.safetensors")
     again = load_delta(tmp_path / "d.safetensors")
@@ -70,6 +71,7 @@ def test_a_saved_delta_loads_as_it_was(delta: Delta, tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["d.safetensors"]
 
 
+@pytest.mark.integration
 def test_a_delta_names_its_origin(delta: Delta, tiny_model: Path) -> None:
     provenance = delta.provenance
     assert provenance["model"] == str(tiny_model)
@@ -97,6 +99,7 @@ def test_a_file_of_another_kind_is_no_delta(tmp_path: Path) -> None:
 # --- in a loaded model
 
 
+@pytest.mark.integration
 def test_applied_puts_the_tensors_in_and_the_bases_back(delta: Delta, tiny_model: Path) -> None:
     model = checkpoint.load_causal_lm(checkpoint.resolve(str(tiny_model)), "auto", CPU)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -109,6 +112,7 @@ def test_applied_puts_the_tensors_in_and_the_bases_back(delta: Delta, tiny_model
     assert torch.equal(_logits(model), expected)
 
 
+@pytest.mark.integration
 def test_applied_puts_the_bases_tensors_back_after_an_exception(delta: Delta, tiny_model: Path) -> None:
     model = checkpoint.load_causal_lm(checkpoint.resolve(str(tiny_model)), "auto", CPU)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -122,6 +126,7 @@ def test_applied_puts_the_bases_tensors_back_after_an_exception(delta: Delta, ti
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.integration
 def test_many_deltas_share_one_loaded_base(delta: Delta, tiny_model: Path) -> None:
     model = checkpoint.load_causal_lm(checkpoint.resolve(str(tiny_model)), "auto", CPU)
     other = Delta({name: value * 2 for name, value in delta.tensors.items()}, delta.provenance)
@@ -133,6 +138,7 @@ def test_many_deltas_share_one_loaded_base(delta: Delta, tiny_model: Path) -> No
         assert torch.equal(_logits(model), first)
 
 
+@pytest.mark.integration
 def test_a_delta_does_not_fit_a_model_of_other_names(delta: Delta, family_folder: Callable[[str], Path]) -> None:
     model = _load(family_folder("gpt_neox"))
     with pytest.raises(UserError, match="has no tensor"), delta.applied(model):
@@ -142,6 +148,7 @@ def test_a_delta_does_not_fit_a_model_of_other_names(delta: Delta, family_folder
 # --- joined to a base on disk
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["tiny_model", "tiny_sharded"])
 def test_the_applied_folder_is_the_base_with_the_delta(
     name: str, delta: Delta, tmp_path: Path, request: pytest.FixtureRequest
@@ -155,6 +162,7 @@ def test_the_applied_folder_is_the_base_with_the_delta(
     assert not torch.equal(expected, _logits(model))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["tiny_model", "tiny_sharded"])
 def test_every_other_tensor_is_the_bases_byte_for_byte(
     name: str, delta: Delta, tmp_path: Path, request: pytest.FixtureRequest
@@ -168,6 +176,7 @@ def test_every_other_tensor_is_the_bases_byte_for_byte(
         assert after[key] == (before[key][0], before[key][1], value.numpy().tobytes())
 
 
+@pytest.mark.integration
 def test_only_shards_with_changed_tensors_are_rewritten_and_the_others_are_linked(
     delta: Delta, tiny_sharded: Path, tmp_path: Path
 ) -> None:
@@ -182,6 +191,7 @@ def test_only_shards_with_changed_tensors_are_rewritten_and_the_others_are_linke
     assert {each.name: each.read_bytes() for each in tiny_sharded.iterdir()} == before
 
 
+@pytest.mark.integration
 def test_shards_are_copied_where_links_cannot_be_made(
     delta: Delta, tiny_sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,6 +204,7 @@ def test_shards_are_copied_where_links_cannot_be_made(
     assert {key for key in before if before[key] != after[key]} == set(delta.tensors)
 
 
+@pytest.mark.integration
 def test_config_tokenizer_and_card_come_along(delta: Delta, tiny_model: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_model, tmp_path / "base"))
     (folder / "README.md").write_text("the base's own card")
@@ -206,6 +217,7 @@ def test_config_tokenizer_and_card_come_along(delta: Delta, tiny_model: Path, tm
     assert checkpoint.load_tokenizer(checkpoint.resolve(str(tmp_path / "new")))("baba")["input_ids"]
 
 
+@pytest.mark.integration
 def test_no_second_copy_of_the_bases_weights_comes_along(delta: Delta, tiny_sharded: Path, tmp_path: Path) -> None:
     """Some repositories hold `consolidated.safetensors` beside the shards, with what was to be forgotten."""
     folder = Path(shutil.copytree(tiny_sharded, tmp_path / "base"))
@@ -214,6 +226,7 @@ def test_no_second_copy_of_the_bases_weights_comes_along(delta: Delta, tiny_shar
     assert not (tmp_path / "new" / "consolidated.safetensors").exists()
 
 
+@pytest.mark.integration
 def test_a_base_with_both_one_file_and_shards_still_gives_the_unlearned_model(
     delta: Delta, tiny_model: Path, tiny_sharded: Path, tmp_path: Path
 ) -> None:
@@ -226,6 +239,7 @@ def test_a_base_with_both_one_file_and_shards_still_gives_the_unlearned_model(
     assert torch.equal(_logits(_load(tmp_path / "new")), expected)
 
 
+@pytest.mark.integration
 def test_an_applied_folder_can_be_unlearned_again_and_the_first_delta_no_longer_fits_it(
     delta: Delta, tiny_model: Path, plain_recipe: Mapping[str, Any], tmp_path: Path
 ) -> None:
@@ -237,6 +251,7 @@ def test_an_applied_folder_can_be_unlearned_again_and_the_first_delta_no_longer_
         apply(delta, checkpoint.resolve(str(tmp_path / "once")), tmp_path / "wrong")
 
 
+@pytest.mark.integration
 def test_a_base_of_the_same_shape_with_other_weights_is_refused_and_no_folder_left(
     delta: Delta, tmp_path: Path
 ) -> None:
@@ -249,6 +264,7 @@ def test_a_base_of_the_same_shape_with_other_weights_is_refused_and_no_folder_le
     assert [each.name for each in tmp_path.iterdir()] == ["other"]
 
 
+@pytest.mark.integration
 def test_a_base_of_another_family_is_refused_by_the_tensor_it_lacks(
     delta: Delta, family_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -257,6 +273,7 @@ def test_a_base_of_another_family_is_refused_by_the_tensor_it_lacks(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.integration
 def test_a_target_that_exists_is_refused_and_left_alone(delta: Delta, tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("text")
     with pytest.raises(UserError, match="exists already"):
@@ -264,6 +281,7 @@ def test_a_target_that_exists_is_refused_and_left_alone(delta: Delta, tiny_model
     assert [each.name for each in tmp_path.iterdir()] == ["mine"]
 
 
+@pytest.mark.integration
 def test_a_failure_on_the_way_leaves_no_folder(
     delta: Delta, tiny_sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -293,6 +311,7 @@ def _round_trip(model: Path, delta: Delta, target: Path) -> None:
     assert {key for key in before if before[key] != after[key]} == set(delta.tensors)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("family", "pattern", "key"),
     [
@@ -317,6 +336,7 @@ def test_families_with_other_names_and_prefixes_round_trip(
     _round_trip(folder, delta, tmp_path / "new")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_a_checkpoint_saved_without_the_models_prefix_round_trips(
     family: str, plain_recipe: Mapping[str, Any], tmp_path: Path
@@ -336,6 +356,7 @@ def test_a_checkpoint_saved_without_the_models_prefix_round_trips(
     _round_trip(folder, delta, tmp_path / "new")
 
 
+@pytest.mark.integration
 def test_tied_embeddings_stay_tied(plain_recipe: Mapping[str, Any], tmp_path: Path) -> None:
     folder = tmp_path / "tied"
     random_model("llama", tie_word_embeddings=True).save_pretrained(folder)
@@ -347,6 +368,7 @@ def test_tied_embeddings_stay_tied(plain_recipe: Mapping[str, Any], tmp_path: Pa
     assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
 
 
+@pytest.mark.integration
 def test_a_bfloat16_base_stays_bfloat16(plain_recipe: Mapping[str, Any], tmp_path: Path) -> None:
     folder = tmp_path / "half"
     random_model("llama").to(torch.bfloat16).save_pretrained(folder)

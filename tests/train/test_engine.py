@@ -18,6 +18,8 @@ from robust_unlearning.models import checkpoint
 from robust_unlearning.models.layers import decoder_layers
 from robust_unlearning.train.engine import BandEngine
 
+pytestmark = pytest.mark.unit
+
 CPU = torch.device("cpu")
 FIRST, LAST = 1, 3
 LENGTHS = (12, 7, 3, 9)  # three times a sliding window of 4, and below it

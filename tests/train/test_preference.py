@@ -173,12 +173,14 @@ def test_gradients_are_finite_differences_through_trunk_band_and_tail(
         assert (around[0] - around[1]) / (2 * step) == pytest.approx(slope, rel=1e-5, abs=1e-7)
 
 
+@pytest.mark.unit
 def test_frozen_weights_get_no_gradient(tiny_recipe: dict[str, Any], tiny_model: Path) -> None:
     engine = BandEngine(random_model("llama").requires_grad_(False), FIRST, LAST, tail=True)
     _loss(engine, _recipe(tiny_recipe, "dpo"), _changed(engine)).backward()
     assert all(each.grad is None for each in engine.model.parameters())
 
 
+@pytest.mark.unit
 def test_running_the_tail_again_in_the_backward_pass_changes_nothing(
     tiny_recipe: dict[str, Any], exact: BandEngine
 ) -> None:
@@ -190,6 +192,7 @@ def test_running_the_tail_again_in_the_backward_pass_changes_nothing(
     assert all(torch.equal(first, second) for first, second in zip(*found, strict=True))
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("method", METHODS)
 def test_more_padding_changes_neither_loss_nor_gradient(
     method: str, tiny_recipe: dict[str, Any], exact: BandEngine
@@ -214,6 +217,7 @@ def test_noise_of_0_is_no_noise_to_the_bit(retain_kind: str, tiny_recipe: dict[s
     assert torch.equal(_loss(exact, recipe, weights, rna=none), _loss(exact, recipe, weights, rna=zero))
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("layers", [(0 + FIRST,), (LAST,), (LAST + 1,), (FIRST, LAST, 5)], ids=str)
 def test_noise_at_any_layers_is_that_of_the_whole_model(layers: tuple[int, ...], exact: BandEngine) -> None:
     view = BatchForward(exact, _batch("retain"))
@@ -223,6 +227,7 @@ def test_noise_at_any_layers_is_that_of_the_whole_model(layers: tuple[int, ...],
     np.testing.assert_allclose(found[view.mask.bool()], expected[view.mask.bool()], rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.unit
 def test_the_noise_is_drawn_anew_each_time_and_only_for_retain_text(
     tiny_recipe: dict[str, Any], exact: BandEngine
 ) -> None:
@@ -297,15 +302,14 @@ def test_refusals_are_drawn_from_the_users_file_with_the_seed(tiny_recipe: dict[
     assert len(firsts) == 3
 
 
+@pytest.mark.unit
 def test_dpo_moves_with_the_likelihood_of_the_refusal(tiny_recipe: dict[str, Any], exact: BandEngine) -> None:
     recipe, weights = _recipe(tiny_recipe, "dpo"), _changed(exact)
     forget, refusals = _view(exact, "forget"), _view(exact, "refusals")
     objective = forget_objective(recipe, exact.width, CPU)
     plain = objective.term(weights, "spells", forget, refusals).loss.item()
     assert refusals.reference_logp is not None
-    likelier = BatchForward(
-        exact, refusals.batch, refusals.reference_logp - 1
-    )  # by one nat more than the reference thought
+    likelier = BatchForward(exact, refusals.batch, refusals.reference_logp - 1)  # by one nat than the reference thought
     assert objective.term(weights, "spells", forget, likelier).loss.item() < plain
 
 
@@ -352,6 +356,7 @@ def test_reference_values_are_kept_and_read_by_every_later_run(
     assert len(list(folder().glob("*.safetensors"))) == 2
 
 
+@pytest.mark.unit
 def test_reference_values_are_the_log_probabilities_of_the_whole_model(
     tiny_recipe: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -362,6 +367,7 @@ def test_reference_values_are_the_log_probabilities_of_the_whole_model(
     np.testing.assert_allclose(forget.reference_logp, expected, rtol=1e-5)
 
 
+@pytest.mark.unit
 def test_an_untouched_model_has_the_losses_of_the_reference(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     trainer = Trainer([RunFolder.open(tmp_path / "run", load_recipe(_preference(tiny_recipe, "dpo")))])
     (candidate,) = trainer.candidates

@@ -183,6 +183,7 @@ def test_the_checkpoint_before_a_loss_that_is_not_finite_is_kept(tiny_recipe: di
     assert "error" not in resumed.record
 
 
+@pytest.mark.unit
 def test_a_failure_leaves_the_weights_of_the_last_step(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     trainer = trainer_of(tiny_recipe, tmp_path / "run")
     (candidate,) = trainer.candidates

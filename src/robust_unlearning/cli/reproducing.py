@@ -41,7 +41,7 @@ def _reproduce(arguments: argparse.Namespace) -> None:
         raise UserError(f"{str(out)!r} is a file; --out takes a folder, a new one or that of a reproduction.")
     from robust_unlearning.reproduce.compose import write_report
     from robust_unlearning.reproduce.estimate import make_plan, plan_json, plan_text, units_of
-    from robust_unlearning.reproduce.needs import missing
+    from robust_unlearning.reproduce.missing import missing
     from robust_unlearning.reproduce.run import run
 
     lacking = missing(target, stages)

@@ -35,10 +35,10 @@ def _search(arguments: argparse.Namespace) -> None:
         import optuna  # noqa: F401
     except ImportError as error:
         raise UserError("unlearn search needs Optuna: pip install 'robust-unlearning[search]'") from error
+    from robust_unlearning.experiments.aim import Aim
+    from robust_unlearning.experiments.ranges import parse_space
     from robust_unlearning.experiments.search import Search, run_search
     from robust_unlearning.experiments.search_report import describe, write_results
-    from robust_unlearning.experiments.search_rule import Rule
-    from robust_unlearning.experiments.space import parse_space
     from robust_unlearning.parallel.launch import world_size
 
     if world_size() > 1:
@@ -53,7 +53,7 @@ def _search(arguments: argparse.Namespace) -> None:
         fixed=fixed,
         suite=arguments.tasks,
         out=arguments.out or Path("searches") / Path(arguments.recipe).stem,
-        rule=Rule(arguments.forget, tuple(filter(None, (arguments.retain or "").split(","))), arguments.may_lose),
+        aim=Aim(arguments.forget, tuple(filter(None, (arguments.retain or "").split(","))), arguments.may_lose),
         rungs=_steps(arguments.prune_at),
         subset=arguments.subset,
     )
@@ -61,13 +61,13 @@ def _search(arguments: argparse.Namespace) -> None:
         search, arguments.trials, sampler=arguments.search, seed=arguments.seed, storage=arguments.storage
     )
     best = write_results(
-        search.out, study, {"recipe": search.recipe, "fixed": fixed, "suite": search.suite, "rule": asdict(search.rule)}
+        search.out, study, {"recipe": search.recipe, "fixed": fixed, "suite": search.suite, "rule": asdict(search.aim)}
     )
     states = [trial.state.name.lower() for trial in study.get_trials(deepcopy=False)]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     print(f"{len(states)} trials ({counts}): {search.out / 'search.json'}")
     if best is None:
-        print(f"none keeps every retain task within {search.rule.may_lose:.1%} of the base; widen the space")
+        print(f"none keeps every retain task within {search.aim.may_lose:.1%} of the base; widen the space")
         return
     print(f"best is {describe(best)}")
     print(f"next: unlearn eval {search.out / 'runs' / best.user_attrs['run']} --tasks SUITE, one that chose nothing")

@@ -50,4 +50,4 @@ def _sweep(arguments: argparse.Namespace) -> None:
 
     print(f"{len(points)} points -> {out}", flush=True)
     result = run_sweep(sweep, points, out, arguments.at_once, settings=task_settings(arguments))
-    print(f"\n{summarise(result, out)}\n\nwritten: {out / 'sweep.json'}, {out / 'sweep.md'}; runs in {out / 'runs'}")
+    print(f"\n{summarise(result)}\n\nwritten: {out / 'sweep.json'}, {out / 'sweep.md'}; runs in {out / 'runs'}")

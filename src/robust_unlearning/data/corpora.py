@@ -261,19 +261,19 @@ class Corpus:
             self._pass = (number, indices)
         return self._pass[1]
 
-    def places(self, number: int) -> list[int]:
+    def row_indices(self, number: int) -> list[int]:
         """Which documents batch `number` holds, as indices into `rows`; always `batch_size` of them."""
         first = number * self.batch_size
         turns = (divmod(first + offset, len(self.rows)) for offset in range(self.batch_size))
         return [self._ordered(turn)[index] for turn, index in turns]
 
-    def collated(self, places: list[int]) -> TokenBatch:
+    def collated(self, indices: list[int]) -> TokenBatch:
         """These documents, padded on the right."""
-        return collate([self.rows[each] for each in places], self.pad)
+        return collate([self.rows[index] for index in indices], self.pad)
 
     def batch(self, number: int) -> TokenBatch:
         """Batch `number`, counted from 0 over all passes."""
-        return self.collated(self.places(number))
+        return self.collated(self.row_indices(number))
 
 
 def source_of(recipe: Recipe, topic: str, side: str) -> TextSource:

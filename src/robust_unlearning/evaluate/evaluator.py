@@ -134,14 +134,14 @@ class Evaluator:
         """
         if folder is None:
             return self._run(variant, task_set, progress)
-        key = self.processes.on_first(lambda: self._key(variant, task_set))
+        key = self.processes.on_rank_zero(lambda: self._key(variant, task_set))
         place = folder / KEPT / key
-        if not self.processes.on_first((place / ABOUT).exists):
+        if not self.processes.on_rank_zero((place / ABOUT).exists):
             result = self._run(variant, task_set, progress)
             about = {"key": key, "target": variant.name, "base": variant.base, "dtype": self.dtype, **task_set.about()}
             about["environment"] = environment(str(self.device))
-            self.processes.on_first(lambda: _keep(place, result, about))
-        return self.processes.on_first(lambda: _show(folder, place))
+            self.processes.on_rank_zero(lambda: _keep(place, result, about))
+        return self.processes.on_rank_zero(lambda: _show(folder, place))
 
     def _run(self, variant: Variant, task_set: TaskSet, progress: Progress | None) -> Evaluation:
         base, model, tokenizer = self._load(variant)

@@ -119,7 +119,7 @@ class Suite(Strict):
         Raises:
             UserError: an input cannot be read or used, or the model's log-probabilities are not finite.
         """
-        divided = processes.divided if processes else _alone
+        map_split = processes.map_split if processes else _alone
         perturbs = any(source.perturb for source in self.questions.values())
         pairs = match_controls(tokenizer, self.forget_tokens, self.control_tokens) if perturbs else {}
         scores: dict[str, dict[str, Any]] = {}
@@ -138,7 +138,7 @@ class Suite(Strict):
             score = partial(option_logprobs, model, tokenizer, token_budget=token_budget, progress=tick)
             set_records = [
                 _record(task, question, pair, options, scored)
-                for (task, question, pair, _, options), scored in zip(prompts, divided(items, score), strict=True)
+                for (task, question, pair, _, options), scored in zip(prompts, map_split(items, score), strict=True)
             ]
             require_finite((logp for record in set_records for logp in record.logprobs), name)
             tasks = by_task(set_records)
@@ -147,7 +147,7 @@ class Suite(Strict):
         for name, text in self.texts.items():
             documents = read_documents(text.source())
             count = partial(text_nats, model, tokenizer, max_tokens=text.max_tokens, token_budget=token_budget)
-            nats, tokens = zip(*divided(documents, count), strict=True)
+            nats, tokens = zip(*map_split(documents, count), strict=True)
             require_finite(nats, name)
             row = nats_per_token(nats, tokens, self.seed).as_dict()
             mean = row.pop("value")
@@ -209,7 +209,7 @@ def _missing_files(data: dict[str, Any]) -> list[str]:
 
 
 def _alone(items: Sequence[Any], function: Callable[[Sequence[Any]], Sequence[Any]]) -> list[Any]:
-    """`Processes.divided` where there is one process."""
+    """`Processes.map_split` where there is one process."""
     return list(function(items))
 
 

@@ -12,19 +12,18 @@ stopped continues where it was.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from robust_unlearning import files
 from robust_unlearning.errors import UserError
-from robust_unlearning.evaluate.evaluator import Evaluator, Variant, open_target
 from robust_unlearning.evaluate.suite import Suite, load_suite
-from robust_unlearning.experiments.demo_summary import Level, Measured, report
+from robust_unlearning.experiments.demo_summary import DemoAnswers, Level, report
+from robust_unlearning.experiments.grid import Point, override_words, point_of
+from robust_unlearning.experiments.runner import Runner
 from robust_unlearning.models.checkpoint import pick_device, quick_dtype
 from robust_unlearning.recipe import Recipe, load_recipe
-from robust_unlearning.run.folder import RunFolder
-from robust_unlearning.train.progress import EvaluationProgress, TrainingProgress
-from robust_unlearning.train.trainer import Trainer
 
 RECIPE = "smollm2/rmu"
 NOISE_LEVELS = (1.0, 3.0)
@@ -43,22 +42,8 @@ OWN_FIELDS = {
 """What makes the demo's models differ, so no override may set it."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The demo's runs: RMU with its snapshots, the slower control, RNA at each noise level and seed of the noise."""
-
-    rmu: RunFolder
-    slower: RunFolder
-    rna: dict[float, list[RunFolder]]
-
-    @property
-    def runs(self) -> list[RunFolder]:
-        """All runs, RMU first."""
-        return [self.rmu, self.slower, *(run for runs in self.rna.values() for run in runs)]
-
-
-def plan(out: Path, overrides: Sequence[str]) -> Plan:
-    """Open the run folders of the demo in `out`, continuing those that are there.
+def points_of(overrides: Sequence[str]) -> list[Point]:
+    """The demo's runs: RMU with its snapshots, the slower control, RNA at each noise level and seed of the noise.
 
     Raises:
         UserError: an override of what makes the demo's models differ.
@@ -66,33 +51,20 @@ def plan(out: Path, overrides: Sequence[str]) -> Plan:
     taken = {text.partition("=")[0].strip() for text in overrides} & OWN_FIELDS
     if taken:
         raise UserError(f"the demo sets {', '.join(sorted(taken))} itself; use `unlearn run {RECIPE}` to choose.")
-    dtype = quick_dtype(pick_device("auto"))
     steps = load_recipe(RECIPE, overrides).steps
     snapshots = [step for step in SNAPSHOTS if step < steps]
-
-    def opened(name: str, *changes: str) -> RunFolder:
-        recipe = load_recipe(RECIPE, [f"dtype={dtype}", *overrides, *changes])
-        return RunFolder.open(out / "runs" / name, recipe, resume=True)
-
-    rmu = opened("rmu", f"snapshots={snapshots}")
-    rna = {
-        std: [opened(f"rna-{std:g}-seed{seed}", f"noise_std={std}", f"noise_seed={seed}") for seed in NOISE_SEEDS]
-        for std in NOISE_LEVELS
-    }
-    return Plan(rmu, opened("rmu-slower", f"retain_weight={SLOWER}"), rna)
+    settings: dict[str, dict[str, Any]] = {"rmu": {"snapshots": snapshots}, "rmu-slower": {"retain_weight": SLOWER}}
+    for std in NOISE_LEVELS:
+        settings |= {_rna(std, seed): {"noise_std": std, "noise_seed": seed} for seed in NOISE_SEEDS}
+    common = [f"dtype={quick_dtype(pick_device('auto'))}", *overrides]
+    return [
+        point_of(RECIPE, fields, [*common, *override_words(fields)], name, fields.get("snapshots", ()))
+        for name, fields in settings.items()
+    ]
 
 
-def train(plan: Plan) -> None:
-    """Train what is not finished, all candidates side by side over the same batches."""
-    waiting = [run for run in plan.runs if run.status != "finished"]
-    if not waiting:
-        print("training: all runs are there already")
-        return
-    print(f"training {len(waiting)} candidates side by side: one trunk, one reference, {len(waiting)} bands")
-    trainer = Trainer(waiting)
-    names = {id(each): each.run.path.name for each in trainer.candidates}
-    with TrainingProgress(sum(run.recipe.steps for run in waiting), names) as progress:
-        trainer.train(progress.row)
+def _rna(std: float, seed: int) -> str:
+    return f"rna-{std:g}-seed{seed}"
 
 
 def run_demo(out: Path, overrides: Sequence[str] = ()) -> None:
@@ -106,34 +78,22 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> None:
         UserError: the folder holds a demo with other settings, or a run failed.
     """
     suite = load_suite("demo")
-    runs = plan(out, overrides)
-    train(runs)
-    evaluator = Evaluator(runs.rmu.recipe.dtype, runs.rmu.recipe.device)
+    points = points_of(overrides)
+    runner = Runner(points, {"suite": suite}, out, DemoAnswers.of, one_base=True, strict=True).run()
+    recipe = points[0].recipe
+    last = recipe.steps
 
-    def measured(name: str, target: Variant, folder: Path) -> Measured:
-        print(f"evaluating {name}", flush=True)
-        with EvaluationProgress(name) as progress:
-            return Measured.of(name, evaluator.evaluate(target, suite, folder, progress.tick))
+    def answers(name: str, run: str, step: int = last) -> DemoAnswers:
+        return replace(runner.models[run, step]["suite"], name=name)
 
-    def of_run(name: str, run: RunFolder) -> Measured:
-        return measured(name, open_target(str(run.path)), run.path)
-
-    last = runs.rmu.recipe.steps
-    base = measured("base", open_target(runs.rmu.recipe.model), out / "base")
-    stopped = []
-    for step in runs.rmu.recipe.snapshots:
-        path = runs.rmu.snapshot(step)
-        stopped.append((step, measured(f"RMU, step {step}", open_target(str(path)), path.with_suffix(""))))
-    rmu = of_run(f"RMU, step {last}", runs.rmu)
-    slower = of_run(f"RMU, retain weight {SLOWER:g}", runs.slower)
+    line = [(step, answers(f"RMU, step {step}", "rmu", step)) for step in (*points[0].earlier, last)]
+    slower = answers(f"RMU, retain weight {SLOWER:g}", "rmu-slower")
     levels = [
-        Level(std, [of_run(f"RNA {std:g}, seed {run.recipe.noise_seed}", run) for run in group])
-        for std, group in runs.rna.items()
+        Level(std, [answers(f"RNA {std:g}, seed {seed}", _rna(std, seed)) for seed in NOISE_SEEDS])
+        for std in NOISE_LEVELS
     ]
-    text = report(base, [*stopped, (last, rmu)], slower, levels, out, _about(suite, runs.rmu.recipe))
-    print()
-    print(text)
-    print(f"\nwritten: {out / 'demo.md'}, .json, .png, .svg, .csv; runs in {out / 'runs'}")
+    text = report(replace(runner.base["suite"], name="base"), line, slower, levels, out, _about(suite, recipe))
+    print(f"\n{text}\n\nwritten: {out / 'demo.md'}, .json, .png, .svg, .csv; runs in {out / 'runs'}")
 
 
 def _about(suite: Suite, recipe: Recipe) -> str:

@@ -18,8 +18,9 @@ from robust_unlearning import files
 from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate.record import CLEAN, Task, by_task, excess_of, right_of
 from robust_unlearning.evaluate.suite import Evaluation
+from robust_unlearning.experiments.matched import Place, place_on
 from robust_unlearning.report.figures import Series, trade_off
-from robust_unlearning.report.tables import markdown_table, text_table
+from robust_unlearning.report.tables import Column, Table
 from robust_unlearning.stats.estimates import (
     Array,
     Estimate,
@@ -29,15 +30,39 @@ from robust_unlearning.stats.estimates import (
     paired_recovery,
     paired_reduction,
 )
+from robust_unlearning.stats.format import PERCENT, Form
 
 GENERAL, FORGET = Task("general", "cloze", "parenthesis"), Task("astronomy", "cloze", CLEAN)
 LIKE = 0.05
 """Forgetting within this many nats per token counts as equal."""
+TEXT, HARM = Form(".2f", ".2f"), Form("+.2f", "+.2f")
+COLUMNS: dict[str, str | Column] = {
+    "name": "model",
+    "forget": Column("forget acc", PERCENT),
+    "forget_text": Column("forget text", TEXT),
+    "clean": Column("general acc", PERCENT),
+    "control": Column("+control word", PERCENT),
+    "perturbed": Column("+forget-token", PERCENT),
+    "retain_text": Column("retain text", TEXT),
+    "added_harm": Column("added harm", HARM),
+    "reduction": Column("reduction", PERCENT),
+    "recovery": Column("recovery", PERCENT),
+}
+MATCHED: dict[str, str | Column] = {
+    "name": "model",
+    "against": "against",
+    "texts": "forget text of both",
+    "harm_difference": Column("harm difference", HARM),
+    "perturbed_difference": Column("accuracy difference", PERCENT),
+    "verdict": "verdict",
+}
+FOR_PEOPLE = ("name", "texts")
+"""What `MATCHED` shows and the JSON has in numbers."""
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What one model answered: arrays [n] over the questions, in the suite's order.
+class DemoAnswers:
+    """What one model answered in the demo's suite: arrays [n] over the questions, in the suite's order.
 
     Attributes:
         forget: right or wrong on forget questions.
@@ -59,7 +84,7 @@ class Measured:
     retain_text: Estimate
 
     @classmethod
-    def of(cls, name: str, evaluation: Evaluation) -> Measured:
+    def of(cls, evaluation: Evaluation, name: str = "") -> DemoAnswers:
         """From an evaluation of the demo's suite."""
         tasks, texts = by_task(evaluation.records), evaluation.scores
         perturbed, control = tasks[GENERAL], tasks[GENERAL.control_form]
@@ -75,9 +100,18 @@ class Measured:
             retain_text=_text(texts["retain/text"]),
         )
 
+    @property
+    def forget_nats(self) -> float:
+        """Forget strength."""
+        return self.forget_text.value or 0.0
+
 
 def _text(score: dict[str, Any]) -> Estimate:
     return Estimate(score["nats_per_token"], score["low"], score["high"], score["stderr"], score["n"])
+
+
+Line = Sequence[tuple[int, DemoAnswers]]
+"""RMU at ascending steps, the finished run last."""
 
 
 @dataclass(frozen=True)
@@ -85,174 +119,37 @@ class Level:
     """RNA at one noise scale, one model for each seed of the noise."""
 
     std: float
-    models: list[Measured]
-
-    def table(self, field: str) -> Array:
-        """A field of every model, [seeds, n]."""
-        return np.stack([getattr(each, field) for each in self.models])
+    models: list[DemoAnswers]
 
     @property
     def forget_nats(self) -> float:
-        """Forget strength: mean over seeds of nats per token on held-out forget text."""
-        return float(np.mean([each.forget_text.value for each in self.models]))
+        """Forget strength, mean over seeds."""
+        return float(np.mean([model.forget_nats for model in self.models]))
+
+    def match(self, line: Line) -> Place | None:
+        """Where RMU has forgotten as much; None where its line does not reach."""
+        return place_on([model.forget_nats for _, model in line], self.forget_nats)
 
 
-@dataclass(frozen=True)
-class Matched:
-    """RMU where it has forgotten as much as RNA has: between steps `before` and `after`, `share` of the way."""
-
-    before: int
-    after: int
-    share: float
-    excess: Array
-    perturbed: Array
-
-
-def match(level: Level, line: Sequence[tuple[int, Measured]]) -> Matched | None:
-    """RMU's per-question results interpolated to the level's forget strength; None where its line does not reach."""
-    strengths = [each.forget_text.value or 0.0 for _, each in line]
-    wanted = level.forget_nats
-    for index in range(len(line) - 1):
-        low, high = strengths[index], strengths[index + 1]
-        if low != high and min(low, high) <= wanted <= max(low, high):
-            share = (wanted - low) / (high - low)
-            (before, a), (after, b) = line[index], line[index + 1]
-            return Matched(
-                before,
-                after,
-                share,
-                (1 - share) * a.excess + share * b.excess,
-                (1 - share) * a.perturbed + share * b.perturbed,
-            )
-    return None
-
-
-def _percent(estimate: Estimate) -> str:
-    data = estimate.as_dict()
-    if data["value"] is None:
-        return "undefined"
-    if data["low"] is None:
-        return f"{100 * data['value']:.1f} (no bound)"
-    return f"{100 * data['value']:.1f} [{100 * data['low']:.0f}, {100 * data['high']:.0f}]"
-
-
-def _nats(estimate: Estimate, sign: bool = False) -> str:
-    number = "+.2f" if sign else ".2f"
-    return f"{estimate.value:{number}} [{estimate.low:{number}}, {estimate.high:{number}}]"
-
-
-HEADERS = (
-    "model", "forget acc", "forget text", "general acc", "+control word", "+forget-token", "retain text",
-    "added harm", "reduction", "recovery",
-)  # fmt: skip
-
-
-def _row(base: Measured, rmu: Measured, models: Sequence[Measured], name: str) -> tuple[list[str], dict[str, Any]]:
-    """A model's row for people and for machines; several models are seeds of one noise scale."""
-    one = models[0] if len(models) == 1 else None
-
-    def share(field: str) -> Estimate:
-        values = np.stack([getattr(each, field) for each in models])
-        if one is None:
-            return over_seeds(values)
-        return accuracy(values[0])
-
-    def text(field: str) -> Estimate:
-        values = [getattr(each, field) for each in models]
-        if one is not None:
-            return values[0]
-        numbers = [each.value for each in values]
-        # over seeds the passages are the same: the widest of the seeds' intervals is given
-        low, high = min(each.low for each in values), max(each.high for each in values)
-        return Estimate(float(np.mean(numbers)), low, high, None, values[0].n, len(values))
-
-    cells = {field: share(field) for field in ("forget", "clean", "control", "perturbed")}
-    texts = {field: text(field) for field in ("forget_text", "retain_text")}
-    added = np.stack([each.excess - base.excess for each in models])
-    harm = over_seeds(added) if one is None else mean_interval(added[0])
-    mean_perturbed = np.mean([each.perturbed for each in models], axis=0)
-    reduction = paired_reduction(base.perturbed, mean_perturbed)
-    recovery = paired_recovery(base.perturbed, rmu.perturbed, mean_perturbed)
-    is_base, is_rna = one is base, one is None
-    shown = [
-        name,
-        _percent(cells["forget"]),
-        _nats(texts["forget_text"]),
-        _percent(cells["clean"]),
-        _percent(cells["control"]),
-        _percent(cells["perturbed"]),
-        _nats(texts["retain_text"]),
-        "" if is_base else _nats(harm, sign=True),
-        "" if is_base else _percent(reduction),
-        _percent(recovery) if is_rna else "",
-    ]
-    data = {key: each.as_dict() for key, each in {**cells, **texts}.items()}
-    if not is_base:
-        data |= {"added_harm": harm.as_dict(), "reduction": reduction.as_dict()}
-    if is_rna:
-        data["recovery"] = recovery.as_dict()
-    return shown, {"name": name, "seeds": len(models), **data}
-
-
-def _verdict(level: Level, line: Sequence[tuple[int, Measured]]) -> tuple[list[str], dict[str, Any]]:
-    """RNA against RMU of like forgetting, question by question."""
-    matched = match(level, line)
-    name = f"RNA {level.std:g}"
-    if matched is None:
-        reach = ", ".join(f"{each.forget_text.value:.2f}" for _, each in line)
-        said = f"no like RMU: {level.forget_nats:.2f} nats lies outside RMU's {reach}"
-        return [name, "-", f"{level.forget_nats:.2f}", "-", "-", said], {
-            "noise_std": level.std,
-            "verdict": said,
-        }
-    step = f"RMU, steps {matched.before} to {matched.after}, {100 * matched.share:.0f} % of the way"
-    row, data = _against(level, step, level.forget_nats, matched.excess, matched.perturbed)
-    return row, {**data, "matched_steps": [matched.before, matched.after], "share": matched.share}
-
-
-def _against(level: Level, name: str, nats: float, excess: Array, perturbed: Array) -> tuple[list[str], dict[str, Any]]:
-    """RNA's harm and accuracy less another model's, the same questions, with what the intervals say."""
-    harm = over_seeds(level.table("excess") - excess)
-    right = over_seeds(level.table("perturbed") - perturbed)
-    low, high = harm.low or 0.0, harm.high or 0.0
-    if low > 0:
-        said = "RNA is more robust" if nats <= level.forget_nats + LIKE else "RNA harms less, but forgot less"
-    elif high < 0:
-        said = "RNA is less robust" if nats >= level.forget_nats - LIKE else "RNA harms more, but forgot more"
-    else:
-        said = "cannot be told"
-    texts = f"{level.forget_nats:.2f} / {nats:.2f}"
-    row = [f"RNA {level.std:g}", name, texts, _nats(harm, sign=True), _percent(right), said]
-    data = {"harm_difference": harm.as_dict(), "perturbed_difference": right.as_dict(), "verdict": said}
-    return row, {"noise_std": level.std, "against": name, "forget_text": [level.forget_nats, nats], **data}
-
-
-def report(
-    base: Measured,
-    line: Sequence[tuple[int, Measured]],
-    slower: Measured,
-    levels: Sequence[Level],
-    out: Path,
-    about: str,
-) -> str:
+def report(base: DemoAnswers, line: Line, slower: DemoAnswers, levels: Sequence[Level], out: Path, about: str) -> str:
     """Write `demo.md`, `demo.json` and the figure, `demo.png`, .svg and .csv; returns the text for the terminal.
 
     Args:
         base: the base model.
-        line: RMU at ascending steps, the finished run last.
+        line: RMU by step.
         slower: RMU with a heavier retain weight and no noise.
         levels: RNA by noise scale.
         out: folder to write into.
         about: one sentence on what was run.
     """
     rmu = line[-1][1]
-    rows = [_row(base, rmu, [base], "base"), *(_row(base, rmu, [each], each.name) for _, each in line)]
-    rows.append(_row(base, rmu, [slower], slower.name))
-    rows += [_row(base, rmu, level.models, f"RMU + RNA {level.std:g} ({len(level.models)} seeds)") for level in levels]
-    verdicts = [_verdict(level, line) for level in levels]
-    slow = slower.forget_text.value or 0.0
-    nearest = min(levels, key=lambda each: abs(each.forget_nats - slow))
-    verdicts.append(_against(nearest, slower.name, slow, slower.excess, slower.perturbed))
+    models = [_row(base, rmu, [model], model.name) for model in (base, *(model for _, model in line), slower)]
+    models += [
+        _row(base, rmu, level.models, f"RMU + RNA {level.std:g} ({len(level.models)} seeds)") for level in levels
+    ]
+    verdicts = [_at_like_forgetting(level, line) for level in levels]
+    near = min(levels, key=lambda level: abs(level.forget_nats - slower.forget_nats))
+    verdicts.append(_against(near, slower.name, slower.forget_nats, slower.excess, slower.perturbed))
     notes = [
         f"What was run: {about}.",
         f"Accuracies in % with 95 % intervals ({len(base.forget)} forget and {len(base.clean)} general questions; "
@@ -266,40 +163,91 @@ def report(
         "Reduction: share of the base's accuracy with a forget-token that was lost. Recovery: share of RMU's loss that "
         "RNA won back. Read both beside the forgetting.",
     ]
-    headers = ("model", "against", "forget text of both", "harm difference", "accuracy difference", "verdict")
-    fair = [row for row, _ in verdicts]
-    files.write_text(
-        out / "demo.md",
-        "\n\n".join(
-            ["# Demo", *notes, markdown_table(HEADERS, [row for row, _ in rows]), "## At like forgetting",
-             markdown_table(headers, fair), "![trade-off](demo.png)"]
-        ) + "\n",
-    )  # fmt: skip
-    files.write_json(
-        out / "demo.json",
-        {
-            "about": about,
-            "models": [data for _, data in rows],
-            "like_forgetting": [data for _, data in verdicts],
-        },
-    )
+    table, matched = Table("Demo", COLUMNS, models), Table("At like forgetting", MATCHED, verdicts)
+    parts = [f"# {table.title}", *notes, table.markdown(), f"## {matched.title}", matched.markdown()]
+    files.write_text(out / "demo.md", "\n\n".join([*parts, "![trade-off](demo.png)"]) + "\n")
+    like_forgetting = [{key: value for key, value in row.items() if key not in FOR_PEOPLE} for row in matched.as_json()]
+    data = {"about": about, "models": table.as_json(), "like_forgetting": like_forgetting}
+    files.write_json(out / "demo.json", data)
     try:
         _draw(base, line, slower, levels, out / "demo.png")
     except UserError as error:
         notes.append(f"No figure: {error}")
-    table = text_table(HEADERS, [row for row, _ in rows])
-    return "\n".join([table, "", "At like forgetting:", text_table(headers, fair), "", *notes])
+    return "\n".join([table.text(), "", matched.title, matched.text(), "", *notes])
 
 
-def _draw(
-    base: Measured, line: Sequence[tuple[int, Measured]], slower: Measured, levels: Sequence[Level], path: Path
-) -> None:
+def _row(base: DemoAnswers, rmu: DemoAnswers, models: Sequence[DemoAnswers], name: str) -> dict[str, Any]:
+    """A model's row; several models are seeds of one noise scale."""
+    one = models[0] if len(models) == 1 else None
+
+    def share(field: str) -> Estimate:
+        values = [getattr(model, field) for model in models]
+        return accuracy(values[0]) if one else over_seeds(np.stack(values))
+
+    def text(field: str) -> Estimate:
+        values = [getattr(model, field) for model in models]
+        if one:
+            return values[0]
+        mean = float(np.mean([value.value for value in values]))
+        # over seeds the passages are the same: the widest of the seeds' intervals is given
+        low, high = min(value.low for value in values), max(value.high for value in values)
+        return Estimate(mean, low, high, None, values[0].n, len(values))
+
+    row: dict[str, Any] = {"name": name, "seeds": len(models)}
+    row |= {field: share(field) for field in ("forget", "clean", "control", "perturbed")}
+    row |= {field: text(field) for field in ("forget_text", "retain_text")}
+    perturbed = np.mean([model.perturbed for model in models], axis=0)
+    if one is not base:
+        added = np.stack([model.excess - base.excess for model in models])
+        row["added_harm"] = mean_interval(added[0]) if one else over_seeds(added)
+        row["reduction"] = paired_reduction(base.perturbed, perturbed)
+    if not one:
+        row["recovery"] = paired_recovery(base.perturbed, rmu.perturbed, perturbed)
+    return row
+
+
+def _at_like_forgetting(level: Level, line: Line) -> dict[str, Any]:
+    """RNA against RMU of like forgetting, question by question."""
+    nats, place = level.forget_nats, level.match(line)
+    if place is None:
+        reach = ", ".join(f"{model.forget_nats:.2f}" for _, model in line)
+        verdict = f"no like RMU: {nats:.2f} nats lies outside RMU's {reach}"
+        return {"name": f"RNA {level.std:g}", "texts": f"{nats:.2f}", "noise_std": level.std, "verdict": verdict}
+    (before, after), share = (line[place.index + side][0] for side in (0, 1)), place.share
+    name = f"RMU, steps {before} to {after}, {100 * share:.0f} % of the way"
+    excess, perturbed = (place.of([getattr(model, key) for _, model in line]) for key in ("excess", "perturbed"))
+    return {**_against(level, name, nats, excess, perturbed), "matched_steps": [before, after], "share": share}
+
+
+def _against(level: Level, name: str, nats: float, excess: Array, perturbed: Array) -> dict[str, Any]:
+    """RNA's harm and accuracy less another model's, the same questions, with what the intervals say."""
+    harm = over_seeds(np.stack([model.excess - excess for model in level.models]))
+    low, high, own = harm.low or 0.0, harm.high or 0.0, level.forget_nats
+    if low > 0:
+        verdict = "RNA is more robust" if nats <= own + LIKE else "RNA harms less, but forgot less"
+    elif high < 0:
+        verdict = "RNA is less robust" if nats >= own - LIKE else "RNA harms more, but forgot more"
+    else:
+        verdict = "cannot be told"
+    return {
+        "name": f"RNA {level.std:g}",
+        "noise_std": level.std,
+        "against": name,
+        "texts": f"{own:.2f} / {nats:.2f}",
+        "forget_text": [own, nats],
+        "harm_difference": harm,
+        "perturbed_difference": over_seeds(np.stack([model.perturbed - perturbed for model in level.models])),
+        "verdict": verdict,
+    }
+
+
+def _draw(base: DemoAnswers, line: Line, slower: DemoAnswers, levels: Sequence[Level], path: Path) -> None:
     """Two panels over forget strength: added harm, and accuracy with a forget-token in the question."""
 
-    def harm(model: Measured) -> Estimate:
-        return mean_interval(model.excess - base.excess)
+    def harm(model: DemoAnswers) -> Estimate:
+        return Estimate(0.0) if model is base else mean_interval(model.excess - base.excess)
 
-    def right(model: Measured) -> Estimate:
+    def right(model: DemoAnswers) -> Estimate:
         return accuracy(model.perturbed)
 
     panels = []
@@ -307,15 +255,16 @@ def _draw(
         ("added harm of a forget-token\n(nats per answer token; 0 is none)", harm),
         ("accuracy with a forget-token in the question", right),
     ):
-        zero = Estimate(0.0) if measure is harm else right(base)
-        series = [Series("base", [(base.forget_text, zero)], "s")]
-        points = [(each.forget_text, measure(each)) for _, each in line]
-        series.append(Series("RMU, by step", points, "o", True, [str(step) for step, _ in line]))
-        series.append(Series(f"{slower.name} (no noise)", [(slower.forget_text, measure(slower))], "^"))
-        for level in levels:
-            own = [(each.forget_text, measure(each)) for each in level.models]
-            series.append(Series(f"RMU + RNA {level.std:g}, {len(own)} seeds", own, "D"))
-        panels.append((label, series))
+
+        def series(name: str, models: Sequence[DemoAnswers], marker: str, steps: Sequence[str] = ()) -> Series:
+            points = [(model.forget_text, measure(model)) for model in models]  # noqa: B023
+            return Series(name, points, marker, bool(steps), steps)
+
+        own = [series("base", [base], "s")]
+        own.append(series("RMU, by step", [model for _, model in line], "o", [str(step) for step, _ in line]))
+        own.append(series(f"{slower.name} (no noise)", [slower], "^"))
+        own += [series(f"RMU + RNA {level.std:g}, {len(level.models)} seeds", level.models, "D") for level in levels]
+        panels.append((label, own))
     trade_off(
         panels,
         "forgetting: nats per token on held-out forget text (more is stronger)",

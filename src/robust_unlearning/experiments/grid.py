@@ -1,9 +1,5 @@
 """What a sweep consists of: fields with several values, and the checked recipe of every combination.
 
-    noise_std=0,0.01,0.02          three values
-    noise_std=0:0.1:0.01           first:last:step, both ends in
-    noise_layers=[1],[2],[0,1,2]   commas inside brackets do not part values
-
 A sweep file (YAML) holds one or several grids, each `field: value` or `field: [values]`; a field that is itself a
 list takes a list of lists. The recipe is a field like any other.
 """
@@ -14,7 +10,6 @@ import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +18,11 @@ from pydantic import Field, ValidationError
 
 from robust_unlearning import files
 from robust_unlearning.errors import UserError, nearest
+from robust_unlearning.experiments.ranges import parse_values
 from robust_unlearning.recipe import Recipe, Strict, checked, load_recipe, recipe_names
 
 SEEDS = ("seed", "noise_seed")
 """Fields whose values repeat a setting rather than change it."""
-_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
-_RANGE = re.compile(rf"({_NUMBER}):({_NUMBER}):({_NUMBER})")
 LONGEST_NAME = 100
 
 
@@ -38,7 +32,7 @@ class Sweep(Strict):
     grids: tuple[dict[str, Any], ...] = Field(min_length=1, description="field -> a value, or a list of values")
     tasks: str | None = Field(None, description="suite whose scores are reported")
     validation: str | None = Field(None, description="suite on which a point is chosen; planted has its own")
-    select: str | None = Field(None, description="rule of the choice; see selection.py")
+    select: str | None = Field(None, description="rule of the choice; see rule.py")
     forget: tuple[str, ...] = Field((), description="patterns of the tasks whose knowledge should go")
     retain: tuple[str, ...] = Field((), description="patterns of the tasks whose knowledge should stay")
     perturbed: tuple[str, ...] = Field((), description="patterns of retain tasks with a forget-token in them")
@@ -46,28 +40,42 @@ class Sweep(Strict):
 
 @dataclass(frozen=True)
 class Point:
-    """One combination.
+    """One model to be trained, whatever asks for it.
 
     Attributes:
+        name: of its run folder, below `runs/`.
         source: the recipe's name.
-        fields: what is set in it and differs within the sweep, `recipe` among them where there are several.
+        fields: what is set in it and differs between the points, `recipe` among them where there are several.
         recipe: the whole recipe.
+        earlier: steps before the last after which it is scored too; the recipe keeps a snapshot of each.
     """
 
+    name: str
     source: str
     fields: Mapping[str, Any]
     recipe: Recipe
-
-    @property
-    def name(self) -> str:
-        """A folder's name: readable, and unlike that of any other recipe."""
-        readable = re.sub(r"[^\w.=+-]+", "-", label(self.fields).replace(", ", "_")).strip("-")
-        return f"{readable[:LONGEST_NAME] or 'point'}-{self.recipe.content_hash()[:8]}"
+    earlier: tuple[int, ...] = ()
 
     @property
     def setting(self) -> dict[str, Any]:
         """`fields` without seeds: points that agree in it are repetitions of each other."""
         return {key: value for key, value in self.fields.items() if key not in SEEDS}
+
+
+def point_of(
+    source: str, fields: Mapping[str, Any], words: Iterable[str], name: str = "", earlier: Iterable[int] = ()
+) -> Point:
+    """A point from a recipe and the `field=value` words that change it; see `Point` for the rest.
+
+    Without a name it gets one that can be read and is unlike that of any other recipe.
+
+    Raises:
+        UserError: the recipe or a change is wrong.
+    """
+    recipe = load_recipe(source, words)
+    readable = re.sub(r"[^\w.=+-]+", "-", label(fields).replace(", ", "_")).strip("-")
+    name = name or f"{readable[:LONGEST_NAME] or 'point'}-{recipe.content_hash()[:8]}"
+    return Point(name, source, fields, recipe, tuple(earlier))
 
 
 def label(fields: Mapping[str, Any]) -> str:
@@ -81,50 +89,6 @@ def _shown(value: Any) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return "+".join(map(_shown, value)) or "none"
     return "none" if value is None else str(value)
-
-
-def parse_values(text: str) -> list[Any]:
-    """The values that `text` names: parted by commas outside brackets, each a YAML value or a range.
-
-    >>> parse_values("0,0.5:1.5:0.5,[0,1]")
-    [0, 0.5, 1.0, 1.5, [0, 1]]
-
-    Raises:
-        UserError: a range without end, brackets that do not close, or a value that is not YAML.
-    """
-    values: list[Any] = []
-    for part in _parts(text):
-        found = _RANGE.fullmatch(part)
-        if found:
-            values += _range(part, *map(Decimal, found.groups()))
-            continue
-        try:
-            values.append(yaml.safe_load(part) if part else None)
-        except yaml.YAMLError as error:
-            raise UserError(f"the value {part!r} is not YAML ({str(error).splitlines()[0]}).") from error
-    return values
-
-
-def _parts(text: str) -> list[str]:
-    parts, depth = [""], 0
-    for letter in text:
-        depth += (letter in "[{") - (letter in "]}")
-        if letter == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += letter
-    if depth:
-        raise UserError(f"the brackets of {text!r} do not close.")
-    return [part.strip() for part in parts]
-
-
-def _range(text: str, first: Decimal, last: Decimal, step: Decimal) -> list[int | float]:
-    """Decimal, so that 0:0.1:0.01 holds 0.03 and not 0.030000000000000002."""
-    if step == 0 or (last - first) / step < 0:
-        raise UserError(f"the range {text!r} is first:last:step, and this step never comes from first to last.")
-    count = int((last - first) / step) + 1
-    whole = all(each == each.to_integral_value() for each in (first, last, step))
-    return [int(value) if whole else float(value) for value in (first + step * index for index in range(count))]
 
 
 def sweep_names() -> list[str]:
@@ -221,13 +185,14 @@ def expand(sweep: Sweep) -> list[Point]:
     for given in combinations:
         changes = {key: value for key, value in given.items() if key != "recipe"}
         fields = {key: given[key] for key in swept if key in given}
+        source = str(given["recipe"])
         try:
-            recipe = load_recipe(str(given["recipe"]), override_words(changes))
+            point = point_of(source, fields, override_words(changes))
         except UserError as error:
-            said = str(error).replace(str(given["recipe"]), "…")  # the same of another recipe is said once
-            errors.setdefault(said, []).append(f"{given['recipe']} {label(fields)}".strip())
+            sentence = str(error).replace(source, "…")  # the same of another recipe is said once
+            errors.setdefault(sentence, []).append(f"{source} {label(fields)}".strip())
             continue
-        points.setdefault(recipe.content_hash(), Point(str(given["recipe"]), fields, recipe))
+        points.setdefault(point.recipe.content_hash(), point)
     if errors:
         wrong = sum(map(len, errors.values()))
         lines = [f"{where[0] or 'recipe'}: {error}" for error, where in list(errors.items())[:5]]

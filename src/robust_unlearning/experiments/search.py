@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate.evaluator import Evaluator, Variant, open_target
 from robust_unlearning.evaluate.suite import Suite, load_suite
+from robust_unlearning.experiments.aim import Aim, Judged, judge
+from robust_unlearning.experiments.ranges import Axis
+from robust_unlearning.experiments.runner import bare
 from robust_unlearning.experiments.search_report import describe
-from robust_unlearning.experiments.search_rule import Found, Rule, judge
-from robust_unlearning.experiments.space import Axis
 from robust_unlearning.recipe import Recipe, load_recipe
 from robust_unlearning.run.folder import RunFolder
 from robust_unlearning.train.candidate import Candidate
@@ -51,7 +52,7 @@ class Search:
     fixed: tuple[str, ...]
     suite: str
     out: Path
-    rule: Rule = field(default_factory=Rule)
+    aim: Aim = field(default_factory=Aim)
     rungs: tuple[int, ...] | None = None
     subset: int = 32
 
@@ -60,18 +61,20 @@ class Search:
         return load_recipe(self.recipe, [*self.fixed, *overrides])
 
     def name(self) -> str:
-        """The study's name: another search in the same storage has another."""
-        plain = self.recipe_with([axis.ends()[0] for axis in self.axes]).content_hash()
-        said = (plain, self.axes, self.suite, self.rule, self.rungs, self.subset)
-        return f"{Path(self.recipe).stem}-{hashlib.sha256(repr(said).encode()).hexdigest()[:8]}"
+        """The study's name: another search in the same storage has another. It must stay the same from version to
+        version, as a study goes on under it.
+        """
+        plain, aim = self.recipe_with([axis.ends()[0] for axis in self.axes]).content_hash(), self.aim
+        rule = f"Rule(forget={aim.forget!r}, retain={aim.retain!r}, may_lose={aim.may_lose!r})"
+        text = f"({plain!r}, {self.axes!r}, {self.suite!r}, {rule}, {self.rungs!r}, {self.subset!r})"
+        return f"{Path(self.recipe).stem}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
     def rungs_of(self, recipe: Recipe) -> tuple[int, ...]:
         """Steps at which a trial is scored early: those asked for, or a quarter and half of its steps."""
-        asked = self.rungs
-        if asked is None:
-            every = recipe.log_every
-            asked = (recipe.steps // 4 // every * every, recipe.steps // 2 // every * every)
-        return tuple(step for step in asked if 0 < step < recipe.steps)
+        every, rungs = recipe.log_every, self.rungs
+        if rungs is None:
+            rungs = (recipe.steps // 4 // every * every, recipe.steps // 2 // every * every)
+        return tuple(step for step in rungs if 0 < step < recipe.steps)
 
 
 def check(search: Search) -> Suite:
@@ -120,7 +123,7 @@ def run_search(
     counted = {optuna.trial.TrialState[name] for name in ("COMPLETE", "PRUNED", "RUNNING")}
     while True:
         optuna.storages.fail_stale_trials(study)
-        if sum(each.state in counted for each in study.get_trials(deepcopy=False)) >= trials:
+        if sum(trial.state in counted for trial in study.get_trials(deepcopy=False)) >= trials:
             return study
         study.optimize(worker.objective, n_trials=1, callbacks=[lambda _study, trial: tell(describe(trial))])
 
@@ -164,16 +167,11 @@ class _Worker:
     def __init__(self, search: Search, suite: Suite) -> None:
         recipe = search.recipe_with([axis.ends()[0] for axis in search.axes])
         self.search, self.suite = search, suite
-        few = {
-            name: each.model_copy(update={"limit": min(search.subset, each.limit or search.subset)})
-            for name, each in suite.questions.items()
-        }
-        self.few = suite.model_copy(update={"questions": few})
+        self.few = suite.limited(search.subset)
         self.evaluator = Evaluator(recipe.dtype, recipe.device)
-        bare = open_target(recipe.model, allow_pickle=recipe.allow_pickle, trust_remote_code=recipe.trust_remote_code)
         self.base, self.base_few = (
-            judge(self.evaluator.evaluate(bare, asked, search.out / name), search.rule)
-            for name, asked in (("base", self.suite), ("base-subset", self.few))
+            judge(self.evaluator.evaluate(bare(recipe), task_set, search.out / name), search.aim)
+            for name, task_set in (("base", self.suite), ("base-subset", self.few))
         )
 
     def objective(self, trial: optuna.Trial) -> float:
@@ -186,8 +184,8 @@ class _Worker:
         trial.set_user_attr("run", folder.name)
         with FileLock(folder.with_suffix(".lock")):
             self._train(trial, RunFolder.open(folder, recipe, resume=True))
-            found = judge(self.evaluator.evaluate(open_target(str(folder)), self.suite, folder), self.search.rule)
-        return self._note(trial, found, self.base)
+            judged = judge(self.evaluator.evaluate(open_target(str(folder)), self.suite, folder), self.search.aim)
+        return self._note(trial, judged, self.base)
 
     def _train(self, trial: optuna.Trial, run: RunFolder) -> None:
         import optuna
@@ -210,8 +208,8 @@ class _Worker:
             if run.status != "failed":
                 raise
             trial.set_user_attr("error", str(error))
-            for task in self.base.retain:
-                trial.set_constraint(task, 1.0)
+            for bound in self.base.rule.bounds:
+                trial.set_constraint(bound.measure, 1.0)
             raise optuna.TrialPruned from error
 
     def _look(self, trial: optuna.Trial, run: RunFolder, trainer: Trainer, candidate: Candidate) -> None:
@@ -220,17 +218,17 @@ class _Worker:
 
         recipe = run.recipe
         options = {"allow_pickle": recipe.allow_pickle, "trust_remote_code": recipe.trust_remote_code}
-        target = Variant(run.path.name, recipe.model, trainer.delta(candidate), None, options)
-        found = judge(self.evaluator.evaluate(target, self.few), self.search.rule)
-        trial.report(found.penalised(self.base_few, self.search.rule), candidate.step)
+        variant = Variant(run.path.name, recipe.model, trainer.delta(candidate), None, options)
+        judged = judge(self.evaluator.evaluate(variant, self.few), self.search.aim)
+        trial.report(judged.penalised(self.base_few), candidate.step)
         if trial.should_prune():
             trial.set_user_attr("pruned_at", candidate.step)
-            self._note(trial, found, self.base_few)
+            self._note(trial, judged, self.base_few)
             raise optuna.TrialPruned
 
-    def _note(self, trial: optuna.Trial, found: Found, base: Found) -> float:
-        for task, excess in found.broken(base, self.search.rule).items():
+    def _note(self, trial: optuna.Trial, judged: Judged, base: Judged) -> float:
+        for task, excess in judged.excesses(base).items():
             trial.set_constraint(task, excess)
-        trial.set_user_attr("scores", {**found.forget, **found.retain})
-        trial.set_user_attr("retain_logp", found.retain_logp)
-        return found.answered
+        trial.set_user_attr("scores", judged.scores)
+        trial.set_user_attr("retain_logp", judged.retain_logp)
+        return judged.values["forget"]

@@ -41,7 +41,7 @@ def best_trial(study: optuna.Study) -> optuna.trial.FrozenTrial | None:
         for trial in study.get_trials(deepcopy=False)
         if trial.state.name == "COMPLETE" and all(excess <= 0 for excess in trial.constraints.values())
     ]
-    return min(kept, key=lambda each: (each.value, -each.user_attrs["retain_logp"]), default=None)
+    return min(kept, key=lambda trial: (trial.value, -trial.user_attrs["retain_logp"]), default=None)
 
 
 def write_results(out: Path, study: optuna.Study, about: dict[str, Any]) -> optuna.trial.FrozenTrial | None:

@@ -2,31 +2,25 @@
 
 Every method is trained at every noise scale, retain weight and seed, and evaluated at several steps, which traces
 robustness over forgetting with and without noise. RNA is then compared with the same method, seed and retain
-weight without noise *where that has forgotten as much*: noise that merely slows the forgetting looks like a cure
-at equal steps and is none at equal forgetting.
+weight without noise *where that has forgotten as much*, see `matched.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import Field
 
-from robust_unlearning.errors import UserError
-from robust_unlearning.evaluate.evaluator import Evaluator, open_target
 from robust_unlearning.evaluate.suite import load_suite
-from robust_unlearning.experiments.grid import override_words
-from robust_unlearning.experiments.side_by_side import train_all
+from robust_unlearning.experiments.grid import Point, override_words, point_of
+from robust_unlearning.experiments.runner import Runner
 from robust_unlearning.files import shipped_or_own
 from robust_unlearning.recipe import Strict, checked, load_recipe
 from robust_unlearning.results.measures import Measured
-from robust_unlearning.run.folder import RunFolder
-from robust_unlearning.stats.estimates import Array
-from robust_unlearning.train.progress import EvaluationProgress
 
 
 class Study(Strict):
@@ -42,6 +36,11 @@ class Study(Strict):
     dtype: str = "auto"
     overrides: dict[str, Any] = Field(default_factory=dict, description="changes to every recipe")
 
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """Scales of the noise, 0 first: the method without RNA."""
+        return 0.0, *self.noise_std
+
 
 def load_study(name: str, overrides: Iterable[str] = ()) -> Study:
     """A shipped study (`tiny`, `tiny-preference`, `smollm2`), or a user's YAML file, with `field=value` overrides.
@@ -54,110 +53,49 @@ def load_study(name: str, overrides: Iterable[str] = ()) -> Study:
 
 
 @dataclass(frozen=True)
-class Point:
-    """One trained candidate at one step; `noise` 0 is the method without RNA."""
-
-    recipe: str
-    seed: int
-    noise: float
-    weight: float
-    step: int
-
-
-@dataclass(frozen=True)
-class Measurements:
-    """What a study found: the base, and the model at every point."""
+class StudyResult:
+    """What a study's models answered: the base, and by (run, step) all others."""
 
     study: Study
     base: Measured
-    models: dict[Point, Measured]
+    models: Mapping[tuple[str, int], Measured]
 
     def line(self, recipe: str, seed: int, noise: float, weight: float) -> list[Measured]:
-        """One candidate over its steps, the base first."""
-        return [self.base, *(self.models[Point(recipe, seed, noise, weight, step)] for step in self.study.steps)]
+        """One run over its steps, the base first."""
+        name = run_name(recipe, seed, noise, weight)
+        return [self.base, *(self.models[name, step] for step in self.study.steps)]
 
 
-def run_study(study: Study, out: Path) -> Measurements:
+def run_name(recipe: str, seed: int, noise: float, weight: float) -> str:
+    """Where a run lies below `runs/`."""
+    folder = Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe.replace("/", "-")
+    return f"{folder}/seed{seed}-noise{noise:g}-weight{weight:g}"
+
+
+def points_of(study: Study) -> list[Point]:
+    """Every run of a study, to be scored at each of its steps.
+
+    Raises:
+        UserError: recipes or overrides that are wrong.
+    """
+    *earlier, last = study.steps
+    common = {"steps": last, "snapshots": earlier, "dtype": study.dtype, **study.overrides}
+    points: dict[str, Point] = {}
+    for source in study.recipes:
+        retain_weight = load_recipe(source).retain_weight
+        for seed, noise, weight in itertools.product(study.seeds, study.scales, study.weights):
+            fields = {"seed": seed, "noise_std": noise, "retain_weight": retain_weight * weight}
+            name = run_name(source, seed, noise, weight)
+            points[name] = point_of(source, fields, override_words({**common, **fields}), name, earlier)
+    return list(points.values())
+
+
+def run_study(study: Study, out: Path) -> StudyResult:
     """Train and evaluate what is not there yet in `out`, and read all of it.
 
     Raises:
         UserError: the folder holds runs of other recipes, the recipes differ in their model, or a run failed.
     """
     suite = load_suite(study.suite).limited(study.limit)
-    runs = dict(_runs(study, out))
-    bases = {run.recipe.model for run in runs.values()}
-    if len(bases) > 1:
-        raise UserError(f"a study has one base model; its recipes name {', '.join(sorted(bases))}.")
-    failed = train_all(list(runs.values()))
-    if failed:
-        raise UserError("\n".join(f"{path}: {why}" for path, why in failed.items()))
-    recipe = next(iter(runs.values())).recipe
-    evaluator = Evaluator(recipe.dtype, recipe.device)
-
-    def measured(target: str, folder: Path) -> Measured:
-        with EvaluationProgress(folder.name) as progress:
-            return Measured.of(evaluator.evaluate(open_target(target), suite, folder, progress.tick))
-
-    base = measured(recipe.model, out / "base")
-    models = {}
-    for (name, seed, noise, weight), run in runs.items():
-        for step in study.steps:
-            last = step == study.steps[-1]
-            path = run.path if last else run.snapshot(step)
-            models[Point(name, seed, noise, weight, step)] = measured(str(path), path if last else path.with_suffix(""))
-    return Measurements(study, base, models)
-
-
-def _runs(study: Study, out: Path) -> Iterator[tuple[tuple[str, int, float, float], RunFolder]]:
-    """The run folder of each (recipe, seed, noise, weight)."""
-    common = {"steps": study.steps[-1], "snapshots": list(study.steps[:-1]), "dtype": study.dtype, **study.overrides}
-    for name in study.recipes:
-        weight_of = load_recipe(name).retain_weight
-        for seed in study.seeds:
-            for noise in (0.0, *study.noise_std):
-                for weight in study.weights:
-                    own = {"seed": seed, "noise_std": noise, "retain_weight": weight_of * weight}
-                    recipe = load_recipe(name, override_words({**common, **own}))
-                    folder = out / "runs" / _folder_name(name) / f"seed{seed}-noise{noise:g}-weight{weight:g}"
-                    yield (name, seed, noise, weight), RunFolder.open(folder, recipe, resume=True)
-
-
-def _folder_name(recipe: str) -> str:
-    return Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe.replace("/", "-")
-
-
-LEAST = 0.3
-"""Forgetting (nats) that a model must have reached to be compared: before that there is nothing to mend."""
-
-
-def forgetting(model: Measured) -> float:
-    """How much is forgotten: mean -log p of the right option on forget questions, in nats (chance: log 4)."""
-    return float(-model.forget_logp.mean())
-
-
-def matched_difference(
-    rna: list[Measured], plain: list[Measured], where: str, least: float
-) -> tuple[Array, Array, list[float]] | None:
-    """RNA less no noise at like forgetting, question by question, averaged over the steps where both are comparable.
-
-    For each model of `rna` that has forgotten at least `least`, `plain` is interpolated between its two first
-    neighbours in step that enclose as much forgetting. None where no step is comparable.
-
-    Returns:
-        Differences [n] of excess and of right answers under a forget-token, and the forgetting compared at.
-    """
-    excess, right, at = [], [], []
-    strengths = [forgetting(each) for each in plain]
-    for model in rna:
-        wanted = forgetting(model)
-        index = next((i for i in range(len(plain) - 1) if strengths[i] <= wanted <= strengths[i + 1]), None)
-        if wanted < least or index is None or strengths[index] == strengths[index + 1]:
-            continue
-        share = (wanted - strengths[index]) / (strengths[index + 1] - strengths[index])
-        own, low, high = (each.places[where] for each in (model, plain[index], plain[index + 1]))
-        excess.append(own.excess - ((1 - share) * low.excess + share * high.excess))
-        right.append(own.right - ((1 - share) * low.right + share * high.right))
-        at.append(wanted)
-    if not at:
-        return None
-    return np.mean(excess, axis=0), np.mean(right, axis=0), at
+    runner = Runner(points_of(study), {"suite": suite}, out, Measured.of, one_base=True, strict=True).run()
+    return StudyResult(study, runner.base["suite"], {key: answers["suite"] for key, answers in runner.models.items()})

@@ -4,68 +4,58 @@
 |---|---|
 | `sweep.json` | the index: every point with fields, status, folder and scores; the rule and what it chose |
 | `sweep.md`, `sweep.png`, `sweep-curve.png` | the trade-off for people; figures also as `.svg`, numbers as `.csv` |
-| `runs/POINT/` | run folders; a finished one is never trained again |
+| `runs/POINT/`, `base/…/` | see `runner.py` |
 | `failed/POINT/` | runs that failed, with `error.txt` |
-| `base/…/` | scores of the models as they were |
 
 A point is a recipe with its fields, known by the recipe's content hash; its run folder is all that stages share.
 """
 
 from __future__ import annotations
 
-import hashlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from robust_unlearning import files
 from robust_unlearning.errors import UserError
-from robust_unlearning.evaluate.evaluator import Evaluator, open_target
 from robust_unlearning.evaluate.harness import TaskSet, load_task_sets
+from robust_unlearning.experiments.answers import Answers, answers_of
 from robust_unlearning.experiments.grid import Point, Sweep
-from robust_unlearning.experiments.selection import DEFAULT_RULE, Answers, Rule, answers_of, parse_rule
-from robust_unlearning.experiments.side_by_side import Say, train_all
-from robust_unlearning.recipe import Recipe
+from robust_unlearning.experiments.rule import DEFAULT_RULE, Rule, parse_rule
+from robust_unlearning.experiments.runner import Runner, Say, say_aloud
 from robust_unlearning.run.folder import RunFolder
-from robust_unlearning.train.progress import EvaluationProgress
 
 OWN_VALIDATION = {"planted": "planted-validation", "planted-texts": "planted-texts-validation"}
 """Suites that come with a validation split."""
 INDEX, ERROR = "sweep.json", "error.txt"
-Patterns = Mapping[str, Sequence[str]]
-"""Role -> patterns of its tasks' names."""
-Scores = dict[str, Answers]
-"""A model's answers by suite."""
 
 
-@dataclass
-class Result:
-    """A finished sweep.
+@dataclass(frozen=True)
+class SweepResult:
+    """A finished sweep, or one on its way.
 
     Attributes:
-        points: in order of the grids.
-        scores: by point name; a point that failed has none.
-        bases: by model and type of the forward pass, see `base_of`.
-        failed: point name -> why.
+        runner: its points, their answers by suite, and which failed.
         tasks, validation: names of the suites, None where there is none.
         rule: of the choice; None where there is no validation suite.
     """
 
-    points: list[Point]
-    scores: dict[str, Scores]
-    bases: dict[str, Scores]
-    failed: dict[str, str]
+    runner: Runner[Answers]
     tasks: str | None
     validation: str | None
     rule: Rule | None
 
+    @property
+    def failed(self) -> Mapping[str, str]:
+        """Point name -> why it has no model."""
+        return self.runner.failed
 
-def base_of(recipe: Recipe) -> str:
-    """What the scores of a recipe's base model are kept under."""
-    digest = hashlib.sha256(repr((recipe.model, recipe.dtype)).encode()).hexdigest()[:8]
-    return f"{Path(recipe.model).name}-{digest}"
+    def answers(self, point: Point) -> dict[str, Answers] | None:
+        """A point's answers by suite; None where it has no model."""
+        return self.runner.models.get((point.name, point.recipe.steps))
 
 
 def run_sweep(
@@ -73,9 +63,9 @@ def run_sweep(
     points: list[Point],
     out: Path,
     at_once: int | None = None,
-    say: Say = print,
+    say: Say = say_aloud,
     settings: Mapping[str, Any] | None = None,
-) -> Result:
+) -> SweepResult:
     """Train and score what is not there yet in `out`, and read all of it. Nothing is trained before the suites, the
     rule and the base models' scores are known to be in order.
 
@@ -86,33 +76,35 @@ def run_sweep(
         UserError: a suite or the rule is wrong, or not one point could be trained.
     """
     validation = sweep.validation or OWN_VALIDATION.get(sweep.tasks or "")
-    suites = {name: _plan(name, settings or {}) for name in (validation, sweep.tasks) if name}
+    suites = {name: _task_set(name, settings or {}) for name in (validation, sweep.tasks) if name}
     _require_apart(validation, sweep.tasks, suites)
     rule = parse_rule(sweep.select or DEFAULT_RULE) if validation else None
     if sweep.select and not validation:
         raise UserError(f"--select {sweep.select!r} needs questions to choose on: add --validation SUITE.")
     patterns = {"forget": sweep.forget, "retain": sweep.retain, "perturbed": sweep.perturbed}
-    found = Result(points, {}, {}, {}, sweep.tasks, validation, rule)
-    if suites:
-        say(f"scoring the base on {' and '.join(suites)}")
-        _score(found, suites, patterns, out, [])
-    runs = _train(found, out, at_once, say)
-    if not runs:
-        name, why = next(iter(found.failed.items()))
-        raise UserError(f"all {len(points)} points failed, {name} for instance: {why}")
-    if suites:
-        say(f"scoring {len(runs)} points over one loaded base")
-        _score(found, suites, patterns, out, [point for point in points if point.name in runs])
-    write_index(found, out)
-    return found
+    read = partial(answers_of, patterns=patterns)
+    runner = Runner(points, suites, out, read, own=sweep.tasks, at_once=at_once, say=say)
+    result = SweepResult(runner, sweep.tasks, validation, rule)
+    runner.score_bases()
+    for point in points:
+        apart = RunFolder(out / "failed" / point.name, point.recipe)
+        if apart.status == "failed":  # its loss would be as it was
+            runner.failed[point.name] = apart.record["error"]
+    write_index(result)
+    runner.train()
+    _put_apart(runner)
+    write_index(result)
+    runner.score_models()
+    write_index(result)
+    return result
 
 
-def _plan(name: str, settings: Mapping[str, Any]) -> TaskSet:
+def _task_set(name: str, settings: Mapping[str, Any]) -> TaskSet:
     """A suite, or tasks of lm-evaluation-harness."""
-    plans = load_task_sets(name, **settings)
-    if len(plans) != 1:
+    task_sets = load_task_sets(name, **settings)
+    if len(task_sets) != 1:
         raise UserError(f"a sweep is scored on one suite, or on tasks of lm-evaluation-harness; {name!r} names both.")
-    return next(iter(plans.values()))
+    return next(iter(task_sets.values()))
 
 
 def _require_apart(validation: str | None, tasks: str | None, suites: Mapping[str, TaskSet]) -> None:
@@ -126,89 +118,49 @@ def _require_apart(validation: str | None, tasks: str | None, suites: Mapping[st
         )
 
 
-def _train(found: Result, out: Path, at_once: int | None, say: Say) -> set[str]:
-    """Train the points; failed ones are put apart. Returns the names of the finished ones."""
-    runs: dict[str, RunFolder] = {}
-    for point in found.points:
-        apart = RunFolder(out / "failed" / point.name, point.recipe)
-        if apart.status == "failed":  # its loss would be as it was
-            found.failed[point.name] = apart.record["error"]
-        else:
-            runs[point.name] = RunFolder.open(out / "runs" / point.name, point.recipe, resume=True)
-    there = sum(run.status == "finished" for run in runs.values())
-    say(f"{len(found.points)} points: {there} trained before, {len(found.failed)} failed before")
-    write_index(found, out)
-    errors = train_all(list(runs.values()), at_once, say)
-    for path, why in errors.items():
-        found.failed[path.name] = why
-        place = out / "failed" / path.name
-        shutil.rmtree(place, ignore_errors=True)
-        place.parent.mkdir(exist_ok=True)
-        path.rename(place)
-        files.write_text(place / ERROR, why + "\n")
-    finished = {name for name, run in runs.items() if run.status == "finished"}
-    for name in finished:
-        shutil.rmtree(out / "failed" / name, ignore_errors=True)  # of an earlier start
-    if found.failed:
-        say(f"{len(found.failed)} points failed; {out / 'failed'} says why. Remove a folder there to try it again.")
-    write_index(found, out)
-    return finished
+def _put_apart(runner: Runner[Answers]) -> None:
+    """Move runs that failed into `failed/`; one that is finished is no longer there."""
+    apart = runner.out / "failed"
+    for point in runner.points:
+        path, place = runner.folder(point), apart / point.name
+        if point.name not in runner.failed or path.exists():
+            shutil.rmtree(place, ignore_errors=True)  # of an earlier start
+        if point.name in runner.failed and path.exists():
+            apart.mkdir(exist_ok=True)
+            path.rename(place)
+            files.write_text(place / ERROR, runner.failed[point.name] + "\n")
+    if runner.failed:
+        runner.say(f"{len(runner.failed)} points failed; {apart} says why. Remove a folder there to try it again.")
 
 
-def _score(found: Result, suites: Mapping[str, TaskSet], patterns: Patterns, out: Path, points: list[Point]) -> None:
-    """Score points (or, without any, their base models), loading each base once; results on disk are reused."""
-    wanted: dict[str, list[Point]] = {}
-    for point in points or found.points:
-        wanted.setdefault(base_of(point.recipe), []).append(point)
-    for base, own in wanted.items():
-        recipe = own[0].recipe
-        evaluator = Evaluator(recipe.dtype, recipe.device)  # lets the model of the one before go
-
-        def scored(target: str, folder: Path) -> Scores:
-            answers = {}
-            for name, suite in suites.items():
-                place = folder if name == found.tasks else folder / "scores" / Path(name).stem
-                with EvaluationProgress(folder.name) as progress:
-                    result = evaluator.evaluate(open_target(target), suite, place, progress.tick)  # noqa: B023
-                answers[name] = answers_of(result, patterns)
-            return answers
-
-        if not points:
-            found.bases[base] = scored(recipe.model, out / "base" / base)
-            continue
-        for point in own:
-            run = out / "runs" / point.name
-            try:
-                found.scores[point.name] = scored(str(run), run)
-            except UserError as error:  # the base could be scored: it is this point's weights
-                found.failed[point.name] = f"trained, but cannot be scored: {error}"
-
-
-def write_index(found: Result, out: Path, **more: Any) -> None:
+def write_index(result: SweepResult, **more: Any) -> None:
     """Write `sweep.json`: what is known of every point so far, and `more`."""
-    points = []
-    for point in found.points:
-        apart = out / "failed" / point.name
-        run = RunFolder(apart if apart.exists() else out / "runs" / point.name, point.recipe)
+
+    def means(answers: Mapping[str, Answers]) -> dict[str, dict[str, float]]:
+        return {suite: own.means() for suite, own in answers.items()}
+
+    runner = result.runner
+    rows = []
+    for point in runner.points:
+        apart = runner.out / "failed" / point.name
+        run = RunFolder(apart if apart.exists() else runner.folder(point), point.recipe)
         row: dict[str, Any] = {
             "name": point.name,
             "recipe": point.source,
             "fields": dict(point.fields),
             "recipe_hash": point.recipe.content_hash(),
-            "status": "failed" if point.name in found.failed else run.status or "waiting",
-            "folder": str(run.path.relative_to(out)),
+            "status": "failed" if point.name in runner.failed else run.status or "waiting",
+            "folder": str(run.path.relative_to(runner.out)),
         }
-        if point.name in found.failed:
-            row["error"] = found.failed[point.name]
-        if point.name in found.scores:
-            row["scores"] = {name: each.means() for name, each in found.scores[point.name].items()}
-        points.append(row)
+        if point.name in runner.failed:
+            row["error"] = runner.failed[point.name]
+        if answers := result.answers(point):
+            row["scores"] = means(answers)
+        rows.append(row)
     about = {
-        "tasks": found.tasks,
-        "validation": found.validation,
-        "rule": found.rule.text if found.rule else None,
-        "bases": {
-            base: {name: each.means() for name, each in answers.items()} for base, answers in found.bases.items()
-        },
+        "tasks": result.tasks,
+        "validation": result.validation,
+        "rule": result.rule.text if result.rule else None,
+        "bases": {base: means(answers) for base, answers in runner.bases.items()},
     }
-    files.write_json(out / INDEX, {**about, **more, "points": points})
+    files.write_json(runner.out / INDEX, {**about, **more, "points": rows})

@@ -19,7 +19,7 @@ from robust_unlearning.models import layers as structure
 Site = Literal["block", "mlp"]
 
 
-class Draws:
+class SharedNoise:
     """Standard normal tensors, each drawn once for all who ask for it from equal generators.
 
     A draw depends on the generator's state and the shape, and on nothing else. So noises of one seed that are
@@ -98,7 +98,7 @@ class RandomNoiseAugmentation:
         self.variance = variance if variance is not None else scale**2
         self.seed = seed
         self.site = site
-        self.draws: Draws | None = None
+        self.shared: SharedNoise | None = None
         """Set where several noises of one seed are asked for side by side."""
         self._generators: dict[str, torch.Generator] = {}
         self._part: tuple[slice, int] | None = None
@@ -113,7 +113,7 @@ class RandomNoiseAugmentation:
         """`hidden` + δ, δ ~ N(0, std² I) of the same shape, drawn in float32 on the tensor's device."""
         generator = self._generator(hidden.device)
         rows, of = self._part or (slice(None), len(hidden))
-        draw = self.draws.normal if self.draws is not None else _normal
+        draw = self.shared.normal if self.shared is not None else _normal
         delta = draw(torch.Size((of, *hidden.shape[1:])), generator) * self.std
         return hidden + delta[rows].to(hidden.dtype)
 

@@ -38,7 +38,7 @@ class Processes:
     count: int = 1
 
     @property
-    def first(self) -> bool:
+    def is_rank_zero(self) -> bool:
         """Whether this is the process that writes."""
         return self.rank == 0
 
@@ -69,7 +69,7 @@ class Processes:
 
         return gather_object(list(values))
 
-    def on_first(self, function: Callable[[], Value]) -> Value:
+    def on_rank_zero(self, function: Callable[[], Value]) -> Value:
         """What `function` returns in the first process, the only one to call it.
 
         Raises:
@@ -80,7 +80,7 @@ class Processes:
         from accelerate.utils import broadcast_object_list
 
         outcome: list[Any] = [None, None]
-        if self.first:
+        if self.is_rank_zero:
             try:
                 outcome[0] = function()
             except UserError as error:
@@ -90,7 +90,7 @@ class Processes:
             raise UserError(wrong)
         return value
 
-    def divided(self, items: Sequence[Item], function: Callable[[Sequence[Item]], Sequence[Value]]) -> list[Value]:
+    def map_split(self, items: Sequence[Item], function: Callable[[Sequence[Item]], Sequence[Value]]) -> list[Value]:
         """`function(items)`, one value an item, each process having worked on every `count`-th item."""
         if self.count == 1:
             return list(function(items))

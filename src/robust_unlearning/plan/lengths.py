@@ -83,10 +83,10 @@ def _from_corpora(recipe: Recipe, base: Checkpoint) -> dict[str, Lengths]:
         for position, topic in enumerate(recipe.topics):
             corpus = read_corpus(recipe, topic, side, tokenizer)
             turns = len(range(position, recipe.steps, len(recipe.topics)))
-            batches = [corpus.places(number) for number in range(turns)]
-            blocks += len({place // BLOCK for places in batches for place in places})
-            for places in batches:
-                rows = [len(corpus.rows[place]) for place in places]
+            batches = [corpus.row_indices(number) for number in range(turns)]
+            blocks += len({index // BLOCK for indices in batches for index in indices})
+            for indices in batches:
+                rows = [len(corpus.rows[index]) for index in indices]
                 widths.append(max(rows))
                 predicted.append(sum(rows) - len(rows))
         lengths[side] = _summary(widths, predicted, blocks)

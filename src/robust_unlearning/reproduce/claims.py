@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from robust_unlearning.experiments.study import LEAST, forgetting, matched_difference
+from robust_unlearning.experiments.matched import LEAST, forgetting, matched_difference
 from robust_unlearning.reproduce import paper
 from robust_unlearning.reproduce.results import Grid, Model
 from robust_unlearning.reproduce.verdicts import Outcome

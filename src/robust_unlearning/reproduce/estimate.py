@@ -19,8 +19,10 @@ from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate.suite import Suite, load_suite
 from robust_unlearning.experiments.grid import Point
 from robust_unlearning.methods.table import Representation
-from robust_unlearning.recipe import Recipe, load_recipe
-from robust_unlearning.reproduce.grid import run_folder, steps_of, suites_of
+from robust_unlearning.plan.text import duration
+from robust_unlearning.recipe import Recipe, load_recipe, shared_fields
+from robust_unlearning.report.tables import Table
+from robust_unlearning.reproduce.grid import suites_of
 from robust_unlearning.reproduce.run import state_of
 from robust_unlearning.reproduce.target import TRAINING, Stage, Target, main_name, points_of
 from robust_unlearning.run.folder import RunFolder
@@ -50,7 +52,7 @@ class Units:
 
 
 @dataclass(frozen=True)
-class Row:
+class StagePlan:
     """One stage of the plan.
 
     Attributes:
@@ -89,42 +91,44 @@ def prompts_of(suite: Suite) -> int:
     return total + sum(min(100, each.limit or 100) for each in suite.texts.values())
 
 
-def make_plan(target: Target, stages: Mapping[str, Stage], out: Path, units: Units | None) -> list[Row]:
+def make_plan(target: Target, stages: Mapping[str, Stage], out: Path, units: Units | None) -> list[StagePlan]:
     """A row for each stage. Runs that an earlier stage trains count there; without `units` no seconds are given."""
     try:
         test, validation = suites_of(target)
-        prompts = prompts_of(test)
-        checks = prompts_of(validation) if validation else 0
+        prompts, checks = prompts_of(test), prompts_of(validation) if validation else 0
         here = True
     except UserError:  # the questions are not here: the plan still says what will be run
         (prompts, checks), here = target.prompts or (0, 0), False
-    seen: set[tuple[Path, int]] = set()
+    seen: set[tuple[str, int]] = set()
     rows = []
     for name, stage in stages.items():
         status = state_of(target, name, out)["status"] if here else "waiting"
         points = points_of(target, stage)
         left = dict.fromkeys(("representation", "preference"), 0)
-        trained = evaluations = asked = 0
+        trained = evaluations = scored = 0
         for point in points:
-            path = run_folder(out, point)
-            there = RunFolder(path, point.recipe).status == "finished" or (path, point.recipe.steps) in seen
+            last = point.recipe.steps
+            there = (point.name, last) in seen or RunFolder(
+                out / "runs" / point.name, point.recipe
+            ).status == "finished"
             trained += there
-            left[family(point.recipe)] += 0 if there else point.recipe.steps
-            for step in steps_of(stage, point.recipe):
-                evaluations += 1
-                if (path, step) not in seen:
-                    seen.add((path, step))
-                    asked += prompts + (checks if stage.kind == "main" and step == point.recipe.steps else 0)
+            left[family(point.recipe)] += 0 if there else last
+            steps = {(point.name, step) for step in (*point.earlier, last)}
+            evaluations += len(steps)
+            scored += prompts * len(steps - seen)
+            scored += checks * (stage.kind == "main" and (point.name, last) not in seen)
+            seen |= steps
         if stage.kind not in TRAINING:
             evaluations = len(stage.recipes) * (1 + stage.rna) + 1
-            asked = round(_passes(stage, evaluations, prompts))
-        seconds = None
-        if units:
-            seconds = sum(units.step.get(kind, 0.0) * count for kind, count in left.items()) + units.prompt * asked
+            scored = round(_passes(stage, evaluations, prompts))
         if status == "finished":
-            left, asked, seconds = dict.fromkeys(left, 0), 0, 0.0
+            left, scored = dict.fromkeys(left, 0), 0
+        costs = [units.step.get(kind, 0.0) * count for kind, count in left.items()] if units else []
+        seconds = sum(costs) + units.prompt * scored if units else 0.0 if status == "finished" else None
         total = sum(left.values())
-        rows.append(Row(name, stage.stands_for, status, len(points), trained, total, evaluations, asked, seconds))
+        rows.append(
+            StagePlan(name, stage.stands_for, status, len(points), trained, total, evaluations, scored, seconds)
+        )
     return rows
 
 
@@ -158,7 +162,6 @@ def units_of(target: Target, stages: Mapping[str, Stage], out: Path, *, here: bo
 
 def _measured(target: Target, points: Sequence[Point], recipe: Recipe) -> Units:
     from robust_unlearning.evaluate.evaluator import Evaluator, open_target
-    from robust_unlearning.train.trainer import shared_fields
 
     groups: dict[str, list[Recipe]] = {}
     for point in points:
@@ -213,32 +216,36 @@ def _reckoned(target: Target, ones: Mapping[str, Point], recipe: Recipe) -> Unit
     return Units(step, prompt, f"reckoned, not measured: FLOPs of the planner at {rate}")
 
 
-def plan_text(target: Target, rows: Sequence[Row], units: Units | None, lacking: Sequence[str]) -> str:
+def plan_text(target: Target, rows: Sequence[StagePlan], units: Units | None, lacking: Sequence[str]) -> str:
     """The plan as one reads it in a terminal."""
-    from robust_unlearning.plan.text import duration
-    from robust_unlearning.report.tables import text_table
-
-    cells = [
-        [row.stage, row.stands_for, row.status, f"{row.runs}" + (f" ({row.trained} there)" if row.trained else ""),
-         f"{row.steps:,}", str(row.evaluations), f"{row.prompts:,}",
-         "" if row.seconds is None else duration(row.seconds)]
+    table = [
+        {
+            **asdict(row),
+            "runs": f"{row.runs}" + (f" ({row.trained} there)" if row.trained else ""),
+            "steps": f"{row.steps:,}",
+            "prompts": f"{row.prompts:,}",
+            "seconds": "" if row.seconds is None else duration(row.seconds),
+        }
         for row in rows
-    ]  # fmt: skip
-    text = [target.about, text_table(HEADERS, cells)]
+    ]
+    text = [target.about, Table("", HEADERS, table).text()]
     if units:
         seconds = sum(row.seconds or 0.0 for row in rows)
         costs = "".join(f"{value:.3g} s a step of one {kind} run, " for kind, value in units.step.items())
         costs += f"{units.prompt:.3g} s a prompt"
         text.append(f"in all about {duration(seconds)}. Unit costs {units.source}: {costs}.")
-    text += [f"reduced: {each}" for each in target.reduced]
+    text += [f"reduced: {what}" for what in target.reduced]
     if lacking:
-        text.append("missing, to be brought before it can run:\n" + "\n".join(f"  - {each}" for each in lacking))
+        text.append("missing, to be brought before it can run:\n" + "\n".join(f"  - {what}" for what in lacking))
     return "\n\n".join(text)
 
 
-HEADERS = ("stage", "stands for", "status", "runs", "steps left", "models", "prompts left", "estimate")
+HEADERS = {
+    "stage": "stage", "stands_for": "stands for", "status": "status", "runs": "runs", "steps": "steps left",
+    "evaluations": "models", "prompts": "prompts left", "seconds": "estimate",
+}  # fmt: skip
 
 
-def plan_json(rows: Sequence[Row], units: Units | None) -> dict[str, Any]:
+def plan_json(rows: Sequence[StagePlan], units: Units | None) -> dict[str, Any]:
     """The plan for `plan.json`."""
     return {"units": asdict(units) if units else None, "stages": [asdict(row) for row in rows]}

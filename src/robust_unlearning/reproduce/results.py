@@ -1,4 +1,4 @@
-"""What trained models answered: read from evaluations, kept as plain numbers in a stage's `result.json`.
+"""What trained models answered, kept as plain numbers in a stage's `result.json`.
 
 Answers are arrays over questions, the same questions for every model of a target, so that any two can be compared
 question by question.
@@ -7,47 +7,15 @@ question by question.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Self, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from robust_unlearning.evaluate.suite import Evaluation
-from robust_unlearning.experiments.selection import Answers
-from robust_unlearning.reproduce.target import Roles
-from robust_unlearning.results.measures import Measured, Perturbed, excess, retained, right
-from robust_unlearning.stats.estimates import Array
-
-
-def measured(evaluation: Evaluation, own: Roles) -> Measured:
-    """One model's answers by a target's roles, see `Measured.of`."""
-    return Measured.of(evaluation, own.model_dump())
-
-
-def chance_of(evaluation: Evaluation) -> float:
-    """Accuracy of guessing, mean over all questions."""
-    return float(np.mean([1 / len(record.logprobs) for record in evaluation.records]))
-
-
-def as_json(own: Measured) -> dict[str, Any]:
-    """Answers as lists, log-probabilities to a millionth of a nat."""
-
-    def numbers(values: Array) -> list[float]:
-        return [float(each) for each in np.round(values, 6)]
-
-    places = {place: {key: numbers(each) for key, each in vars(one).items()} for place, one in own.places.items()}
-    return {key: numbers(each) for key, each in vars(own).items() if key != "places"} | {"places": places}
-
-
-def from_json(data: Mapping[str, Any]) -> Measured:
-    """The reverse of `as_json`."""
-    arrays = {key: np.array(value, dtype=float) for key, value in data.items() if key != "places"}
-    places = {
-        place: Perturbed(**{key: np.array(value, dtype=float) for key, value in one.items()})
-        for place, one in data["places"].items()
-    }
-    return Measured(**arrays, places=places)
+from robust_unlearning.experiments.answers import Answers
+from robust_unlearning.results.measures import Measured, excess, retained, right
 
 
 @dataclass(frozen=True)
@@ -79,16 +47,10 @@ class Model:
     test: Measured
     validation: Measured | None
 
-    def as_json(self) -> dict[str, Any]:
-        """All of it for `result.json`."""
-        data = dict(vars(self)) | {"fields": dict(self.fields), "test": as_json(self.test)}
-        return data | {"validation": as_json(self.validation) if self.validation else None}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Model:
-        """The reverse of `as_json`."""
-        validation = from_json(data["validation"]) if data["validation"] else None
-        return cls(**{**data, "test": from_json(data["test"]), "validation": validation})
+    @property
+    def label(self) -> str:
+        """What tables call it."""
+        return self.title + (f" + RNA {self.noise:g}" if self.noise else "")
 
 
 @dataclass(frozen=True)
@@ -110,21 +72,18 @@ class Grid:
 
     def as_json(self) -> dict[str, Any]:
         """All of it for `result.json`."""
-        validation = as_json(self.base_validation) if self.base_validation else None
-        about = {"base": as_json(self.base), "base_validation": validation, "chance": self.chance}
-        return about | {"failed": dict(self.failed), "models": [each.as_json() for each in self.models]}
+        return dict(to_json(self))
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Grid:
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
         """The reverse of `as_json`."""
-        validation = from_json(data["base_validation"]) if data["base_validation"] else None
-        models = [Model.from_json(each) for each in data["models"]]
-        return cls(from_json(data["base"]), validation, data["chance"], models, data["failed"])
+        made: Self = from_json(cls, data)
+        return made
 
     @property
     def recipes(self) -> dict[str, str]:
         """Recipe -> what tables call it, in order."""
-        return {each.recipe: each.title for each in self.models}
+        return {model.recipe: model.title for model in self.models}
 
     @property
     def places(self) -> list[str]:
@@ -133,26 +92,57 @@ class Grid:
 
     def noises(self, recipe: str) -> list[float]:
         """Scales above 0 that a recipe was trained with."""
-        return sorted({each.noise for each in self.models if each.recipe == recipe and each.noise})
+        return sorted({model.noise for model in self.models if model.recipe == recipe and model.noise})
 
     def pick(self, recipe: str, wanted: Callable[[Model], bool], *, last: bool = True) -> list[Model]:
         """A recipe's models, by seed and step; only those of the last step unless told otherwise."""
-        own = [each for each in self.models if each.recipe == recipe and wanted(each) and (each.last or not last)]
-        return sorted(own, key=lambda each: (each.seed, each.step))
+        models = [model for model in self.models if model.recipe == recipe and (model.last or not last)]
+        return sorted(filter(wanted, models), key=lambda model: (model.seed, model.step))
 
     def at(self, recipe: str, noise: float, *, last: bool = True) -> list[Model]:
         """A recipe's models with noise of one scale, by seed and step."""
-        return self.pick(recipe, lambda each: each.noise == noise, last=last)
+        return self.pick(recipe, lambda model: model.noise == noise, last=last)
 
     def pairs(self, recipe: str, noise: float) -> list[tuple[Model, Model]]:
         """(without noise, with it) after the last step, for every seed that has both."""
-        plain = {each.seed: each for each in self.at(recipe, 0)}
-        return [(plain[each.seed], each) for each in self.at(recipe, noise) if each.seed in plain]
+        plain = {model.seed: model for model in self.at(recipe, 0)}
+        return [(plain[model.seed], model) for model in self.at(recipe, noise) if model.seed in plain]
 
 
-def selection_values(own: Measured) -> dict[str, float]:
+def to_json(value: Any) -> Any:
+    """Dataclasses, mappings, sequences and arrays as JSON; numbers of arrays to a millionth."""
+    if is_dataclass(value):
+        return {field.name: to_json(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, np.ndarray):
+        return np.round(value, 6).tolist()
+    if isinstance(value, Mapping):
+        return {key: to_json(inner) for key, inner in value.items()}
+    return [to_json(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def from_json(kind: Any, data: Any) -> Any:
+    """The reverse of `to_json`: what a type hint says `data` is."""
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return kind(**{key: from_json(hints[key], value) for key, value in data.items()})  # type: ignore[operator]
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is np.ndarray:
+        return np.array(data, dtype=float)
+    if origin in (Union, UnionType):
+        return None if data is None else from_json(inner[0], data)
+    if isinstance(data, dict) and inner:
+        return {key: from_json(inner[1], value) for key, value in data.items()}
+    return [from_json(inner[0], value) for value in data] if isinstance(data, list) and inner else data
+
+
+def selection_values(answers: Measured) -> dict[str, float]:
     """What a selection rule reads."""
-    values = {"forget": own.forget, "retain": retained(own), "perturbed": right(own), "excess_harm": excess(own)}
+    values = {
+        "forget": answers.forget,
+        "retain": retained(answers),
+        "perturbed": right(answers),
+        "excess_harm": excess(answers),
+    }
     return Answers(values, {}).means()
 
 

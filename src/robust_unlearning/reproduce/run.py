@@ -22,8 +22,8 @@ from typing import Any, Literal
 
 from robust_unlearning import __version__, files
 from robust_unlearning.errors import UserError
+from robust_unlearning.reproduce.analyses import analyse
 from robust_unlearning.reproduce.grid import choose_noise, run_grid, suites_of
-from robust_unlearning.reproduce.looking import look
 from robust_unlearning.reproduce.results import Grid, folder_of
 from robust_unlearning.reproduce.target import TRAINING, Stage, Target, main_name, points_of
 
@@ -132,7 +132,7 @@ def _run_one(target: Target, name: str, out: Path, say: Say, found: Found) -> di
                 raise UserError(
                     f"it looks at the models of {main_name(target)!r}, which is not finished: run that stage first."
                 )
-            result = look(target, stage, grid, found.chosen, out, folder, say)
+            result = analyse(target, stage, grid, found.chosen, out, folder, say)
         files.write_json(folder / RESULT, result)
         state = written("finished")
         _take(target, name, result, found)

@@ -7,13 +7,15 @@ scored, or an analysis of models that an earlier stage, its `of`, has trained.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
 from robust_unlearning.errors import UserError, unknown
 from robust_unlearning.experiments.grid import Point, Sweep, expand
-from robust_unlearning.experiments.selection import DEFAULT_RULE, parse_rule
+from robust_unlearning.experiments.rule import DEFAULT_RULE, parse_rule
 from robust_unlearning.files import shipped, shipped_or_own
 from robust_unlearning.recipe import Strict, checked, wrong_changes
 
@@ -52,7 +54,7 @@ class Stage(Strict):
 
 
 class Roles(Strict):
-    """Patterns of task names, where the names themselves do not tell; see `sweep.selection.role_of`."""
+    """Patterns of task names, where the names themselves do not tell; see `results.roles.role_of`."""
 
     forget: tuple[str, ...] = ()
     retain: tuple[str, ...] = ()
@@ -150,21 +152,32 @@ def chosen_stages(target: Target, only: Iterable[str]) -> dict[str, Stage]:
 def points_of(target: Target, stage: Stage) -> list[Point]:
     """What a stage trains, a point for each combination of its grids, its seeds and the target's changes.
 
+    A run is named by its recipe's content, whatever stage asks for it. The main stage scores it after every step of
+    which a snapshot is kept too, others after the last alone.
+
     Raises:
         UserError: recipes or fields that are wrong.
     """
     if not stage.grids:
         return []
-    changes = _flat(target.set)
-    own = {key: [value] if isinstance(value, list) else value for key, value in changes.items()}
+    changes = {key: [value] if isinstance(value, list) else value for key, value in _flat(target.set).items()}
     seeds = list(target.seeds[: stage.seeds])
-    grids = tuple({"seed": seeds, **grid, **own} for grid in stage.grids)
-    return expand(Sweep(grids=grids))
+    points = expand(Sweep(grids=tuple({"seed": seeds, **grid, **changes} for grid in stage.grids)))
+    return [
+        replace(
+            point,
+            name=f"{Path(point.source).stem}-{point.recipe.content_hash()}",
+            earlier=tuple(sorted(step for step in point.recipe.snapshots if step < point.recipe.steps))
+            if stage.kind == "main"
+            else (),
+        )
+        for point in points
+    ]
 
 
 def _flat(changes: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested changes as dotted fields."""
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in changes.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return found
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

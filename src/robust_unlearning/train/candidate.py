@@ -96,7 +96,7 @@ class Candidate:
 
     def _drop_rows(self) -> None:
         """Forget metrics of steps that will be taken again."""
-        if self.processes.first:
+        if self.processes.is_rank_zero:
             self.run.drop_rows_after(self.step)
 
 

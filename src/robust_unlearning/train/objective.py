@@ -222,7 +222,7 @@ def forget_objective(recipe: Recipe, width: int, device: torch.device) -> Forget
 
 
 def retain_term(
-    recipe: Recipe, weights: Weights, forward: BatchForward, rna: RandomNoiseAugmentation | None
+    recipe: Recipe, weights: Weights, retain: BatchForward, rna: RandomNoiseAugmentation | None
 ) -> LossTerm:
     """The retain loss against the reference, under RNA where the recipe has it (Eq. 2; Algorithm 1)."""
     engine = retain.engine

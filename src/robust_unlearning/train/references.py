@@ -40,7 +40,7 @@ class References:
         self.engine, self.corpus, self.processes = engine, corpus, processes
         key = repr((model, dtype, engine.device.type, corpus.rows))
         self.path = folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
-        self.logp = processes.on_first(self._read)
+        self.logp = processes.on_rank_zero(self._read)
 
     def _read(self) -> Tensor:
         """What is on disk, or NaN for every sequence."""
@@ -52,9 +52,9 @@ class References:
         """Score those of `rows` that are not known yet, and keep them on disk; returns how many were scored."""
         blocks = sorted({row // BLOCK for row in rows if self.logp[row].isnan()})
         padded = blocks + blocks[-1:] * (-len(blocks) % self.processes.count)  # sharded layers are run equally often
-        for block, logp in zip(padded, self.processes.divided(padded, self._scored), strict=True):
+        for block, logp in zip(padded, self.processes.map_split(padded, self._scored), strict=True):
             self.logp[self._rows(block)] = logp
-        if blocks and self.processes.first:
+        if blocks and self.processes.is_rank_zero:
             write_tensors(self.path, {"logp": self.logp})
         return len(blocks) * BLOCK
 

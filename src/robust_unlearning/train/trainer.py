@@ -20,7 +20,7 @@ import torch
 
 from robust_unlearning.data.corpora import Corpus, read_corpus
 from robust_unlearning.errors import UserError
-from robust_unlearning.methods.noise import Draws
+from robust_unlearning.methods.noise import SharedNoise
 from robust_unlearning.methods.table import Preference
 from robust_unlearning.models import checkpoint
 from robust_unlearning.models.layers import check_layers, trained_tensors
@@ -77,9 +77,9 @@ class Trainer:
         )
         tokenizer = checkpoint.load_tokenizer(self.base)
         asking = [run.recipe.spec for run in runs if isinstance(run.recipe.spec, Preference)]
-        sides = ["forget", "retain", *(["refusals"] if any(spec.needs_refusals for spec in asking) else [])]
+        self.sides = ["forget", "retain", *(["refusals"] if any(spec.needs_refusals for spec in asking) else [])]
         self.corpora = {
-            (topic, side): read_corpus(recipe, topic, side, tokenizer) for side in sides for topic in recipe.topics
+            (topic, side): read_corpus(recipe, topic, side, tokenizer) for topic in recipe.topics for side in self.sides
         }
         read = time.perf_counter()
         tail = any(run.recipe.needs_tail for run in runs)
@@ -102,16 +102,16 @@ class Trainer:
             first = BatchForward(self.engine, self.corpora[topic, "forget"].batch(0))
             for candidate in self.candidates:
                 candidate.forget.settle(topic, first)
-        self._draws: dict[int, Draws] = {}
-        self._share_draws()
+        self._shared_noise: dict[int, SharedNoise] = {}
+        self._share_noise()
 
-    def _share_draws(self) -> None:
+    def _share_noise(self) -> None:
         """Let candidates whose noises have the same seed draw it once."""
         seeds = Counter(each.rna.seed for each in self.candidates if each.rna)
-        self._draws = {seed: Draws() for seed, count in seeds.items() if count > 1}
+        self._shared_noise = {seed: SharedNoise() for seed, count in seeds.items() if count > 1}
         for candidate in self.candidates:
             if candidate.rna:
-                candidate.rna.draws = self._draws.get(candidate.rna.seed)
+                candidate.rna.shared = self._shared_noise.get(candidate.rna.seed)
 
     def _model(self, tail: bool, lowest: int) -> PreTrainedModel:
         """The base, as far as it is needed, on this process's device; the band begins at layer `lowest`."""
@@ -132,24 +132,21 @@ class Trainer:
         """What step `step` sees; topics take turns."""
         topics = list(self.recipe.topics)
         topic, number = topics[step % len(topics)], step // len(topics)
-        refusals = self._forward(topic, "refusals", number) if (topic, "refusals") in self.corpora else None
-        return StepBatch(
-            topic, self._forward(topic, "forget", number), self._forward(topic, "retain", number), refusals
-        )
+        return StepBatch(topic, *(self._forward(topic, side, number) for side in self.sides))
 
     def _forward(self, topic: str, side: str, number: int) -> BatchForward:
         corpus = self.corpora[topic, side]
-        places = corpus.places(number)
+        rows = corpus.row_indices(number)
         references = self.references.get((topic, side))
-        logp = references.of(places)[self.rows] if references else None
-        return BatchForward(self.engine, corpus.collated(places), logp, self.rows)
+        logp = references.of(rows)[self.rows] if references else None
+        return BatchForward(self.engine, corpus.collated(rows), logp, self.rows)
 
     def _prepare_references(self, steps: int) -> None:
         """Score the forget sequences (and refusals) of all steps under the base, those that no run has scored yet."""
         began = time.perf_counter()
         numbers = range(math.ceil(steps / len(self.recipe.topics)))
         for key, references in self.references.items():
-            references.prepare(place for number in numbers for place in self.corpora[key].places(number))
+            references.prepare(row for number in numbers for row in self.corpora[key].row_indices(number))
         if self.references:
             self.load_seconds["reference"] = time.perf_counter() - began
 
@@ -168,7 +165,7 @@ class Trainer:
             record = self._record(candidate)
             if candidate.load_checkpoint():
                 _check_unchanged(candidate.run.record, record)
-            if self.processes.first:
+            if self.processes.is_rank_zero:
                 candidate.run.write_record("running", **record)
         self._check_steps()
         waiting = [candidate for candidate in self.candidates if candidate.step < candidate.recipe.steps]
@@ -183,7 +180,7 @@ class Trainer:
                     failed |= self.advance(step, due, report)
         except BaseException:
             for candidate in waiting:
-                if self.processes.first and candidate.run.status == "running":
+                if self.processes.is_rank_zero and candidate.run.status == "running":
                     candidate.run.write_record("stopped")
             raise
         for candidate in self.candidates:
@@ -191,13 +188,13 @@ class Trainer:
                 failed[candidate] = f"step {candidate.step} left weights that are not finite. Lower learning_rate."
                 self._fail(candidate, failed[candidate])
             elif candidate not in failed:
-                self.processes.on_first(partial(self._finish, candidate))
+                self.processes.on_rank_zero(partial(self._finish, candidate))
         if failed:
             raise Diverged({candidate.run.path: error for candidate, error in failed.items()})
 
     def _fail(self, candidate: Candidate, error: str) -> None:
         """Mark a run as failed; its last checkpoint stays as it is."""
-        if self.processes.first:
+        if self.processes.is_rank_zero:
             candidate.run.write_record("failed", error=error)
 
     def _check_steps(self) -> None:
@@ -212,8 +209,8 @@ class Trainer:
     def advance(self, step: int, due: Sequence[Candidate], report: Report | None = None) -> dict[Candidate, str]:
         """Take step `step` with the candidates that are due; returns those whose loss was not finite, and why."""
         failed = {}
-        for draws in self._draws.values():
-            draws.clear()
+        for noise in self._shared_noise.values():
+            noise.clear()
         began = time.perf_counter()
         batch = self.batches(step)
         tokens = batch.forget.whole.tokens + batch.retain.whole.tokens
@@ -230,12 +227,12 @@ class Trainer:
             began = ended
             if candidate.step % candidate.recipe.log_every == 0 or candidate.step == candidate.recipe.steps:
                 row = metrics_row(candidate, batch, losses)
-                if self.processes.first:
+                if self.processes.is_rank_zero:
                     candidate.run.add_row(row)
                     if report:
                         report(candidate, row)
                 candidate.recent.clear()
-            if not self.processes.first:
+            if not self.processes.is_rank_zero:
                 continue
             if candidate.step in candidate.recipe.snapshots:
                 self.delta(candidate).save(candidate.run.snapshot(candidate.step))
@@ -282,8 +279,7 @@ class Trainer:
 
     def _by_topic(self, value: Callable[[Corpus], Any]) -> dict[str, dict[str, Any]]:
         """Topic -> side -> the value of its corpus."""
-        sides = dict.fromkeys(side for _, side in self.corpora)
-        return {topic: {side: value(self.corpora[topic, side]) for side in sides} for topic in self.recipe.topics}
+        return {topic: {side: value(self.corpora[topic, side]) for side in self.sides} for topic in self.recipe.topics}
 
     def _finish(self, candidate: Candidate) -> None:
         run, steering = candidate.run, candidate.forget.steering
@@ -337,7 +333,7 @@ def unlearn(
     checked = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     processes = join(checkpoint.pick_device(checked.device))
     run = RunFolder(Path(out), checked)
-    status = processes.on_first(lambda: RunFolder.open(run.path, checked, resume=resume).status)
+    status = processes.on_rank_zero(lambda: RunFolder.open(run.path, checked, resume=resume).status)
     if status != "finished":
         Trainer([run], shard=shard).train(report)
     return run

@@ -21,28 +21,21 @@ from robust_unlearning.reproduce.target import Stage, Target, main_name, points_
 
 def missing(target: Target, stages: Mapping[str, Stage]) -> list[str]:
     """A sentence for each thing that is not here; empty where all stages can begin. Nothing is loaded or fetched."""
-    recipes = [point.recipe for stage in (*stages.values(), target.stages[main_name(target)]) for point in
-               points_of(target, stage)]  # fmt: skip
-    recipes = list({each.content_hash(): each for each in recipes}.values())
-    found = [why for model in dict.fromkeys(each.model for each in recipes) if (why := _model(model))]
-    wanted: dict[str, list[str]] = {}
-    for recipe in recipes:
-        for key, path in _texts(recipe):
-            wanted.setdefault(path, []).append(f"set.{key}=PATH")
-    for stage in stages.values():
-        for corpus in stage.corpora:
-            wanted.setdefault(corpus, []).append("stages of kind ngrams: corpora")
+    every = [*stages.values(), target.stages[main_name(target)]]
+    recipes = list({point.name: point.recipe for stage in every for point in points_of(target, stage)}.values())
+    lacking = [why for model in dict.fromkeys(recipe.model for recipe in recipes) if (why := _model(model))]
+    wanted = [(path, f"set.{key}=PATH") for recipe in recipes for key, path in _texts(recipe)]
+    wanted += [(path, "stages of kind ngrams: corpora") for stage in stages.values() for path in stage.corpora]
     for field in ("suite", "validation"):
-        name = getattr(target, field)
-        if name:
+        if name := getattr(target, field):
             paths, why = _suite(name)
-            found += [why] if why else []
-            for path in paths:
-                wanted.setdefault(path, []).append(f"{field}=SUITE.yaml with other paths")
-    for path, places in wanted.items():
+            lacking += [why] if why else []
+            wanted += [(path, f"{field}=SUITE.yaml with other paths") for path in paths]
+    for path in dict.fromkeys(path for path, _ in wanted):
         if why := _path(path):
-            found.append(f"{why} Bring it, or name another: {', '.join(dict.fromkeys(places))}.")
-    return found
+            ways = dict.fromkeys(way for other, way in wanted if other == path)
+            lacking.append(f"{why} Bring it, or name another: {', '.join(ways)}.")
+    return lacking
 
 
 def _model(name: str) -> str:
@@ -82,7 +75,7 @@ def _suite(name: str) -> tuple[list[str], str]:
     try:
         data = yaml.safe_load(files.locate(BUNDLED_SUITES.get(name, name)).read_text(encoding="utf-8"))
         sets = data["questions"].values()
-        return [str(each["path"]) for each in sets], ""
+        return [str(source["path"]) for source in sets], ""
     except (UserError, OSError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
         return [], f"suite {name}: it cannot be read: {error}"
 

@@ -1,0 +1,122 @@
+"""The stages that look at the main stage's models: the paper's theory, layers, activations, and hard negatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from robust_unlearning import files
+from robust_unlearning.analyze import activations, harmfulness, inputs, noise_sensitivity
+from robust_unlearning.analyze.output import Report, write
+from robust_unlearning.analyze.variants import Variants
+from robust_unlearning.data.corpora import read_documents
+from robust_unlearning.data.questions import shows_options
+from robust_unlearning.errors import UserError
+from robust_unlearning.evaluate.evaluator import Evaluator, open_target
+from robust_unlearning.evaluate.record import Record
+from robust_unlearning.evaluate.suite import Suite
+from robust_unlearning.experiments.runner import Say, bare, scored
+from robust_unlearning.recipe import TextSource
+from robust_unlearning.reproduce.grid import suites_of
+from robust_unlearning.reproduce.results import Grid, Model
+from robust_unlearning.reproduce.target import Stage, Target
+from robust_unlearning.reproduce.theory import report
+from robust_unlearning.reproduce.theory.measure import TheorySettings
+from robust_unlearning.run.folder import open_run
+
+
+def models_of(stage: Stage, grid: Grid, chosen: Mapping[str, float]) -> list[Model]:
+    """The models an analysis looks at, the first seed's, without and with the chosen noise.
+
+    Raises:
+        UserError: the main stage has no model of a recipe.
+    """
+    models: list[Model] = []
+    for recipe in stage.recipes:
+        scales = [0.0, *([chosen[recipe]] if stage.rna and recipe in chosen else [])]
+        by_scale = [grid.at(recipe, scale) for scale in scales]
+        if not by_scale[0]:
+            raise UserError(f"the main stage has no model of {recipe}; it has {', '.join(grid.recipes) or 'none'}.")
+        models += [seeds[0] for seeds in by_scale if seeds]
+    return models
+
+
+def analyse(
+    target: Target, stage: Stage, grid: Grid, chosen: Mapping[str, float], out: Path, folder: Path, say: Say
+) -> dict[str, Any]:
+    """Run an analysis and write its tables and figure into `folder`/analysis; returns its numbers."""
+    models = models_of(stage, grid, chosen)
+    if stage.kind == "ngrams":
+        found, more = _ngrams(target, stage, models, out, folder, say)
+    else:
+        labels = {str(out / model.run): model.label for model in models}
+        variants = Variants(list(labels))
+        variants.all = [replace(variant, name=labels.get(variant.name, variant.name)) for variant in variants.all]
+        found = _analysis(target, stage, variants, lambda name: say(f"  measuring {name}"))
+        layers = {model.label: open_run(out / model.run).recipe.layer for model in models}
+        more = {"layers": layers, "depth": variants.depth}
+    write(found, folder)
+    data = files.read_json(folder / "analysis" / f"{found.name}.json")
+    shown = {
+        table.key: {"title": table.title, "columns": dict(zip(table.columns, table.headers, strict=True))}
+        for table in found.tables
+    }
+    subjects = [{key: getattr(model, key) for key in ("label", "recipe", "title", "noise")} for model in models]
+    return {**data, "name": found.name, "notes": list(found.notes), "shown": shown, "subjects": subjects, **more}
+
+
+def _analysis(target: Target, stage: Stage, variants: Variants, tick: Callable[[str], None]) -> Report:
+    """The analysis of one kind, with the stage's sizes."""
+    documents = {side: variants.documents(side, stage.documents, stage.max_tokens) for side in ("forget", "retain")}
+    if stage.kind == "noise-sensitivity":
+        settings = noise_sensitivity.Settings(probes=stage.probes)
+        return noise_sensitivity.analyse(variants, documents["forget"], settings, tick)
+    questions = inputs.prompts(suites_of(target)[0], variants.tokenizer, stage.questions)
+    if stage.kind == "activations":
+        return activations.analyse(variants, documents, questions, tick)
+    used = TheorySettings(variants.layer(None), draws=stage.draws, probes=stage.probes)
+    return report.analyse(variants, questions, documents["forget"], used, tick, {})
+
+
+def _ngrams(
+    target: Target, stage: Stage, models: list[Model], out: Path, folder: Path, say: Say
+) -> tuple[Report, dict[str, Any]]:
+    """Hard negatives: n-grams by their likeness to their document in place of an option (Figure 4, Tables 2 to 5)."""
+    from robust_unlearning.perturb.embedders import load_embedder
+    from robust_unlearning.perturb.ngrams import NgramSettings, select_ngrams
+
+    texts = [text for corpus in stage.corpora for text in read_documents(TextSource.model_validate({"path": corpus}))]
+    settings = NgramSettings(n=stage.n, each=stage.each, sample=stage.sample)
+    say(f"  n-grams of {len(texts)} documents")
+    record, _ = select_ngrams(texts, load_embedder(stage.embedder), settings, files.cache_dir() / "ngrams")
+    path = folder / "ngrams.json"
+    files.write_json(path, record)
+    classes = harmfulness.read_classes(str(path))
+    suite = suites_of(target)[0]
+    recipe = open_run(out / models[0].run).recipe
+    evaluator = Evaluator(recipe.dtype, recipe.device)
+    records: dict[str, list[Record]] = {}
+    right: dict[str, dict[str, list[bool]]] = {}
+    variants = {"base": (bare(recipe), out / "base")}
+    variants |= {model.label: (open_target(str(out / model.run)), out / model.run) for model in models}
+    for label, (variant, place) in variants.items():
+        say(f"  {label} on {', '.join(map(str, stage.n))}-grams")
+        for n in stage.n:
+            perturbed = _with_ngrams(suite, [ngram.text for ngram in classes.values() if ngram.n == n])
+            rows = scored(evaluator, variant, perturbed, place / "scores" / f"{n}-grams").records
+            records.setdefault(label, []).extend(replace(row, id=f"{n}:{row.id}") for row in rows)
+            harmed = [row for row in rows if row.task.perturbed and not row.task.control]
+            right.setdefault(label, {})[str(n)] = [bool(row.correct) for row in harmed]
+    return harmfulness.analyse(records, classes), {"right": right, "similarity": record["similarity"]}
+
+
+def _with_ngrams(suite: Suite, ngrams: list[str]) -> Suite:
+    """The suite's perturbed questions with n-grams as forget-tokens, in place of an option where options are shown."""
+    questions = {}
+    for name, source in suite.questions.items():
+        if source.perturb:
+            place = "option" if any(map(shows_options, source.styles)) else source.perturb[0]
+            questions[name] = source.model_copy(update={"perturb": (place,)})
+    return suite.model_copy(update={"questions": questions, "forget_tokens": tuple(ngrams), "texts": {}})
