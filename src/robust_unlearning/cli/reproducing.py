@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from robust_unlearning.cli import AddVerb, overrides
 
 if TYPE_CHECKING:
-    from robust_unlearning.reproduce.run import Found
+    from robust_unlearning.reproduce.run import StageResults
 
 
 def add(verb: AddVerb) -> None:
@@ -61,7 +61,7 @@ def _reproduce(arguments: argparse.Namespace) -> None:
     files.write_json(out / "plan.json", plan_json(rows, units))
     name = Path(arguments.target).stem
 
-    def report(found: Found) -> None:
+    def report(found: StageResults) -> None:
         write_report(name, target, found, out, changes)
 
     print(f"\n-> {out}", flush=True)

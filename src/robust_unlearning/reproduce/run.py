@@ -33,7 +33,7 @@ Status = Literal["finished", "failed", "stopped", "waiting"]
 
 
 @dataclass
-class Found:
+class StageResults:
     """What stages have found so far.
 
     Attributes:
@@ -70,50 +70,52 @@ def state_of(target: Target, name: str, out: Path) -> dict[str, Any]:
     return state if state.get("key") == key_of(target, target.stages[name]) else {"status": "waiting"}
 
 
-def read(target: Target, out: Path) -> Found:
+def read(target: Target, out: Path) -> StageResults:
     """The results that are there, of these settings."""
-    found = Found()
+    results = StageResults()
     for name in target.stages:
-        found.states[name] = state_of(target, name, out)
-        if found.states[name]["status"] == "finished":
-            _take(target, name, files.read_json(folder_of(out, name) / RESULT), found)
-    return found
+        results.states[name] = state_of(target, name, out)
+        if results.states[name]["status"] == "finished":
+            _take(target, name, files.read_json(folder_of(out, name) / RESULT), results)
+    return results
 
 
-def _take(target: Target, name: str, result: Mapping[str, Any], found: Found) -> None:
+def _take(target: Target, name: str, result: Mapping[str, Any], results: StageResults) -> None:
     stage = target.stages[name]
     if stage.kind not in TRAINING:
-        found.analyses[name] = dict(result)
+        results.analyses[name] = dict(result)
         return
-    found.grids[name] = Grid.from_json(result)
+    results.grids[name] = Grid.from_json(result)
     if stage.kind == "main":
-        found.chosen = choose_noise(target, found.grids[name])
+        results.chosen = choose_noise(target, results.grids[name])
 
 
-def run(target: Target, stages: Mapping[str, Stage], out: Path, say: Say, after: Callable[[Found], None]) -> Found:
+def run(
+    target: Target, stages: Mapping[str, Stage], out: Path, say: Say, after: Callable[[StageResults], None]
+) -> StageResults:
     """Run what is not finished of `stages`; a stage that fails is kept with its error and the others go on.
 
     Args:
         after: called after the main stage, with what is known then: what follows may take long.
     """
-    found = read(target, out)
+    results = read(target, out)
     for number, (name, stage) in enumerate(stages.items(), 1):
         head = f"stage {number} of {len(stages)}, {name} ({stage.stands_for})"
-        if found.states[name]["status"] == "finished":
+        if results.states[name]["status"] == "finished":
             say(f"{head}: finished before")
             continue
         say(f"{head}: {stage.title}")
-        if found.states[name]["status"] == "waiting" and (folder_of(out, name) / STATE).exists():
+        if results.states[name]["status"] == "waiting" and (folder_of(out, name) / STATE).exists():
             say(f"  {out} holds this stage with other settings; its result and the report are replaced, its runs kept")
-        found.states[name] = _run_one(target, name, out, say, found)
-        if found.states[name]["status"] == "failed":
-            say(f"  failed: {found.states[name]['error']}")
+        results.states[name] = _run_one(target, name, out, say, results)
+        if results.states[name]["status"] == "failed":
+            say(f"  failed: {results.states[name]['error']}")
         if stage.kind == "main":
-            after(found)
-    return found
+            after(results)
+    return results
 
 
-def _run_one(target: Target, name: str, out: Path, say: Say, found: Found) -> dict[str, Any]:
+def _run_one(target: Target, name: str, out: Path, say: Say, results: StageResults) -> dict[str, Any]:
     stage, folder = target.stages[name], folder_of(out, name)
     state: dict[str, Any] = {"key": key_of(target, stage), "kind": stage.kind, "title": stage.title}
     began = time.perf_counter()
@@ -127,15 +129,15 @@ def _run_one(target: Target, name: str, out: Path, say: Say, found: Found) -> di
         if stage.kind in TRAINING:
             result = run_grid(target, stage, out, say).as_json()
         else:
-            grid = found.grids.get(main_name(target))
+            grid = results.grids.get(main_name(target))
             if grid is None:
                 raise UserError(
                     f"it looks at the models of {main_name(target)!r}, which is not finished: run that stage first."
                 )
-            result = analyse(target, stage, grid, found.chosen, out, folder, say)
+            result = analyse(target, stage, grid, results.chosen, out, folder, say)
         files.write_json(folder / RESULT, result)
         state = written("finished")
-        _take(target, name, result, found)
+        _take(target, name, result, results)
     except KeyboardInterrupt:
         written("stopped")
         raise
