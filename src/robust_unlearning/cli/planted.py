@@ -63,12 +63,9 @@ def _planted_train(arguments: argparse.Namespace) -> None:
 
 
 def _planted_study(arguments: argparse.Namespace) -> None:
-    from robust_unlearning.experiments.study import load_study, run_study
+    from robust_unlearning.experiments.study import load_study, run_study, summarise
 
     study = load_study(arguments.study, arguments.overrides)
     out = arguments.out or Path("studies") / Path(arguments.study).stem
-
-    from robust_unlearning.experiments.study_summary import summarise
-
     print(summarise(run_study(study, out), out))
     print(f"\nwritten: {out / 'study.md'}, .json, .png, .svg, .csv; runs in {out / 'runs'}")

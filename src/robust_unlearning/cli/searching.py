@@ -35,10 +35,8 @@ def _search(arguments: argparse.Namespace) -> None:
         import optuna  # noqa: F401
     except ImportError as error:
         raise UserError("unlearn search needs Optuna: pip install 'robust-unlearning[search]'") from error
-    from robust_unlearning.experiments.aim import Aim
     from robust_unlearning.experiments.ranges import parse_space
-    from robust_unlearning.experiments.search import Search, run_search
-    from robust_unlearning.experiments.search_report import describe, write_results
+    from robust_unlearning.experiments.search import Aim, Search, describe, run_search, write_results
     from robust_unlearning.parallel.launch import world_size
 
     if world_size() > 1:

@@ -45,8 +45,7 @@ def _sweep(arguments: argparse.Namespace) -> None:
     stem = "-".join(Path(each).stem for each in arguments.sweep.split(",")[:3])
     out = arguments.out or Path("sweeps") / f"{stem}-{hashlib.sha256(hashes.encode()).hexdigest()[:8]}"
 
-    from robust_unlearning.experiments.sweep import run_sweep
-    from robust_unlearning.experiments.sweep_summary import summarise
+    from robust_unlearning.experiments.sweep import run_sweep, summarise
 
     print(f"{len(points)} points -> {out}", flush=True)
     result = run_sweep(sweep, points, out, arguments.at_once, settings=task_settings(arguments))

@@ -5,25 +5,43 @@ Noise that has merely stopped the forgetting looks like a cure and is not. So RM
 against the point of that line where RMU has forgotten as much. And because noise also slows the forgetting, RMU
 with a heavier retain weight, `SLOWER`, is trained as a control: slow without noise.
 
+Forget strength is nats per token on held-out forget text: finer than accuracy, which is soon at chance. Added harm is
+excess harm less the base's, question by question: a base model too finds some words more distracting than others, and
+only what unlearning added counts.
+
 Every model is a run folder or a snapshot in the demo's folder, and every evaluation is kept, so a demo that was
 stopped continues where it was.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from robust_unlearning import files
 from robust_unlearning.errors import UserError
-from robust_unlearning.evaluate.suite import Suite, load_suite
-from robust_unlearning.experiments.demo_summary import DemoAnswers, Level, report
+from robust_unlearning.evaluate.record import CLEAN, Task, by_task, excess_of, right_of
+from robust_unlearning.evaluate.suite import Evaluation, Suite, load_suite
 from robust_unlearning.experiments.grid import Point, override_words, point_of
+from robust_unlearning.experiments.matched import Place, for_machines, place_on
 from robust_unlearning.experiments.runner import Runner
 from robust_unlearning.models.checkpoint import pick_device, quick_dtype
 from robust_unlearning.recipe import Recipe, load_recipe
+from robust_unlearning.report.figures import Series, trade_off
+from robust_unlearning.report.tables import Column, Table
+from robust_unlearning.stats import paired
+from robust_unlearning.stats.estimates import (
+    Array,
+    Estimate,
+    accuracy,
+    mean_interval,
+    over_seeds,
+)
+from robust_unlearning.stats.format import PERCENT, Form
 
 RECIPE = "smollm2/rmu"
 NOISE_LEVELS = (1.0, 3.0)
@@ -88,10 +106,9 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> None:
 
     line = [(step, answers(f"RMU, step {step}", "rmu", step)) for step in (*points[0].earlier, last)]
     slower = answers(f"RMU, retain weight {SLOWER:g}", "rmu-slower")
-    levels = [
-        Level(std, [answers(f"RNA {std:g}, seed {seed}", _rna(std, seed)) for seed in NOISE_SEEDS])
-        for std in NOISE_LEVELS
-    ]
+    levels = {
+        std: [answers(f"RNA {std:g}, seed {seed}", _rna(std, seed)) for seed in NOISE_SEEDS] for std in NOISE_LEVELS
+    }
     text = report(replace(runner.base["suite"], name="base"), line, slower, levels, out, _about(suite, recipe))
     print(f"\n{text}\n\nwritten: {out / 'demo.md'}, .json, .png, .svg, .csv; runs in {out / 'runs'}")
 
@@ -103,4 +120,233 @@ def _about(suite: Suite, recipe: Recipe) -> str:
         f"{recipe.model}, {recipe.title} at layer {recipe.layer}, {recipe.steps} steps of {recipe.batch_size} × "
         f"{recipe.max_tokens} tokens, {recipe.dtype}; general questions {general.path}, forget questions {forget.path} "
         f"(answer texts scored); {len(held_out)} held-out passages of forget text"
+    )
+
+
+GENERAL, FORGET = Task("general", "cloze", "parenthesis"), Task("astronomy", "cloze", CLEAN)
+LIKE = 0.05
+"""Forgetting within this many nats per token counts as equal."""
+TEXT, HARM = Form(".2f", ".2f"), Form("+.2f", "+.2f")
+COLUMNS: dict[str, str | Column] = {
+    "name": "model",
+    "forget": Column("forget acc", PERCENT),
+    "forget_text": Column("forget text", TEXT),
+    "clean": Column("general acc", PERCENT),
+    "control": Column("+control word", PERCENT),
+    "perturbed": Column("+forget-token", PERCENT),
+    "retain_text": Column("retain text", TEXT),
+    "added_harm": Column("added harm", HARM),
+    "reduction": Column("reduction", PERCENT),
+    "recovery": Column("recovery", PERCENT),
+}
+MATCHED: dict[str, str | Column] = {
+    "name": "model",
+    "against": "against",
+    "span": "forget text of both",
+    "harm_difference": Column("harm difference", HARM),
+    "perturbed_difference": Column("accuracy difference", PERCENT),
+    "verdict": "verdict",
+}
+
+
+@dataclass(frozen=True)
+class DemoAnswers:
+    """What one model answered in the demo's suite: arrays [n] over the questions, in the suite's order.
+
+    Attributes:
+        forget: right or wrong on forget questions.
+        clean: right or wrong on general questions as they are, of those that are perturbed too.
+        perturbed: the same with a forget-token in front.
+        control: the same with a harmless word in front.
+        excess: log p of the right answer under the forget-token less that under the control, nats per token.
+        forget_text: nats per token on held-out forget text.
+        retain_text: nats per token on held-out retain text.
+    """
+
+    name: str
+    forget: Array
+    clean: Array
+    perturbed: Array
+    control: Array
+    excess: Array
+    forget_text: Estimate
+    retain_text: Estimate
+
+    @classmethod
+    def of(cls, evaluation: Evaluation, name: str = "") -> DemoAnswers:
+        """From an evaluation of the demo's suite."""
+        tasks, texts = by_task(evaluation.records), evaluation.scores
+        perturbed, control = tasks[GENERAL], tasks[GENERAL.control_form]
+        clean = {record.id: record for record in tasks[GENERAL.clean_form]}
+        return cls(
+            name=name,
+            forget=right_of(tasks[FORGET]),
+            clean=right_of(clean[record.id] for record in perturbed),
+            perturbed=right_of(perturbed),
+            control=right_of(control),
+            excess=excess_of(perturbed, control),
+            forget_text=_text(texts["forget/text"]),
+            retain_text=_text(texts["retain/text"]),
+        )
+
+
+def _text(score: dict[str, Any]) -> Estimate:
+    return Estimate(score["nats_per_token"], score["low"], score["high"], score["stderr"], score["n"])
+
+
+Line = Sequence[tuple[int, DemoAnswers]]
+"""RMU at ascending steps, the finished run last."""
+Levels = Mapping[float, Sequence[DemoAnswers]]
+"""RNA by noise scale, a model for each seed of the noise."""
+
+
+def strength(models: Sequence[DemoAnswers]) -> float:
+    """Forget strength: mean over models of nats per token on held-out forget text."""
+    return float(np.mean([model.forget_text.value for model in models]))
+
+
+def place_of(models: Sequence[DemoAnswers], line: Line) -> Place | None:
+    """Where RMU has forgotten as much as these models; None where its line does not reach."""
+    return place_on([strength([model]) for _, model in line], strength(models))
+
+
+def report(base: DemoAnswers, line: Line, slower: DemoAnswers, levels: Levels, out: Path, about: str) -> str:
+    """Write `demo.md`, `demo.json` and the figure, `demo.png`, .svg and .csv; returns the text for the terminal.
+
+    Args:
+        slower: RMU with a heavier retain weight and no noise.
+        out: folder to write into.
+        about: one sentence on what was run.
+    """
+    alone = {model.name: [model] for model in (base, *(model for _, model in line), slower)}
+    several = {f"RMU + RNA {std:g} ({len(models)} seeds)": models for std, models in levels.items()}
+    rows = [_row(name, models, base, line[-1][1]) for name, models in {**alone, **several}.items()]
+    nats = strength([slower])
+    near = min(levels, key=lambda std: abs(strength(levels[std]) - nats))
+    pairs = [_at_like_forgetting(std, models, line) for std, models in levels.items()]
+    pairs.append(_against(near, levels[near], slower.name, nats, slower.excess, slower.perturbed))
+    notes = [
+        f"What was run: {about}.",
+        f"Accuracies in % with 95 % intervals ({len(base.forget)} forget and {len(base.clean)} general questions; "
+        "chance is 25 %); text in nats a token on held-out passages; several seeds: interval over seeds and questions.",
+        "Added harm: what the forget-token takes from the right answer's log-probability beyond what a harmless word "
+        "takes, less the same for the base; nats a token, negative is harm.",
+        "Like forgetting: RNA against RMU stopped where it had forgotten as much (between two steps), and against RMU "
+        "that was slowed by a heavier retain weight instead of noise. Differences are RNA less the "
+        "other; a positive one speaks for RNA; where the "
+        "control forgets no less and harms no more, noise was not needed.",
+        "Reduction: share of the base's accuracy with a forget-token that was lost. Recovery: share of RMU's loss that "
+        "RNA won back. Read both beside the forgetting.",
+    ]
+    table, matched = Table("Demo", COLUMNS, rows), Table("At like forgetting", MATCHED, pairs)
+    parts = [f"# {table.title}", *notes, table.markdown(), f"## {matched.title}", matched.markdown()]
+    files.write_text(out / "demo.md", "\n\n".join([*parts, "![trade-off](demo.png)"]) + "\n")
+    data = {"about": about, "models": table.as_json(), "like_forgetting": for_machines(matched)}
+    files.write_json(out / "demo.json", data)
+    try:
+        _draw(base, line, slower, levels, out / "demo.png")
+    except UserError as error:
+        notes.append(f"No figure: {error}")
+    return "\n".join([table.text(), "", matched.title, matched.text(), "", *notes])
+
+
+def _row(name: str, models: Sequence[DemoAnswers], base: DemoAnswers, rmu: DemoAnswers) -> dict[str, Any]:
+    """A model's row; several models are seeds of one noise scale."""
+    alone = len(models) == 1
+
+    def values(field: str) -> Array:
+        return np.stack([getattr(model, field) for model in models])
+
+    def text(field: str) -> Estimate:
+        first, *others = [getattr(model, field) for model in models]
+        if alone:
+            return first
+        mean = float(np.mean([first.value, *(text.value for text in others)]))
+        # over seeds the passages are the same: the widest of the seeds' intervals is given
+        low, high = min(first.low, *(text.low for text in others)), max(first.high, *(text.high for text in others))
+        return Estimate(mean, low, high, None, first.n, len(models))
+
+    row: dict[str, Any] = {"name": name, "seeds": len(models)}
+    for field in ("forget", "clean", "control", "perturbed"):
+        row[field] = accuracy(values(field)[0]) if alone else over_seeds(values(field))
+    row |= {field: text(field) for field in ("forget_text", "retain_text")}
+    perturbed = values("perturbed").mean(axis=0)
+    if models[0] is not base:
+        added = values("excess") - base.excess
+        row["added_harm"] = mean_interval(added[0]) if alone else over_seeds(added)
+        row["reduction"] = paired.reduction([base.perturbed], [perturbed])
+    if not alone:
+        row["recovery"] = paired.recovery([base.perturbed], [rmu.perturbed], [perturbed])
+    return row
+
+
+def _at_like_forgetting(std: float, models: Sequence[DemoAnswers], line: Line) -> dict[str, Any]:
+    """RNA against RMU of like forgetting, question by question."""
+    nats, place = strength(models), place_of(models, line)
+    if place is None:
+        reach = ", ".join(f"{strength([model]):.2f}" for _, model in line)
+        verdict = f"no like RMU: {nats:.2f} nats lies outside RMU's {reach}"
+        return {"name": f"RNA {std:g}", "span": f"{nats:.2f}", "noise_std": std, "verdict": verdict}
+    before, after = (line[index][0] for index in (place.index, place.index + 1))
+    name = f"RMU, steps {before} to {after}, {100 * place.share:.0f} % of the way"
+    excess, perturbed = (place.of([getattr(model, key) for _, model in line]) for key in ("excess", "perturbed"))
+    row = _against(std, models, name, nats, excess, perturbed)
+    return {**row, "matched_steps": [before, after], "share": place.share}
+
+
+def _against(
+    std: float, models: Sequence[DemoAnswers], name: str, nats: float, excess: Array, perturbed: Array
+) -> dict[str, Any]:
+    """RNA's harm and accuracy less another model's, the same questions, with what the intervals say."""
+    harm = over_seeds(np.stack([model.excess - excess for model in models]))
+    low, high, own = harm.low or 0.0, harm.high or 0.0, strength(models)
+    if low > 0:
+        verdict = "RNA is more robust" if nats <= own + LIKE else "RNA harms less, but forgot less"
+    elif high < 0:
+        verdict = "RNA is less robust" if nats >= own - LIKE else "RNA harms more, but forgot more"
+    else:
+        verdict = "cannot be told"
+    return {
+        "name": f"RNA {std:g}",
+        "noise_std": std,
+        "against": name,
+        "span": f"{own:.2f} / {nats:.2f}",
+        "forget_text": [own, nats],
+        "harm_difference": harm,
+        "perturbed_difference": over_seeds(np.stack([model.perturbed - perturbed for model in models])),
+        "verdict": verdict,
+    }
+
+
+def _draw(base: DemoAnswers, line: Line, slower: DemoAnswers, levels: Levels, path: Path) -> None:
+    """Two panels over forget strength: added harm, and accuracy with a forget-token in the question."""
+
+    def harm(model: DemoAnswers) -> Estimate:
+        return Estimate(0.0) if model is base else mean_interval(model.excess - base.excess)
+
+    def right(model: DemoAnswers) -> Estimate:
+        return accuracy(model.perturbed)
+
+    steps = [str(step) for step, _ in line]
+    groups: list[tuple[str, Sequence[DemoAnswers], str, Sequence[str]]] = [
+        ("base", [base], "s", ()),
+        ("RMU, by step", [model for _, model in line], "o", steps),
+        (f"{slower.name} (no noise)", [slower], "^", ()),
+        *((f"RMU + RNA {std:g}, {len(models)} seeds", models, "D", ()) for std, models in levels.items()),
+    ]
+    panels = []
+    for label, measure in (
+        ("added harm of a forget-token\n(nats per answer token; 0 is none)", harm),
+        ("accuracy with a forget-token in the question", right),
+    ):
+        series = [
+            Series(name, [(model.forget_text, measure(model)) for model in models], marker, marker == "o", notes)
+            for name, models, marker, notes in groups
+        ]
+        panels.append((label, series))
+    trade_off(
+        panels,
+        "forgetting: nats per token on held-out forget text (more is stronger)",
+        "What a forget-token in a harmless question costs, at each degree of forgetting (95 % intervals)",
+        path,
     )

@@ -9,9 +9,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from robust_unlearning.report.tables import Table
 from robust_unlearning.results.measures import Measured
 from robust_unlearning.stats.estimates import Array
 
@@ -70,3 +72,8 @@ def matched_difference(
         right.append(model.places[where].right - place.of([each.places[where].right for each in plain]))
         at.append(wanted)
     return (np.mean(excess, axis=0), np.mean(right, axis=0), at) if at else None
+
+
+def for_machines(table: Table) -> list[dict[str, Any]]:
+    """The rows of a comparison for JSON, without name and span: what people read of them stands there in numbers."""
+    return [{key: value for key, value in row.items() if key not in ("name", "span")} for row in table.as_json()]

@@ -15,20 +15,83 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from robust_unlearning import files
 from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate.evaluator import Evaluator, Variant, open_target
-from robust_unlearning.evaluate.suite import Suite, load_suite
-from robust_unlearning.experiments.aim import Aim, Judged, judge
+from robust_unlearning.evaluate.record import Task, logp_among_of
+from robust_unlearning.evaluate.suite import Evaluation, Suite, load_suite
 from robust_unlearning.experiments.ranges import Axis
+from robust_unlearning.experiments.rule import Bound, Rule
 from robust_unlearning.experiments.runner import bare
-from robust_unlearning.experiments.search_report import describe
 from robust_unlearning.recipe import Recipe, load_recipe
-from robust_unlearning.run.folder import RunFolder
+from robust_unlearning.results.roles import named
+from robust_unlearning.run.folder import RunFolder, open_run
 from robust_unlearning.train.candidate import Candidate
 from robust_unlearning.train.trainer import Trainer
 
 if TYPE_CHECKING:
     import optuna
+
+
+@dataclass(frozen=True)
+class Aim:
+    """Fewest forget answers among settings that keep every retain task within `may_lose` of the base's accuracy.
+
+    Attributes:
+        forget: pattern of the tasks to forget, such as `forget/*`.
+        retain: patterns of the tasks to keep; every other task with an accuracy where there are none.
+    """
+
+    forget: str = "forget*"
+    retain: tuple[str, ...] = ()
+    may_lose: float = 0.03
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What an evaluation says under an aim.
+
+    Attributes:
+        rule: `min forget where every retain task >= base - may_lose`.
+        values: `forget`, the share of forget questions that are still answered, and each retain task's accuracy.
+        scores: of the forget and the retain tasks, as the evaluation has them.
+        retain_logp: mean log p of the right answer to retain questions, among those offered.
+    """
+
+    rule: Rule
+    values: dict[str, float]
+    scores: dict[str, dict[str, Any]]
+    retain_logp: float
+
+    def excesses(self, base: Judged) -> dict[str, float]:
+        """By how much each retain task has lost more than it may, in accuracy; not above 0 where it keeps enough."""
+        return {bound.measure: bound.excess(self.values, base.values, {}) for bound in self.rule.bounds}
+
+    def penalised(self, base: Judged) -> float:
+        """One number for pruning: forget accuracy plus every constraint's breach."""
+        return self.values["forget"] + self.rule.breach(self.values, base.values, {})
+
+
+def judge(evaluation: Evaluation, aim: Aim) -> Judged:
+    """An evaluation as the aim sees it.
+
+    Raises:
+        UserError: the suite has nothing to forget, or nothing to retain.
+    """
+    scores = {task: row for task, row in evaluation.scores.items() if "acc" in row}
+    tasks = [Task.parse(name) for name in scores]
+    forget = [task.name for task in named(tasks, "forget", [aim.forget])]
+    others = [task for task in tasks if task.name not in forget]
+    retain = [task.name for task in named(others, "retain", aim.retain or ("*",))]
+    right = sum(scores[task]["acc"] * scores[task]["n"] for task in forget)
+    values = {"forget": right / sum(scores[task]["n"] for task in forget)}
+    values |= {task: scores[task]["acc"] for task in retain}
+    bounds = tuple(Bound(task, False, "base", 1.0, -aim.may_lose) for task in retain)
+    rule = Rule(f"min forget where every retain task >= base - {aim.may_lose:g}", False, "forget", bounds)
+    records = [record for record in evaluation.records if record.task.name in retain]
+    logp = float(logp_among_of(records).mean())
+    return Judged(rule, values, {task: scores[task] for task in (*forget, *retain)}, logp)
+
 
 HEARTBEAT = 30
 """Seconds between a running trial's signs of life; after twice as long without one it is taken up again."""
@@ -217,8 +280,7 @@ class _Worker:
         import optuna
 
         recipe = run.recipe
-        options = {"allow_pickle": recipe.allow_pickle, "trust_remote_code": recipe.trust_remote_code}
-        variant = Variant(run.path.name, recipe.model, trainer.delta(candidate), None, options)
+        variant = Variant(run.path.name, recipe.model, trainer.delta(candidate), None, recipe.model_options)
         judged = judge(self.evaluator.evaluate(variant, self.few), self.search.aim)
         trial.report(judged.penalised(self.base_few), candidate.step)
         if trial.should_prune():
@@ -232,3 +294,61 @@ class _Worker:
         trial.set_user_attr("scores", judged.scores)
         trial.set_user_attr("retain_logp", judged.retain_logp)
         return judged.values["forget"]
+
+
+def describe(trial: optuna.trial.FrozenTrial) -> str:
+    """A trial in one line."""
+    setting = " ".join(
+        f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in trial.params.items()
+    )
+    line = f"trial {trial.number}: {setting}: "
+    if "error" in trial.user_attrs:
+        return line + trial.user_attrs["error"]
+    if "scores" not in trial.user_attrs:
+        return line + trial.state.name.lower()
+    scores = trial.user_attrs["scores"]
+    line += ", ".join(
+        f"{task} {row['acc']:.1%} [{row['low']:.1%}, {row['high']:.1%}] (n={row['n']})" for task, row in scores.items()
+    )
+    lost = [task for task, excess in trial.constraints.items() if excess > 0]
+    line += f"; loses too much on {', '.join(lost)}" if lost else "; keeps enough"
+    return line + (f"; pruned at step {trial.user_attrs['pruned_at']}" if "pruned_at" in trial.user_attrs else "")
+
+
+def best_trial(study: optuna.Study) -> optuna.trial.FrozenTrial | None:
+    """Of the finished trials that keep enough, the one with fewest forget answers; then the likeliest retain answers.
+
+    None where no trial keeps enough.
+    """
+    kept = [
+        trial
+        for trial in study.get_trials(deepcopy=False)
+        if trial.state.name == "COMPLETE" and all(excess <= 0 for excess in trial.constraints.values())
+    ]
+    return min(kept, key=lambda trial: (trial.value, -trial.user_attrs["retain_logp"]), default=None)
+
+
+def write_results(out: Path, study: optuna.Study, about: dict[str, Any]) -> optuna.trial.FrozenTrial | None:
+    """Write `search.json` (every trial) and `best.yaml` (the recipe of the best one); returns that trial.
+
+    Args:
+        out: the search's folder.
+        about: what was searched, and by which rule.
+    """
+    best = best_trial(study)
+    rows = [
+        {
+            "number": trial.number,
+            "state": trial.state.name.lower(),
+            "params": trial.params,
+            "looks": trial.intermediate_values,
+            "constraints": trial.constraints,
+            **trial.user_attrs,
+        }
+        for trial in study.get_trials(deepcopy=False)
+    ]
+    chosen = best.number if best else None
+    files.write_json(out / "search.json", {"study": study.study_name, **about, "best": chosen, "trials": rows})
+    if best:
+        files.write_text(out / "best.yaml", open_run(out / "runs" / best.user_attrs["run"]).recipe.as_yaml())
+    return best

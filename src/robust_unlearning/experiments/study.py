@@ -8,19 +8,29 @@ weight without noise *where that has forgotten as much*, see `matched.py`.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import Field
 
+from robust_unlearning import files
+from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate.suite import load_suite
 from robust_unlearning.experiments.grid import Point, override_words, point_of
+from robust_unlearning.experiments.matched import LEAST, for_machines, forgetting, matched_difference
 from robust_unlearning.experiments.runner import Runner
 from robust_unlearning.files import shipped_or_own
 from robust_unlearning.recipe import Strict, checked, load_recipe
-from robust_unlearning.results.measures import Measured
+from robust_unlearning.report.figures import Series, trade_off
+from robust_unlearning.report.tables import Column, Table
+from robust_unlearning.results.measures import Measured, estimates, right_at
+from robust_unlearning.stats import paired
+from robust_unlearning.stats.estimates import Estimate, over_seeds
+from robust_unlearning.stats.format import NATS, PERCENT
 
 
 class Study(Strict):
@@ -99,3 +109,148 @@ def run_study(study: Study, out: Path) -> StudyResult:
     suite = load_suite(study.suite).limited(study.limit)
     runner = Runner(points_of(study), {"suite": suite}, out, Measured.of, one_base=True, strict=True).run()
     return StudyResult(study, runner.base["suite"], {key: answers["suite"] for key, answers in runner.models.items()})
+
+
+ACCURACIES = {
+    "forget": "forget", "near": "near", "far": "far", "clean": "clean", "control": "+control",
+    "perturbed": "+forget-token",
+}  # fmt: skip
+COLUMNS: dict[str, str | Column] = {
+    "name": "model",
+    **{key: Column(header, PERCENT) for key, header in ACCURACIES.items()},
+    "excess_harm": Column("excess harm", NATS),
+    "reduction": Column("reduction", PERCENT),
+    "recovery": Column("recovery", PERCENT),
+}
+MATCHED: dict[str, str | Column] = {
+    "name": "model",
+    "where": "token in",
+    "points": "points",
+    "span": "forgetting",
+    "excess_difference": Column("excess harm: RNA less none", NATS),
+    "right_difference": Column("right: RNA less none", PERCENT),
+    "verdict": "verdict",
+}
+
+
+def summarise(result: StudyResult, out: Path) -> str:
+    """Write `study.md`, `study.json` and the figure (`study.png`, .svg, .csv) into `out`; returns the text for the
+    terminal.
+    """
+    study, base = result.study, result.base
+    questions = f"{len(base.forget)} forget, {len(base.near)} near and {len(base.far)} far questions"
+    notes = [
+        f"{len(study.seeds)} seeds, {study.steps[-1]} steps; {questions}, {len(base.clean)} of them perturbed. "
+        "Accuracy in %, 95 % intervals over seeds and questions (base: over questions). Chance is 25 %.",
+        "Excess harm: log p of the right option under a forget-token less that under a control token, nats; below 0 "
+        "the forget-token does more harm than an unrelated name. Reduction and recovery are the paper's rates of "
+        "accuracy with a forget-token.",
+    ]
+    tables = {where: _table(result, where) for where in base.places}
+    about = (
+        "RNA less the same method, seed and retain weight without noise, where that has forgotten as much (mean −log p "
+        f"of the right option on forget questions; at least {LEAST} nats, chance is {math.log(4):.2f}). A positive "
+        "difference speaks for RNA. Points: models compared, over seeds, retain weights and steps."
+    )
+    pairs = [
+        _like_forgetting(result, recipe, noise, where)
+        for recipe in study.recipes
+        for where in base.places
+        for noise in study.noise_std
+    ]
+    matched = Table("At like forgetting", MATCHED, pairs, about)
+    sections = [part for table in tables.values() for part in (f"## {table.title}", table.markdown())]
+    sections += [f"## {matched.title}", matched.notes, matched.markdown()]
+    text = [part for table in (*tables.values(), matched) for part in (table.title, table.text())]
+    try:
+        _draw(result, next(iter(base.places)), out / "study.png")
+        sections.append("![excess harm over forgetting](study.png)")
+    except UserError as error:
+        notes.append(f"No figure: {error}")
+    files.write_text(out / "study.md", "\n\n".join(["# Study", *notes, *sections]) + "\n")
+    data = {
+        "study": study.model_dump(mode="json"),
+        "tables": {where: table.as_json() for where, table in tables.items()},
+        "like_forgetting": for_machines(matched),
+    }
+    files.write_json(out / "study.json", data)
+    return "\n\n".join([*text, about, *notes])
+
+
+def _table(result: StudyResult, where: str) -> Table:
+    """The base, and every recipe at every noise scale and the plain retain weight, after the last step, over seeds."""
+    study, base = result.study, result.base
+    weight = min(study.weights, key=lambda factor: abs(math.log(factor)))
+    rows: list[dict[str, Any]] = [{"name": "base", **estimates([base], where)}]
+    for recipe in study.recipes:
+        plain: list[Measured] = []
+        for noise in study.scales:
+            models = [result.line(recipe, seed, noise, weight)[-1] for seed in study.seeds]
+            plain = plain or models
+            cells = estimates(models, where)
+            before, after = [base.places[where].right], [right_at(models, where)]
+            cells["reduction"] = paired.reduction(before, after)
+            if noise:
+                cells["recovery"] = paired.recovery(before, [right_at(plain, where)], after)
+            rows.append({"name": recipe + (f" + RNA {noise:g}" if noise else ""), "noise_std": noise, **cells})
+    return Table(f"After {study.steps[-1]} steps, a token in place of or in: {where}", COLUMNS, rows)
+
+
+def _like_forgetting(result: StudyResult, recipe: str, noise: float, where: str) -> dict[str, Any]:
+    """RNA at one scale against no noise at like forgetting: averaged over weights and steps, then over seeds."""
+    study = result.study
+    excess, right, at = [], [], []
+    for seed in study.seeds:
+        lines = [[result.line(recipe, seed, std, weight) for std in (noise, 0.0)] for weight in study.weights]
+        of_seed = [pair for rna, plain in lines if (pair := matched_difference(rna[1:], plain, where))]
+        if of_seed:
+            excess.append(np.mean([pair[0] for pair in of_seed], axis=0))
+            right.append(np.mean([pair[1] for pair in of_seed], axis=0))
+            at += [strength for pair in of_seed for strength in pair[2]]
+    row = {"name": f"{recipe} + RNA {noise:g}", "recipe": recipe, "noise_std": noise, "where": where, "points": len(at)}
+    if not at:
+        models = [
+            model
+            for seed in study.seeds
+            for weight in study.weights
+            for model in result.line(recipe, seed, noise, weight)
+        ]
+        strongest = max(map(forgetting, models))
+        return {
+            **row,
+            "verdict": f"nothing to compare: forgot {strongest:.2f} nats at most, or more than without noise",
+        }
+    harm = over_seeds(np.stack(excess))
+    low, high = harm.low or 0.0, harm.high or 0.0
+    return {
+        **row,
+        "span": f"{min(at):.2f} to {max(at):.2f}",
+        "excess_difference": harm,
+        "right_difference": over_seeds(np.stack(right)),
+        "forgetting": at,
+        "verdict": "RNA mends" if low > 0 else "RNA harms" if high < 0 else "cannot be told",
+    }
+
+
+def _draw(result: StudyResult, where: str, path: Path) -> None:
+    """A panel for each recipe: excess harm over forgetting, a line for each noise scale (mean over seeds)."""
+    study = result.study
+    panels = []
+    for recipe in study.recipes:
+        series = []
+        for noise in study.scales:
+            points = []
+            for weight in study.weights:
+                lines = [result.line(recipe, seed, noise, weight) for seed in study.seeds]
+                for models in zip(*lines, strict=True):
+                    strength = Estimate(float(np.mean([forgetting(model) for model in models])))
+                    points.append((strength, over_seeds(np.stack([model.places[where].excess for model in models]))))
+            label = f"RNA {noise:g}" if noise else "no noise"
+            series.append(Series(label, points, "D" if noise else "o", joined=len(study.weights) == 1))
+        panels.append((f"{recipe}: excess harm (nats), token in {where}", series))
+    trade_off(
+        panels,
+        "forgetting: −log p of the right option, nats (more is stronger)",
+        "What a forget-token costs at each degree of forgetting (95 % intervals over seeds and questions)",
+        path,
+    )

@@ -14,9 +14,9 @@ from robust_unlearning.report.page import Block, Details, Figure, Page, Section,
 from robust_unlearning.reproduce import claims, claims_on_analyses, figures, tables
 from robust_unlearning.reproduce.claims import forget, percent
 from robust_unlearning.reproduce.figures import FORGET, PERTURBED
-from robust_unlearning.reproduce.results import Grid, folder_of
-from robust_unlearning.reproduce.run import StageResults
-from robust_unlearning.reproduce.target import Stage, Target, main_name
+from robust_unlearning.reproduce.grid import Grid
+from robust_unlearning.reproduce.run import Results
+from robust_unlearning.reproduce.target import Stage, Target, folder_of, main_name
 from robust_unlearning.reproduce.verdicts import CLAIMS, RULE, Outcome, claim_table, complete, headline, summary_table
 from robust_unlearning.results.measures import retained, right
 from robust_unlearning.stats.estimates import share_over_seeds
@@ -25,7 +25,7 @@ PAGE, NUMBERS = "report.html", "reproduce.json"
 FIGURES = "figures"
 
 
-def outcomes(target: Target, results: StageResults) -> list[Outcome]:
+def outcomes(target: Target, results: Results) -> list[Outcome]:
     """Every row, in the order of the claims; a claim whose stage is not done has one row that says so."""
     grids, chosen = results.grids, results.chosen
     main = grids.get(main_name(target))
@@ -53,7 +53,7 @@ def outcomes(target: Target, results: StageResults) -> list[Outcome]:
     return complete(rows)
 
 
-def write_report(name: str, target: Target, results: StageResults, out: Path, changes: Sequence[str] = ()) -> Path:
+def write_report(name: str, target: Target, results: Results, out: Path, changes: Sequence[str] = ()) -> Path:
     """Write the page and the numbers; returns the page's path.
 
     Args:
@@ -106,7 +106,7 @@ def _forgotten(grid: Grid | None) -> str:
     return f"Of the questions to be forgotten the base answers {percent(base)}, the models {spans[0]} to {spans[1]}. "
 
 
-def _what(target: Target, results: StageResults, changes: Sequence[str]) -> Section:
+def _what(target: Target, results: Results, changes: Sequence[str]) -> Section:
     reduced = tables.reduced_table(target, changes)
     blocks: list[Block] = [tables.stage_table(target, results), *([reduced] if reduced.rows else [])]
     failed = [f"{key}: {run}: {why}" for key, each in results.grids.items() for run, why in each.failed.items()]
@@ -125,7 +125,7 @@ def _verdicts(rows: Sequence[Outcome]) -> Section:
     return Section("verdicts", "What became of the claims", blocks)
 
 
-def _main(target: Target, grid: Grid, results: StageResults, out: Path) -> Section:
+def _main(target: Target, grid: Grid, results: Results, out: Path) -> Section:
     path = out / FIGURES
     first, *others = grid.places
     blocks: list[Block] = [tables.main_table(grid, first)]
@@ -153,7 +153,7 @@ def _drawn(*draw: Callable[[], Figure]) -> list[Block]:
     return blocks
 
 
-def _questions(grid: Grid, results: StageResults, out: Path) -> Section:
+def _questions(grid: Grid, results: Results, out: Path) -> Section:
     """Single questions that flipped: the method on which RNA, at its chosen noise, changed most, by family."""
     blocks: list[Block] = []
     for name, recipes in figures.families(grid).items():
@@ -181,7 +181,7 @@ def _questions(grid: Grid, results: StageResults, out: Path) -> Section:
     return Section("questions", "Questions that flipped, and flipped back", [text, *blocks])
 
 
-def _stage(key: str, stage: Stage, results: StageResults, out: Path) -> Section:
+def _stage(key: str, stage: Stage, results: Results, out: Path) -> Section:
     blocks: list[Block] = [f"Reduced: {stage.reduced}."] if stage.reduced else []
     if key in results.analyses:
         data = results.analyses[key]
