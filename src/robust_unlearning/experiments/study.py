@@ -180,13 +180,11 @@ def _table(result: StudyResult, where: str) -> Table:
     """The base, and every recipe at every noise scale and the plain retain weight, after the last step, over seeds."""
     study = result.study
     weight = min(study.weights, key=lambda factor: abs(math.log(factor)))
-    methods = [
-        (
-            recipe,
-            {noise: [result.line(recipe, seed, noise, weight)[-1] for seed in study.seeds] for noise in study.scales},
-        )
-        for recipe in study.recipes
-    ]
+
+    def seeds(recipe: str, noise: float) -> list[Measured]:
+        return [result.line(recipe, seed, noise, weight)[-1] for seed in study.seeds]
+
+    methods = [(recipe, {noise: seeds(recipe, noise) for noise in study.scales}) for recipe in study.recipes]
     title = f"After {study.steps[-1]} steps, a token in place of or in: {where}"
     return Table(title, COLUMNS, method_rows(result.base, methods, where, "noise_std"))
 
