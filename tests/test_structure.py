@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,8 @@ def _imports(path: Path) -> set[str]:
             rooms |= {each.name for each in node.names}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("robust_unlearning."):
             rooms.add(str(node.module).split(".")[1])
+        elif isinstance(node, ast.Import):
+            rooms |= {each.name.split(".")[1] for each in node.names if each.name.startswith("robust_unlearning.")}
     return rooms
 
 
@@ -57,6 +60,17 @@ def test_every_data_file_lies_in_assets() -> None:
 def test_no_file_passes_400_lines() -> None:
     long = {path.name: count for path in PACKAGE.rglob("*.py") if (count := len(path.read_text().splitlines())) > 400}
     assert not long
+
+
+def test_the_architecture_page_names_every_room_and_only_files_that_are_there() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rooms = re.findall(r"^\| (`.*?) \|", text, re.MULTILINE)
+    listed = [name.rstrip("/").removesuffix(".py") for row in rooms for name in re.findall(r"`([^`]+)`", row)]
+    assert listed == [room for room in [*ORDER, "assets"] if room != "losses"]
+    paths = set(re.findall(r"`((?:[a-z_]+/)+[a-z_]+\.py)`", text)) - {"tests/test_structure.py"}
+    assert not [path for path in paths if not (PACKAGE / path).exists()]
+    order = ", ".join(room for room in ORDER if room != "losses")
+    assert order in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.integration

@@ -6,6 +6,7 @@ added and suites cut to a few questions. What a test cannot have stands in `CHEC
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shlex
@@ -261,3 +262,13 @@ def test_links(name: str) -> None:
     targets = re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8"))
     missing = [each for each in targets if "://" not in each and not (path.parent / each).exists()]
     assert not missing
+
+
+def test_what_the_paper_map_names_is_there() -> None:
+    names = re.findall(r"`((?:[a-z_]+\.)+[A-Za-z_]+)", (ROOT / "docs" / "paper-map.md").read_text(encoding="utf-8"))
+    dotted = [name for name in names if not name.startswith("topics.")]
+    assert len(dotted) > 20
+    for name in dotted:
+        found: Any = importlib.import_module("robust_unlearning")
+        for part in name.split("."):
+            found = getattr(found, part, None) or importlib.import_module(f"{found.__name__}.{part}")

@@ -27,6 +27,7 @@ def model(name: str, nats: float, excess: float, perturbed: float = 0.5, n: int 
     return DemoAnswers(name, right[:80], right, right, right, excess + pattern, text, text)
 
 
+@pytest.mark.unit
 def test_the_demo_brings_enough_of_each() -> None:
     counts = {path.stem: len(path.read_text(encoding="utf-8").splitlines()) for path in DEMO.glob("*.jsonl")}
     assert counts["forget"] >= 60
@@ -37,6 +38,7 @@ def test_the_demo_brings_enough_of_each() -> None:
     assert len(suite.forget_tokens) == len(suite.control_tokens)
 
 
+@pytest.mark.unit
 def test_general_questions_are_free_of_the_forget_domain() -> None:
     words = {each.casefold() for each in load_suite("demo").forget_tokens}
     for question in read_questions("demo:general_questions.jsonl"):
@@ -44,6 +46,7 @@ def test_general_questions_are_free_of_the_forget_domain() -> None:
         assert not [word for word in words if word in text], question.id
 
 
+@pytest.mark.unit
 def test_no_held_out_passage_is_trained_on() -> None:
     for name in ("forget", "retain"):
         train, held = (
@@ -60,6 +63,7 @@ def test_what_makes_the_demos_models_differ_cannot_be_overridden(field: str, tmp
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.unit
 def test_a_shorter_demo_keeps_the_snapshots_that_fit() -> None:
     rmu, slower, *rna = points_of(["steps=40"])
     assert rmu.recipe.snapshots == (30,)
@@ -67,6 +71,7 @@ def test_a_shorter_demo_keeps_the_snapshots_that_fit() -> None:
     assert slower.recipe.retain_weight != rmu.recipe.retain_weight
 
 
+@pytest.mark.unit
 def test_like_forgetting_is_interpolated_between_steps() -> None:
     line = [(30, model("a", 4.0, -0.2)), (60, model("b", 8.0, -1.0))]
     place = place_of([model("r", 5.0, 0.0), model("s", 7.0, 0.0)], line)
@@ -76,6 +81,7 @@ def test_like_forgetting_is_interpolated_between_steps() -> None:
     assert place_of([model("r", 9.0, 0.0)], line) is None
 
 
+@pytest.mark.unit
 def test_less_harm_of_a_model_that_forgot_less_is_no_win(tmp_path: Path) -> None:
     noisy = [model("r", 5.0, 0.0), model("s", 5.0, 0.01)]
     line = [(30, model("a", 4.0, 0.0)), (60, model("b", 8.0, -1.0))]
@@ -83,6 +89,7 @@ def test_less_harm_of_a_model_that_forgot_less_is_no_win(tmp_path: Path) -> None
     assert "RNA harms less, but forgot less" in text
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("excess", "nats", "verdict"),
     [

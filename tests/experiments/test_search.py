@@ -72,6 +72,7 @@ def _states(study: optuna.Study) -> list[str]:
 # --- the space
 
 
+@pytest.mark.unit
 def test_ranges_lists_and_fixed_values_are_told_apart() -> None:
     axes, fixed = parse_space(
         ["retain_weight=1..1e3:log", "noise_std=0..30", "steps=100..200", "layer=2,3,4", "kl=model_to_reference",
@@ -88,6 +89,7 @@ def test_ranges_lists_and_fixed_values_are_told_apart() -> None:
     assert fixed == ("kl=model_to_reference", "noise_layers=[1, 2]")
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("words", "text"),
     [
@@ -103,6 +105,7 @@ def test_a_space_that_cannot_be_is_refused(words: list[str], text: str) -> None:
         parse_space(words)
 
 
+@pytest.mark.unit
 def test_every_end_of_the_space_is_checked_before_anything_runs(make: Callable[..., Search]) -> None:
     with pytest.raises(UserError, match="did you mean 'retain_weight'"):
         check(make(parse_space(["retain_wait=1..10"])[0]))
@@ -116,6 +119,7 @@ def test_every_end_of_the_space_is_checked_before_anything_runs(make: Callable[.
 # --- the rule
 
 
+@pytest.mark.unit
 def test_the_rule_counts_forget_answers_and_what_each_retain_task_lost() -> None:
     def evaluation(**acc: float) -> Evaluation:
         scores = {f"{name}/cloze/clean": {"acc": value, "n": 10} for name, value in acc.items()}
@@ -134,6 +138,7 @@ def test_the_rule_counts_forget_answers_and_what_each_retain_task_lost() -> None
         judge(evaluation(forget=1.0, near=0.9), Aim(forget="plague*"))
 
 
+@pytest.mark.unit
 def test_the_best_trial_keeps_enough_then_forgets_most_then_retains_best() -> None:
     study = optuna.create_study()
     rows = [(0.1, 0.02, -1.0), (0.3, -0.01, -1.0), (0.2, 0.0, -2.0), (0.2, -0.02, -1.5)]
@@ -175,6 +180,7 @@ def test_a_search_goes_on_where_it_stopped_and_trains_nothing_twice(
     assert scores["forget/cloze/clean"]["acc"] == best.value
 
 
+@pytest.mark.unit
 def test_another_search_in_the_same_storage_is_another_study(make: Callable[..., Search]) -> None:
     names = {make().name(), make(fixed=("seed=1",)).name(), make(subset=4).name(), make(aim=Aim()).name()}
     assert len(names) == 4

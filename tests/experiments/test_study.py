@@ -28,6 +28,7 @@ def _row(task: str, logprobs: list[float], answer: int) -> Record:
     return Record(Task.parse(task), "x", answer=answer, correct=correct, logprobs=tuple(logprobs))
 
 
+@pytest.mark.unit
 def test_measured_pools_near_and_far() -> None:
     records = [
         _row("forget/letters/clean", [0.0, -1.0, -2.0, -3.0], 1),
@@ -57,6 +58,7 @@ def _model(forgotten: float, excess: float, right: float = 1.0) -> Measured:
     return Measured(ones, -forgotten * ones, ones, ones, ones, places)
 
 
+@pytest.mark.unit
 def test_like_forgetting_is_interpolated_between_steps() -> None:
     plain = [_model(0.0, 0.0), _model(1.0, -2.0, 0.5), _model(2.0, -3.0, 0.0)]
     rna = [_model(0.1, 0.0), _model(0.5, -0.5, 0.75), _model(1.5, -2.5, 0.5), _model(3.0, -1.0)]
@@ -107,6 +109,7 @@ def test_the_whole_study_on_a_small_world(tmp_path: Path, capsys: pytest.Capture
     json.loads(before)
 
 
+@pytest.mark.unit
 def test_wrong_studies(tmp_path: Path) -> None:
     assert isinstance(load_study("tiny"), Study)
     with pytest.raises(UserError, match="did you mean 'tiny'"):

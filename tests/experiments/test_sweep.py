@@ -31,6 +31,7 @@ from robust_unlearning.train.trainer import Trainer
 # --- what a grid means
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("text", "values"),
     [
@@ -48,12 +49,14 @@ def test_values(text: str, values: list[Any]) -> None:
     assert parse_values(text) == values
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(("text", "says"), [("0:1:-1", "never comes"), ("0:1:0", "never comes"), ("[1,2", "not close")])
 def test_values_that_are_none(text: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
         parse_values(text)
 
 
+@pytest.mark.unit
 def test_a_grid_is_the_product_and_its_names_tell_the_points_apart(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     path = _write(tmp_path / "mine.yaml", tiny_recipe)
     points = expand(load_sweep(path, ["noise_std=0,0.1", "seed=0,1", "noise_layers=[1],[2,3]", "steps=5"]))
@@ -67,6 +70,7 @@ def test_a_grid_is_the_product_and_its_names_tell_the_points_apart(tiny_recipe: 
     assert len(expand(load_sweep(path, ["noise_std=0,0.0,1e-1,0.1"]))) == 2  # equal recipes are one point
 
 
+@pytest.mark.unit
 def test_several_grids_and_fields_set_in_all_of_them(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     recipe = _write(tmp_path / "mine.yaml", tiny_recipe)
     grids = [{"recipe": recipe, "noise_std": 0}, {"recipe": recipe, "noise_std": 0.1, "noise_layers": [[1], [2]]}]
@@ -79,6 +83,7 @@ def test_several_grids_and_fields_set_in_all_of_them(tiny_recipe: dict[str, Any]
     assert [each.recipe.seed for each in points] == [0, 1] * 3
 
 
+@pytest.mark.unit
 def test_wrong_fields_are_said_once_with_a_point(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     path = _write(tmp_path / "mine.yaml", tiny_recipe)
     with pytest.raises(UserError, match=r"6 of 6 points are wrong(.|\n)*did you mean 'noise_std'") as error:
@@ -94,6 +99,7 @@ def test_wrong_fields_are_said_once_with_a_point(tiny_recipe: dict[str, Any], tm
         load_sweep(_write(tmp_path / "s.yaml", {"grids": [{"recipe": path, "stepz": [1, 2]}], "task": "demo"}))
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("name", sweep_names())
 def test_a_shipped_sweep_is_well_formed_and_says_how_to_run_it(name: str) -> None:
     text = (files.package_dir() / "assets" / "sweeps" / f"{name}.yaml").read_text(encoding="utf-8")
@@ -104,6 +110,7 @@ def test_a_shipped_sweep_is_well_formed_and_says_how_to_run_it(name: str) -> Non
 # --- what trains together
 
 
+@pytest.mark.unit
 def test_groups_are_what_the_trainer_can_share(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     path = _write(tmp_path / "mine.yaml", tiny_recipe)
     words = ["noise_std=0,0.1", "seed=0,1", "layer=2,3", "method=rmu,rsv"]
@@ -113,6 +120,7 @@ def test_groups_are_what_the_trainer_can_share(tiny_recipe: dict[str, Any], tmp_
     assert {(each.recipe.seed, each.recipe.layer) for each in found[1]} == {(0, 3)}
 
 
+@pytest.mark.unit
 def test_draws_are_shared_and_each_noise_is_as_if_alone() -> None:
     def noises() -> list[RandomNoiseAugmentation]:
         return [RandomNoiseAugmentation([1], std, seed=seed) for std, seed in [(0.1, 0), (2.0, 0), (0.1, 1)]]
@@ -261,6 +269,7 @@ def _setting(forget: float, retain: float, perturbed: float) -> dict[str, float]
 BASE, CHANCE = _setting(0.9, 0.8, 0.8), _setting(0.25, 0.25, 0.25)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("rule", "chosen"),
     [
@@ -288,11 +297,13 @@ def test_the_rule_on_made_up_scores(rule: str, chosen: int | None) -> None:
         assert found.broken[2] == ("forget 0.200 > 0.100",)
 
 
+@pytest.mark.unit
 def test_ties_go_to_what_keeps_more_then_forgets_more_then_comes_first() -> None:
     settings = [_setting(0.3, 0.7, 0.5), _setting(0.3, 0.8, 0.5), _setting(0.2, 0.8, 0.5), _setting(0.2, 0.8, 0.5)]
     assert choose(parse_rule("max perturbed"), settings, [BASE] * 4, CHANCE).index == 2
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("rule", "says"),
     [
@@ -309,11 +320,13 @@ def test_rules_that_are_none(rule: str, says: str) -> None:
     assert parse_rule(DEFAULT_RULE).bounds[1].limit({"retain": 0.5}, {}) == pytest.approx(0.475)
 
 
+@pytest.mark.unit
 def test_a_measure_without_tasks_is_asked_for() -> None:
     with pytest.raises(UserError, match=r"asks for forget.*--forget"):
         choose(parse_rule(DEFAULT_RULE), [{"perturbed": 1.0, "retain": 1.0}], [BASE], CHANCE)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("task", "role"),
     [
@@ -331,6 +344,7 @@ def test_roles_by_name(task: str, role: str | None) -> None:
     assert role_of(Task.parse(task)) == role
 
 
+@pytest.mark.unit
 def test_roles_by_pattern_take_tasks_from_the_others() -> None:
     names = ["astronomy/cloze/clean", "general/cloze/clean", "general/cloze/parenthesis"]
     tasks = [Task.parse(name) for name in names]
@@ -340,6 +354,7 @@ def test_roles_by_pattern_take_tasks_from_the_others() -> None:
         roles(tasks, {"forget": ["astro"]})
 
 
+@pytest.mark.unit
 def test_answers_are_means_by_question() -> None:
     def row(task: str, name: str, logprobs: list[float], correct: bool) -> Record:
         return Record(Task.parse(task), name, 0, correct=correct, logprobs=tuple(logprobs), tokens=(2, 2))

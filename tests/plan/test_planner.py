@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from robust_unlearning.models.layers import trained_tensors
 from robust_unlearning.parallel.processes import Processes
 from robust_unlearning.plan import rehearsal
 from robust_unlearning.plan.lengths import batch_lengths, config_of
+from robust_unlearning.plan.memory import Need, need
 from robust_unlearning.plan.meter import Meter
 from robust_unlearning.plan.plan import Change, Plan, changes, make_plan
 from robust_unlearning.plan.text import format_fit, parse_bytes, size
@@ -88,6 +90,7 @@ def test_weights_and_optimiser_are_as_counted_by_hand(tiny_recipe: dict[str, Any
     }
 
 
+@pytest.mark.integration
 def test_a_preference_method_reads_everything_and_keeps_references(short_recipe: dict[str, Any]) -> None:
     plan = _plan(short_recipe, "method=npo", "retain_loss=kl", "snapshots=[4]")
     assert plan.layers == (3, 3)
@@ -109,6 +112,19 @@ def test_points_share_trunk_and_reference(tiny_recipe: dict[str, Any]) -> None:
     assert three.memory["step"]["band, kept for backward"] == one.memory["step"]["band, kept for backward"]
     for part, times in {"trunk": 1, "reference": 1, "metrics": 1, "band": 3, "band backward": 3}.items():
         assert three.flops[part] == times * one.flops[part]
+
+
+@pytest.mark.integration
+def test_a_sweep_reckons_with_the_planners_phases(tiny_recipe: dict[str, Any]) -> None:
+    plan = _plan(tiny_recipe, "topics.spells.forget=gone.jsonl")  # so that batches are as long as they may be
+    reckoned = need([load_recipe(tiny_recipe)])
+    assert reckoned.model == sum(size for part, size in plan.memory["step"].items() if part.startswith("weights: "))
+    assert reckoned.model + reckoned.point + reckoned.step == max(
+        sum(plan.memory[phase].values()) for phase in ("step", "optimiser")
+    )
+    more = [load_recipe(tiny_recipe, words) for words in (["noise_std=0.1"], ["method=npo", "retain_loss=kl"])]
+    together = need([load_recipe(tiny_recipe), *more])
+    assert together == Need(*(max(pair) for pair in zip(*(astuple(need([each])) for each in more), strict=True)))
 
 
 class _Whole:
@@ -206,6 +222,7 @@ def test_shipped_recipes_can_be_planned(name: str, short_model: Path) -> None:
     json.dumps(plan.as_dict(), allow_nan=False)
 
 
+@pytest.mark.integration
 def test_lengths_are_those_of_the_batches(tiny_recipe: dict[str, Any]) -> None:
     from robust_unlearning.train.trainer import Trainer
 
@@ -226,6 +243,7 @@ def test_lengths_are_those_of_the_batches(tiny_recipe: dict[str, Any]) -> None:
     assert most.flops["trunk"] > flops
 
 
+@pytest.mark.integration
 def test_a_folder_with_a_config_alone_is_enough(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     shutil.copy(Path(tiny_recipe["model"]) / "config.json", tmp_path)
     plan = _plan(tiny_recipe | {"model": str(tmp_path)})

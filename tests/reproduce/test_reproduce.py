@@ -39,6 +39,7 @@ from robust_unlearning.stats.estimates import Estimate, over_seeds
 from robust_unlearning.stats.format import POINTS
 
 
+@pytest.mark.unit
 def test_paper_numbers_agree_with_its_own_averages() -> None:
     # it prints 43.3 for the preference methods' reductions, whose mean is 43.5
     for values, name in ((paper.REDUCTION, "reduction"), (paper.RECOVERY, "recovery")):
@@ -46,6 +47,7 @@ def test_paper_numbers_agree_with_its_own_averages() -> None:
             assert np.mean([values[each] for each in titles]) == pytest.approx(printed, abs=0.25)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("rule", "low", "high", "finding"),
     [
@@ -69,6 +71,7 @@ def test_a_verdict_rests_on_the_interval(rule: Rule, low: float, high: float, fi
     assert judge(rule, Estimate((low + high) / 2, low, high)) == finding
 
 
+@pytest.mark.unit
 def test_a_point_decides_nothing() -> None:
     assert judge(Rule("above"), Estimate(5.0)) == "cannot be told"
     assert judge(Rule("above"), None) == "not run"
@@ -76,6 +79,7 @@ def test_a_point_decides_nothing() -> None:
     assert judge(Rule("above"), Estimate(5.0, 4.0, 6.0, n=6)) == "holds"
 
 
+@pytest.mark.unit
 def test_a_claim_as_a_whole() -> None:
     good, bad, unsure = (Outcome("fragile", "x", Estimate(value, value - 1, value + 1)) for value in (-3.0, 3.0, 0.0))
     assert good.rule == Rule("below")
@@ -111,6 +115,7 @@ def _grid() -> Grid:
     return Grid(base, base, 0.25, models, {})
 
 
+@pytest.mark.unit
 def test_claims_on_made_up_answers() -> None:
     grid = Grid.from_json(_grid().as_json())
     target = load_target("tiny", ["rule=max perturbed"])
@@ -147,6 +152,7 @@ def test_claims_on_made_up_answers() -> None:
     assert complete([])[0].finding == "not run"
 
 
+@pytest.mark.unit
 def test_what_has_forgotten_nothing_decides_nothing() -> None:
     grid = _grid()
     for model in grid.models:
@@ -157,6 +163,7 @@ def test_what_has_forgotten_nothing_decides_nothing() -> None:
         assert "less than 0.3 nats" in found[claim].undecided
 
 
+@pytest.mark.unit
 def test_the_slope_over_c_is_that_of_least_squares() -> None:
     shares = {1.0: 0.8, 2.0: 0.6, 8.0: 0.1}
     base = _measured(0.9, 0, 0)
@@ -171,6 +178,7 @@ def test_the_slope_over_c_is_that_of_least_squares() -> None:
     assert found.finding == "holds"
 
 
+@pytest.mark.unit
 def test_ngrams_are_compared_by_class_and_by_noise() -> None:
     def row(label: str, value: float) -> dict[str, object]:
         return {"label": label, "task": "near/letters/option", "length": 2,
@@ -193,6 +201,7 @@ def test_ngrams_are_compared_by_class_and_by_noise() -> None:
     assert noise.paper == mean.paper == "-0.6 points"
 
 
+@pytest.mark.unit
 def test_the_closed_form_is_judged_against_what_was_drawn() -> None:
     drawn = {"value": 0.305, "low": 0.302, "high": 0.308, "n": 200_000}
     empty: dict[str, list[object]] = {key: [] for key in ("shift", "output", "rejection", "trace")}
@@ -203,6 +212,7 @@ def test_the_closed_form_is_judged_against_what_was_drawn() -> None:
     assert found.estimate.value == pytest.approx(-0.047)
 
 
+@pytest.mark.unit
 def test_answers_by_role() -> None:
     def record(task: str, logprobs: list[float], answer: int) -> Record:
         correct = answer == int(np.argmax(logprobs))
@@ -273,6 +283,7 @@ def test_the_plans_of_all_targets_through_the_command_line(
     assert lacking[0].startswith("model smollm2-135m")
 
 
+@pytest.mark.unit
 def test_wrong_targets(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="did you mean 'tiny'"):
         load_target("tinny")
@@ -387,6 +398,7 @@ def test_a_small_one_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str], m
     assert all((out / "figures" / name).exists() for name in ("figure1.png", "trade-off.svg", "figure2.csv"))
 
 
+@pytest.mark.unit
 def test_nothing_run_is_a_report_too() -> None:
     target = load_target("tiny")
     rows = outcomes(target, Results())

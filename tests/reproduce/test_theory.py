@@ -24,6 +24,8 @@ from robust_unlearning.reproduce.theory.normality import normality, share_reject
 from robust_unlearning.reproduce.theory.output_change import output_change
 from robust_unlearning.stats.paired import holm
 
+pytestmark = pytest.mark.unit
+
 ROWS = [[5, 6, 7, 8, 9, 10], [11, 12, 13, 14], [15, 16, 17, 18, 19]]
 
 

@@ -10,6 +10,8 @@ from torch import Tensor
 from robust_unlearning.train import engine as engines
 from robust_unlearning.train.engine import losses_by_row
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.mark.parametrize("rows", [1, 3, 7, 100])
 def test_chunks_of_any_size_give_the_same_losses_and_gradients(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,6 +69,7 @@ def test_a_failing_candidate_leaves_no_run_marked_as_running(tiny_recipe: dict[s
     assert {runs[0].status, runs[2].status} <= {"finished", "stopped"}
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("override", ["seed=1", "batch_size=3", "layer=4", "topics.spells.max_tokens=9"])
 def test_candidates_that_share_no_batches_are_refused_with_the_fields(
     override: str, tiny_recipe: dict[str, Any], tmp_path: Path

@@ -131,6 +131,7 @@ def _plain_loss(model: nn.Module, reference: nn.Module, recipe: Recipe) -> Tenso
     return torch.stack(losses).mean() + 7 * torch.cat(kept).mean()
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("retain_kind", RETAIN_KINDS)
 @pytest.mark.parametrize(("method", "log_ratio"), [*((each, "sequence") for each in METHODS), ("dpo", "token_mean")])
 def test_loss_and_gradients_are_those_of_two_whole_models(
@@ -152,6 +153,7 @@ def test_loss_and_gradients_are_those_of_two_whole_models(
         np.testing.assert_allclose(weights[index][NAME].grad, value.grad, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("retain_kind", ["kl", "mse"])
 @pytest.mark.parametrize("method", METHODS)
 def test_gradients_are_finite_differences_through_trunk_band_and_tail(
@@ -210,6 +212,7 @@ def test_more_padding_changes_neither_loss_nor_gradient(
 # --- RNA on what the LM head reads
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("retain_kind", RETAIN_KINDS)
 def test_noise_of_0_is_no_noise_to_the_bit(retain_kind: str, tiny_recipe: dict[str, Any], exact: BandEngine) -> None:
     recipe, weights = _recipe(tiny_recipe, "npo", retain_loss=retain_kind), _changed(exact)

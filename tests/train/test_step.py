@@ -17,6 +17,7 @@ from robust_unlearning.train.step import band_weights, step_losses, take_step
 # --- the losses of a step
 
 
+@pytest.mark.unit
 def test_an_untouched_model_has_no_retain_loss_and_no_gradient_from_it(
     tiny_recipe: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -29,6 +30,7 @@ def test_an_untouched_model_has_no_retain_loss_and_no_gradient_from_it(
     assert all(torch.count_nonzero(master.grad) == 0 for master in candidate.masters.values())
 
 
+@pytest.mark.unit
 def test_noise_gives_an_untouched_model_a_retain_loss_of_its_variance(
     tiny_recipe: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -39,6 +41,7 @@ def test_noise_gives_an_untouched_model_a_retain_loss_of_its_variance(
     assert len(set(losses)) == 20
 
 
+@pytest.mark.unit
 def test_the_forget_batch_is_never_noised(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     for method in METHODS:
         recipe = {**tiny_recipe, "method": method, "adaptive_scale": 2}
@@ -47,6 +50,7 @@ def test_the_forget_batch_is_never_noised(tiny_recipe: dict[str, Any], tmp_path:
         assert torch.equal(first.forget.loss, second.forget.loss)
 
 
+@pytest.mark.unit
 def test_losses_and_their_weights_are_those_of_the_formula(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     trainer = trainer_of(tiny_recipe, tmp_path / "run", "forget_weight=0.5", "retain_weight=7", "noise_std=0.2")
     (candidate,) = trainer.candidates
@@ -122,6 +126,7 @@ def test_the_noise_changes_neither_data_order_nor_steering(tiny_recipe: dict[str
 # --- precision
 
 
+@pytest.mark.unit
 def test_updates_too_small_for_bfloat16_add_up_in_the_masters(
     tiny_recipe: dict[str, Any], tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -152,6 +157,7 @@ def test_updates_too_small_for_bfloat16_add_up_in_the_masters(
         assert (changed & keep).any()
 
 
+@pytest.mark.unit
 def test_the_forward_pass_sees_the_masters_in_the_models_type(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     trainer = trainer_of(tiny_recipe, tmp_path / "run", "dtype=bfloat16")
     (candidate,) = trainer.candidates

@@ -1,4 +1,4 @@
-"""The `unlearn` command: its parser, and what an error or an interruption prints. The verbs are in `commands`."""
+"""The `unlearn` command: its parser, and what an error or an interruption prints. The verbs are in its neighbours."""
 
 from __future__ import annotations
 

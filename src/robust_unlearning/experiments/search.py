@@ -155,7 +155,7 @@ def check(search: Search) -> Suite:
     if missed:
         raise UserError(f"--prune-at {missed}: a trial is looked at when it logs, every {recipe.log_every} steps.")
     suite = load_suite(search.suite)
-    plain = {name: each.model_copy(update={"perturb": ()}) for name, each in suite.questions.items()}
+    plain = {name: source.model_copy(update={"perturb": ()}) for name, source in suite.questions.items()}
     return suite.model_copy(update={"questions": plain, "texts": {}})
 
 
@@ -280,8 +280,7 @@ class _Worker:
         import optuna
 
         recipe = run.recipe
-        options = {"allow_pickle": recipe.allow_pickle, "trust_remote_code": recipe.trust_remote_code}
-        variant = Variant(run.path.name, recipe.model, trainer.delta(candidate), None, options)
+        variant = Variant(run.path.name, recipe.model, trainer.delta(candidate), None, recipe.model_options)
         judged = judge(self.evaluator.evaluate(variant, self.few), self.search.aim)
         trial.report(judged.penalised(self.base_few), candidate.step)
         if trial.should_prune():

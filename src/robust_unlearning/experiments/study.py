@@ -28,7 +28,8 @@ from robust_unlearning.recipe import Strict, checked, load_recipe
 from robust_unlearning.report.figures import Series, trade_off
 from robust_unlearning.report.tables import Column, Table
 from robust_unlearning.results.measures import Measured, estimates, right_at
-from robust_unlearning.stats.estimates import Estimate, over_seeds, paired_recovery, paired_reduction
+from robust_unlearning.stats import paired
+from robust_unlearning.stats.estimates import Estimate, over_seeds
 from robust_unlearning.stats.format import NATS, PERCENT
 
 
@@ -205,9 +206,9 @@ def method_rows(
         for noise, models in scales.items():
             if models:
                 after = right_at(models, where)
-                cells = {**estimates(models, where), "reduction": paired_reduction(before, after)}
+                cells = {**estimates(models, where), "reduction": paired.reduction([before], [after])}
                 if noise and len(plain) == len(models):
-                    cells["recovery"] = paired_recovery(before, right_at(plain, where), after)
+                    cells["recovery"] = paired.recovery([before], [right_at(plain, where)], [after])
                 rows.append({"name": method + (f" + RNA {noise:g}" if noise else ""), scale: noise, **cells})
     return rows
 

@@ -2,7 +2,7 @@
 
 Each process runs the same command line and finds the others through the environment, as under `torchrun` and
 `accelerate launch --multi_gpu` (which starts processes on CPUs too; with `--cpu` Accelerate starts a single one).
-Inside, `distributed.join` does the rest.
+Inside, `processes.join` does the rest.
 """
 
 from __future__ import annotations

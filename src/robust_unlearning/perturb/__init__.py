@@ -1,1 +1,1 @@
-"""Perturbed question sets on disk: keywords, their harmless controls, the data set, and lm-eval tasks that run it."""
+"""Words put into questions: forms, places, controls; sets of them on disk, and lm-eval tasks that ask them."""

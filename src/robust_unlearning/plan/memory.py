@@ -21,6 +21,7 @@ own context and the allocator's cache; this has not been compared with a measure
 
 from __future__ import annotations
 
+import operator
 import os
 import resource
 import sys
@@ -31,6 +32,7 @@ from pathlib import Path
 
 import torch
 
+from robust_unlearning.methods.table import Preference
 from robust_unlearning.models.convert import quiet
 from robust_unlearning.models.layers import decoder_layers
 from robust_unlearning.plan.lengths import config_of, upper_bounds
@@ -170,15 +172,33 @@ class Need:
 def need(recipes: Sequence[Recipe]) -> Need:
     """What recipes of one group need: the planner's phases, batches as long as they may be; no weight is read.
 
+    Recipes are rehearsed that no other of the group surpasses in everything that takes memory.
+
     Raises:
         UserError: the model cannot be found, lacks a layer, or has no tensor of the recipe's pattern.
     """
-    costs = {
-        (recipe.method, recipe.retain_kind, recipe.recompute_tail, recipe.noised_layers, recipe.noise_site): recipe
-        for recipe in recipes
-    }
-    needs = [_need_of(recipe) for recipe in costs.values()]
-    return Need(*(max(getattr(each, field) for each in needs) for field in ("model", "point", "step")))
+    demands = {_demands(recipe): recipe for recipe in recipes}
+    needs = [
+        _need_of(recipe)
+        for demand, recipe in demands.items()
+        if not any(demand != other and all(map(operator.le, demand, other)) for other in demands)
+    ]
+    return Need(*(max(getattr(need_of, field) for need_of in needs) for field in ("model", "point", "step")))
+
+
+def _demands(recipe: Recipe) -> tuple[bool, ...]:
+    """What in a recipe takes memory beyond the band."""
+    spec, tail = recipe.spec, recipe.needs_tail
+    preference = isinstance(spec, Preference)
+    refusals = isinstance(spec, Preference) and spec.needs_refusals
+    return (
+        tail,
+        preference,
+        refusals,
+        tail and not recipe.recompute_tail,
+        recipe.retain_kind == "kl",
+        recipe.rna_std > 0,
+    )
 
 
 def _need_of(recipe: Recipe) -> Need:
