@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from robust_unlearning import files
-from robust_unlearning.evaluate.evaluator import Evaluator, open_target
 from robust_unlearning.evaluate.record import Record, logp_among_of, right_of
 from robust_unlearning.evaluate.suite import Evaluation, load_suite
-from robust_unlearning.experiments.runner import train_all
+from robust_unlearning.experiments.grid import override_words, point_of
+from robust_unlearning.experiments.runner import Runner
 from robust_unlearning.methods.table import Representation
 from robust_unlearning.recipe import load_recipe
-from robust_unlearning.run.folder import RunFolder
 
 MAY_LOSE = 0.03
 CHANCE = 0.25
@@ -48,31 +47,24 @@ def main() -> None:
     plain = {name: each.model_copy(update={"perturb": ()}) for name, each in suite.questions.items()}
     suite = suite.model_copy(update={"questions": plain})
     recipe = load_recipe(given.recipe)
-    evaluator = Evaluator(recipe.dtype, recipe.device)
-    field = recipe.spec.scale_field if isinstance(recipe.spec, Representation) else None
-    scales = given.scales if field else [1.0]
+    scale_field = recipe.spec.scale_field if isinstance(recipe.spec, Representation) else None
+    scales = given.scales if scale_field else [1.0]
+    *earlier, last = given.steps
+    points = []
+    for layer, scale, weight, rate in itertools.product(given.layers, scales, given.weights, given.rates):
+        setting = {"layer": layer, "retain_weight": weight, "learning_rate": rate}
+        setting |= {scale_field: scale} if scale_field else {}
+        words = override_words({**setting, "seed": given.seed, "steps": last, "snapshots": earlier})
+        points.append(point_of(given.recipe, setting, words, earlier=earlier))
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
-        base = _scores(evaluator.evaluate(open_target(recipe.model), suite))
-        for layer in given.layers:
-            runs = {}
-            for scale, weight, rate in itertools.product(scales, given.weights, given.rates):
-                setting = {"retain_weight": weight, "learning_rate": rate, **({field: scale} if field else {})}
-                changes = {**setting, "layer": layer, "seed": given.seed, "steps": given.steps[-1]}
-                changes["snapshots"] = given.steps[:-1]
-                changed = load_recipe(given.recipe, [f"{key}={value}" for key, value in changes.items()])
-                run = RunFolder.open(Path(temporary) / changed.content_hash(), changed)
-                runs[layer, scale, weight, rate] = (setting, run)
-            failed = train_all([run for _, run in runs.values()])
-            for setting, run in runs.values():
-                if run.path in failed:
-                    rows.append({"layer": layer, **setting, "failed": failed[run.path]})
-                    continue
-                for step in given.steps:
-                    target = run.path if step == given.steps[-1] else run.snapshot(step)
-                    scores = _scores(evaluator.evaluate(open_target(str(target)), suite))
-                    rows.append({"layer": layer, **setting, "steps": step, **scores})
-                    print(rows[-1], flush=True)
+        runner = Runner(points, {"suite": suite}, Path(temporary), _scores, one_base=True).run()
+        base = runner.base["suite"]
+        for point in points:
+            scored = [(step, runner.models.get((point.name, step))) for step in given.steps]
+            rows += [{**point.fields, "steps": step, **scores["suite"]} for step, scores in scored if scores]
+            if point.name in runner.failed:
+                rows.append({**point.fields, "failed": runner.failed[point.name]})
     best = choose(rows, base)
     files.write_jsonl(given.log, [{"base": base, "seed": given.seed, "recipe": given.recipe}, *rows, {"chosen": best}])
     print(f"base {base}\nchosen {best}")

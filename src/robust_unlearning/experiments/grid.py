@@ -153,7 +153,7 @@ def _file(name: str) -> dict[str, Any] | None:
         path = _shipped() / f"{name}.yaml"
     elif name.endswith((".yaml", ".yml")) and "," not in name:
         path = files.locate(name)
-    elif all(each in recipe_names() or each.endswith((".yaml", ".yml")) for each in name.split(",")):
+    elif all(part in recipe_names() or part.endswith((".yaml", ".yml")) for part in name.split(",")):
         return None
     else:
         close = nearest(name, [*shipped, *recipe_names()])
@@ -176,10 +176,10 @@ def expand(sweep: Sweep) -> list[Point]:
     for grid in sweep.grids:
         if "recipe" not in grid:
             raise UserError(f"a grid needs a recipe; this one has {', '.join(grid) or 'nothing'}.")
-        values = [each if isinstance(each, list) else [each] for each in grid.values()]
+        values = [value if isinstance(value, list) else [value] for value in grid.values()]
         combinations += [dict(zip(grid, chosen, strict=True)) for chosen in itertools.product(*values)]
-    keys = list(dict.fromkeys(key for each in combinations for key in each))
-    swept = [key for key in keys if len({repr(each.get(key)) for each in combinations}) > 1]
+    keys = dict.fromkeys(key for given in combinations for key in given)
+    swept = [key for key in keys if len({repr(given.get(key)) for given in combinations}) > 1]
     points: dict[str, Point] = {}
     errors: dict[str, list[str]] = {}  # a sentence -> the points it is said of
     for given in combinations:

@@ -68,8 +68,8 @@ def matched_difference(
         place = place_on(strengths, wanted, rising=True)
         if wanted < least or place is None:
             continue
-        excess.append(model.places[where].excess - place.of([each.places[where].excess for each in plain]))
-        right.append(model.places[where].right - place.of([each.places[where].right for each in plain]))
+        excess.append(model.places[where].excess - place.of([step.places[where].excess for step in plain]))
+        right.append(model.places[where].right - place.of([step.places[where].right for step in plain]))
         at.append(wanted)
     return (np.mean(excess, axis=0), np.mean(right, axis=0), at) if at else None
 

@@ -141,7 +141,7 @@ class Runner(Generic[Answers]):
         run = RunFolder(self.folder(point), point.recipe)
         for step in (*point.earlier, point.recipe.steps):
             last = step == point.recipe.steps
-            task_sets = {name: each for name, each in self.task_sets.items() if last or name == self.own}
+            task_sets = self.task_sets if last else {name: self.task_sets[name] for name in (self.own,) if name}
             try:
                 variant = open_target(str(run.path if last else run.snapshot(step)))
                 self.models[point.name, step] = self._scores(evaluator, variant, variant.folder, task_sets)

@@ -155,7 +155,7 @@ def check(search: Search) -> Suite:
     if missed:
         raise UserError(f"--prune-at {missed}: a trial is looked at when it logs, every {recipe.log_every} steps.")
     suite = load_suite(search.suite)
-    plain = {name: each.model_copy(update={"perturb": ()}) for name, each in suite.questions.items()}
+    plain = {name: source.model_copy(update={"perturb": ()}) for name, source in suite.questions.items()}
     return suite.model_copy(update={"questions": plain, "texts": {}})
 
 

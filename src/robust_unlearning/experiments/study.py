@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -179,21 +179,38 @@ def summarise(result: StudyResult, out: Path) -> str:
 
 def _table(result: StudyResult, where: str) -> Table:
     """The base, and every recipe at every noise scale and the plain retain weight, after the last step, over seeds."""
-    study, base = result.study, result.base
+    study = result.study
     weight = min(study.weights, key=lambda factor: abs(math.log(factor)))
+
+    def seeds(recipe: str, noise: float) -> list[Measured]:
+        return [result.line(recipe, seed, noise, weight)[-1] for seed in study.seeds]
+
+    methods = [(recipe, {noise: seeds(recipe, noise) for noise in study.scales}) for recipe in study.recipes]
+    title = f"After {study.steps[-1]} steps, a token in place of or in: {where}"
+    return Table(title, COLUMNS, method_rows(result.base, methods, where, "noise_std"))
+
+
+def method_rows(
+    base: Measured, methods: Iterable[tuple[str, Mapping[float, Sequence[Measured]]]], where: str, scale: str
+) -> list[dict[str, Any]]:
+    """The base, and every method at every scale of the noise over its seeds, tokens in one place.
+
+    Args:
+        methods: what tables call each, and scale, 0 without noise -> a model for each seed.
+        scale: the field that holds the scale.
+    """
     rows: list[dict[str, Any]] = [{"name": "base", **estimates([base], where)}]
-    for recipe in study.recipes:
-        plain: list[Measured] = []
-        for noise in study.scales:
-            models = [result.line(recipe, seed, noise, weight)[-1] for seed in study.seeds]
-            plain = plain or models
-            cells = estimates(models, where)
-            before, after = [base.places[where].right], [right_at(models, where)]
-            cells["reduction"] = paired.reduction(before, after)
-            if noise:
-                cells["recovery"] = paired.recovery(before, [right_at(plain, where)], after)
-            rows.append({"name": recipe + (f" + RNA {noise:g}" if noise else ""), "noise_std": noise, **cells})
-    return Table(f"After {study.steps[-1]} steps, a token in place of or in: {where}", COLUMNS, rows)
+    before = base.places[where].right
+    for method, scales in methods:
+        plain = scales.get(0.0, ())
+        for noise, models in scales.items():
+            if models:
+                after = right_at(models, where)
+                cells = {**estimates(models, where), "reduction": paired.reduction([before], [after])}
+                if noise and len(plain) == len(models):
+                    cells["recovery"] = paired.recovery([before], [right_at(plain, where)], [after])
+                rows.append({"name": method + (f" + RNA {noise:g}" if noise else ""), scale: noise, **cells})
+    return rows
 
 
 def _like_forgetting(result: StudyResult, recipe: str, noise: float, where: str) -> dict[str, Any]:

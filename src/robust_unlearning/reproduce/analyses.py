@@ -48,22 +48,22 @@ def analyse(
     """Run an analysis and write its tables and figure into `folder`/analysis; returns its numbers."""
     models = models_of(stage, grid, chosen)
     if stage.kind == "ngrams":
-        found, more = _ngrams(target, stage, models, out, folder, say)
+        analysis, more = _ngrams(target, stage, models, out, folder, say)
     else:
         labels = {str(out / model.run): model.label for model in models}
         variants = Variants(list(labels))
         variants.all = [replace(variant, name=labels.get(variant.name, variant.name)) for variant in variants.all]
-        found = _analysis(target, stage, variants, lambda name: say(f"  measuring {name}"))
+        analysis = _analysis(target, stage, variants, lambda name: say(f"  measuring {name}"))
         layers = {model.label: open_run(out / model.run).recipe.layer for model in models}
         more = {"layers": layers, "depth": variants.depth}
-    write(found, folder)
-    data = files.read_json(folder / "analysis" / f"{found.name}.json")
+    write(analysis, folder)
+    data = files.read_json(folder / "analysis" / f"{analysis.name}.json")
     shown = {
         table.key: {"title": table.title, "columns": dict(zip(table.columns, table.headers, strict=True))}
-        for table in found.tables
+        for table in analysis.tables
     }
     subjects = [{key: getattr(model, key) for key in ("label", "recipe", "title", "noise")} for model in models]
-    return {**data, "name": found.name, "notes": list(found.notes), "shown": shown, "subjects": subjects, **more}
+    return {**data, "name": analysis.name, "notes": list(analysis.notes), "shown": shown, "subjects": subjects, **more}
 
 
 def _analysis(target: Target, stage: Stage, variants: Variants, tick: Callable[[str], None]) -> Report:

@@ -82,13 +82,12 @@ def family(recipe: Recipe) -> str:
 def prompts_of(suite: Suite) -> int:
     """How many prompts an evaluation scores, texts counted as one each document up to 100."""
     total = 0
-    for each in suite.questions.values():
-        count = len(read_questions(each.path, config=each.config, split=each.split))
-        forms = len(each.styles) + sum(
-            2 for place in each.perturb for style in each.styles if shows_options(style) or place != "option"
-        )
-        total += min(count, each.limit or count) * forms
-    return total + sum(min(100, each.limit or 100) for each in suite.texts.values())
+    for source in suite.questions.values():
+        count = len(read_questions(source.path, config=source.config, split=source.split))
+        pairs = [(place, style) for place in source.perturb for style in source.styles]
+        forms = len(source.styles) + 2 * sum(shows_options(style) or place != "option" for place, style in pairs)
+        total += min(count, source.limit or count) * forms
+    return total + sum(min(100, text.limit or 100) for text in suite.texts.values())
 
 
 def make_plan(target: Target, stages: Mapping[str, Stage], out: Path, units: Units | None) -> list[StagePlan]:
@@ -148,15 +147,16 @@ def units_of(target: Target, stages: Mapping[str, Stage], out: Path, *, here: bo
     Raises:
         UserError: the model, its texts or the questions cannot be used.
     """
-    points = [each for stage in stages.values() for each in points_of(target, stage)]
+    points = [point for stage in stages.values() for point in points_of(target, stage)]
+    families = {family(point.recipe): point for point in reversed(points)}
     recipe = points_of(target, target.stages[main_name(target)])[0].recipe
     if not here:
-        return _reckoned(target, {family(each.recipe): each for each in reversed(points)}, recipe)
-    kept = out / CALIBRATION
-    units = Units(**files.read_json(kept)) if kept.exists() else None
-    if units is None or not {family(each.recipe) for each in points} <= units.step.keys():
+        return _reckoned(target, families, recipe)
+    path = out / CALIBRATION
+    units = Units(**files.read_json(path)) if path.exists() else None
+    if units is None or not families.keys() <= units.step.keys():
         units = _measured(target, points, recipe)
-        files.write_json(kept, asdict(units))
+        files.write_json(path, asdict(units))
     return units
 
 
@@ -165,17 +165,17 @@ def _measured(target: Target, points: Sequence[Point], recipe: Recipe) -> Units:
 
     groups: dict[str, list[Recipe]] = {}
     for point in points:
-        own = groups.setdefault(family(point.recipe), [])
-        if len(own) < SIDE_BY_SIDE and all(shared_fields(each) == shared_fields(point.recipe) for each in own[:1]):
-            own.append(point.recipe)
-    step = {kind: _step_seconds(own) for kind, own in groups.items()}
+        group = groups.setdefault(family(point.recipe), [])
+        if not group or (len(group) < SIDE_BY_SIDE and shared_fields(group[0]) == shared_fields(point.recipe)):
+            group.append(point.recipe)
+    step = {kind: _step_seconds(group) for kind, group in groups.items()}
     evaluator = Evaluator(recipe.dtype, recipe.device)
     suite = load_suite(target.suite).limited(min(QUESTIONS, target.limit or QUESTIONS))
     evaluator.evaluate(open_target(recipe.model), suite.limited(1))  # the model is loaded, and warm
     began = time.perf_counter()
     evaluator.evaluate(open_target(recipe.model), suite)
     prompt = (time.perf_counter() - began) / prompts_of(suite)
-    taken = [f"{STEPS} steps of {len(own)} {kind} runs side by side" for kind, own in groups.items()]
+    taken = [f"{STEPS} steps of {len(group)} {kind} runs side by side" for kind, group in groups.items()]
     return Units(step, prompt, "measured here: " + ", ".join([*taken, f"{prompts_of(suite)} prompts"]))
 
 
@@ -210,7 +210,7 @@ def _reckoned(target: Target, ones: Mapping[str, Point], recipe: Recipe) -> Unit
         step[kind] = plan.total_flops / target.flops / plan.steps
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(checkpoint.read_config(config_of(recipe, config), None))
-    parameters = sum(each.numel() for each in model.parameters())
+    parameters = sum(tensor.numel() for tensor in model.parameters())
     prompt = 2 * parameters * PROMPT_TOKENS / target.flops
     rate = f"{target.flops / 1e12:g} TFLOP/s, {PROMPT_TOKENS} tokens a prompt"
     return Units(step, prompt, f"reckoned, not measured: FLOPs of the planner at {rate}")

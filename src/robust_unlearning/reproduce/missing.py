@@ -50,9 +50,9 @@ def _model(name: str) -> str:
 def _texts(recipe: Recipe) -> Iterable[tuple[str, str]]:
     for name, topic in recipe.topics.items():
         for side in ("forget", "retain"):
-            own, common = getattr(topic, side), getattr(recipe, side, None)
-            if own is not None:
-                yield f"topics.{name}.{side}.path", own.path
+            of_topic, common = getattr(topic, side), getattr(recipe, side, None)
+            if of_topic is not None:
+                yield f"topics.{name}.{side}.path", of_topic.path
             elif common is not None:
                 yield f"{side}.path", common.path
 

@@ -7,41 +7,27 @@ from pathlib import Path
 from typing import Any
 
 from robust_unlearning import files
+from robust_unlearning.experiments import study
 from robust_unlearning.report.tables import Column, Table
 from robust_unlearning.reproduce import paper
 from robust_unlearning.reproduce.claims_on_analyses import estimate
 from robust_unlearning.reproduce.grid import Grid
 from robust_unlearning.reproduce.run import Results
 from robust_unlearning.reproduce.target import Target
-from robust_unlearning.results.measures import estimates, right_at
 from robust_unlearning.run.folder import RECORD
-from robust_unlearning.stats import paired
-from robust_unlearning.stats.format import NATS, PERCENT
+from robust_unlearning.stats.format import NATS
 
-COLUMNS: dict[str, str | Column] = {
-    "name": "model", "forget": Column("forget", PERCENT), "near": Column("near", PERCENT),
-    "far": Column("far", PERCENT), "clean": Column("clean", PERCENT), "control": Column("+control", PERCENT),
-    "perturbed": Column("+forget-token", PERCENT), "excess_harm": Column("excess harm, nats", NATS),
-    "reduction": Column("reduction", PERCENT), "recovery": Column("recovery", PERCENT),
-}  # fmt: skip
+COLUMNS = {**study.COLUMNS, "excess_harm": Column("excess harm, nats", NATS)}
 
 
 def main_rows(grid: Grid, place: str) -> list[dict[str, Any]]:
     """The base and every method at every scale after its last step, tokens in one place: name -> estimates."""
-    rows = [{"name": "base", "noise": 0.0, **estimates([grid.base], place)}]
-    for recipe, title in grid.recipes.items():
-        plain = [each.test for each in grid.at(recipe, 0)]
-        for scale in (0.0, *grid.noises(recipe)):
-            models = [model.test for model in grid.at(recipe, scale)]
-            if not models:
-                continue
-            cells = estimates(models, place)
-            base = grid.base.places[place].right
-            cells["reduction"] = paired.reduction([base], [right_at(models, place)])
-            if scale and len(plain) == len(models):
-                cells["recovery"] = paired.recovery([base], [right_at(plain, place)], [right_at(models, place)])
-            rows.append({"name": title + (f" + RNA {scale:g}" if scale else ""), "noise": scale, **cells})
-    return rows
+    methods = [
+        (title, {scale: [model.test for model in grid.at(recipe, scale)] for scale in (0.0, *grid.noises(recipe))})
+        for recipe, title in grid.recipes.items()
+    ]
+    base, *others = study.method_rows(grid.base, methods, place, "noise")
+    return [{**base, "noise": 0.0}, *others]
 
 
 def main_table(grid: Grid, place: str) -> Table:
