@@ -180,6 +180,11 @@ class Recipe(Strict):
         """Layers of the reference that RNA perturbs."""
         return (self.layer,) if self.noise_layers is None else self.noise_layers
 
+    @property
+    def model_options(self) -> dict[str, bool]:
+        """How the model may be loaded, as `models.checkpoint.resolve` takes it."""
+        return {"allow_pickle": self.allow_pickle, "trust_remote_code": self.trust_remote_code}
+
     def of_topic(self, topic: str, field: str) -> Any:
         """A field's value for a topic: the topic's own, else the recipe's."""
         value = getattr(self.topics[topic], field)

@@ -10,8 +10,7 @@ from robust_unlearning.evaluate.record import Record, Task
 from robust_unlearning.evaluate.suite import Evaluation
 from robust_unlearning.report.tables import Column
 from robust_unlearning.reproduce import claims, claims_on_analyses, paper
-from robust_unlearning.reproduce.grid import choose_noise
-from robust_unlearning.reproduce.results import Grid, Model
+from robust_unlearning.reproduce.grid import Grid, Model, choose_noise
 from robust_unlearning.reproduce.target import Roles, load_target
 from robust_unlearning.reproduce.verdicts import (
     CLAIMS,

@@ -17,7 +17,7 @@ from robust_unlearning.reproduce import paper, run
 from robust_unlearning.reproduce.compose import outcomes
 from robust_unlearning.reproduce.estimate import make_plan
 from robust_unlearning.reproduce.missing import missing
-from robust_unlearning.reproduce.run import Found, key_of
+from robust_unlearning.reproduce.run import Results, key_of
 from robust_unlearning.reproduce.target import chosen_stages, load_target, points_of, target_names
 from robust_unlearning.reproduce.verdicts import (
     CLAIMS,
@@ -193,7 +193,7 @@ def test_a_small_one_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str], m
 @pytest.mark.unit
 def test_nothing_run_is_a_report_too() -> None:
     target = load_target("tiny")
-    rows = outcomes(target, Found())
+    rows = outcomes(target, Results())
     assert {each.claim for each in rows} == set(CLAIMS)
     assert all(each.finding == "not run" for each in rows)
     assert len(summary_table(rows).rows) == len(CLAIMS)

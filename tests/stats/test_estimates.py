@@ -13,7 +13,7 @@ from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate.record import Record, Task, excess_of
 from robust_unlearning.evaluate.score_table import format_scores
 from robust_unlearning.evaluate.suite import accuracy_score
-from robust_unlearning.stats import estimates
+from robust_unlearning.stats import estimates, paired
 from robust_unlearning.stats.estimates import Estimate, accuracy, over_seeds, share_over_seeds
 
 RNG = np.random.default_rng(0)
@@ -106,11 +106,11 @@ def test_paired_rates() -> None:
     base = rng.random(400) < 0.7
     unlearned = base & (rng.random(400) < 0.6)
     rna = unlearned | (base & (rng.random(400) < 0.5))
-    reduction = estimates.paired_reduction(base, unlearned)
+    reduction = paired.reduction([base], [unlearned])
     assert reduction.value == pytest.approx(estimates.reduction_rate(base.mean(), unlearned.mean()).value)
     low, high = plain_bootstrap(lambda a, b: (a.mean() - b.mean()) / a.mean(), base, unlearned)
     assert (reduction.low, reduction.high) == pytest.approx((low, high), abs=0.05 * (high - low))
-    recovery = estimates.paired_recovery(base, unlearned, rna)
+    recovery = paired.recovery([base], [unlearned], [rna])
     low, high = plain_bootstrap(lambda a, b, c: (c.mean() - b.mean()) / (a.mean() - b.mean()), base, unlearned, rna)
     assert (recovery.low, recovery.high) == pytest.approx((low, high), abs=0.05 * (high - low))
     assert recovery.note == ""
@@ -130,20 +130,20 @@ def test_pairing_matters() -> None:
 def test_undefined_resamples_are_counted_or_forbid_the_interval() -> None:
     base, unlearned = np.ones(100), np.ones(100)
     unlearned[:2] = 0  # no loss in about 13 % of resamples
-    wide = estimates.paired_recovery(base, unlearned, base)
+    wide = paired.recovery([base], [unlearned], [base])
     assert wide.value == 1
     assert wide.low is None
     assert wide.high is None
     assert "unbounded" in str(wide)
     unlearned[:5] = 0  # in about 0.6 %
-    counted = estimates.paired_recovery(base, unlearned, base)
+    counted = paired.recovery([base], [unlearned], [base])
     assert counted.low == counted.high == 1
     assert "undefined in" in counted.note
-    nothing = estimates.paired_recovery(base, base, base)
+    nothing = paired.recovery([base], [base], [base])
     assert nothing.value is None
     assert nothing.n == 100
     assert "nothing to recover" in nothing.note
-    assert estimates.paired_reduction(np.zeros(5), np.zeros(5)).value is None
+    assert paired.reduction([np.zeros(5)], [np.zeros(5)]).value is None
 
 
 def test_excess_harm_is_the_difference_of_the_harms() -> None:

@@ -131,8 +131,14 @@ def test_one_seed_is_the_plain_paired_bootstrap() -> None:
     base = rng.random(200) < 0.8
     unlearned, rna = base & (rng.random(200) < 0.6), base & (rng.random(200) < 0.8)
     for own, plain in (
-        (paired.reduction([base], [unlearned], 0.9), estimates.paired_reduction(base, unlearned, level=0.9)),
-        (paired.recovery([base], [unlearned], [rna]), estimates.paired_recovery(base, unlearned, rna)),
+        (
+            paired.reduction([base], [unlearned], 0.9),
+            estimates.bootstrap(np.stack([base, unlearned], axis=1).astype(float), estimates.reductions, level=0.9),
+        ),
+        (
+            paired.recovery([base], [unlearned], [rna]),
+            estimates.bootstrap(np.stack([base, unlearned, rna], axis=1).astype(float), estimates.recoveries),
+        ),
     ):
         assert (own.value, own.low, own.high) == pytest.approx((plain.value, plain.low, plain.high))
     for a, b in ((base, rna), tuple(rng.normal(size=(2, 200)))):

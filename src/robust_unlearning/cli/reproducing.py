@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from robust_unlearning.cli import AddVerb, overrides
 
 if TYPE_CHECKING:
-    from robust_unlearning.reproduce.run import Found
+    from robust_unlearning.reproduce.run import Results
 
 
 def add(verb: AddVerb) -> None:
@@ -61,13 +61,13 @@ def _reproduce(arguments: argparse.Namespace) -> None:
     files.write_json(out / "plan.json", plan_json(rows, units))
     name = Path(arguments.target).stem
 
-    def report(found: Found) -> None:
-        write_report(name, target, found, out, changes)
+    def report(results: Results) -> None:
+        write_report(name, target, results, out, changes)
 
     print(f"\n-> {out}", flush=True)
-    found = run(target, stages, out, lambda text: print(text, flush=True), report)
-    page = write_report(name, target, found, out, changes)
-    failed = {key: state["error"] for key, state in found.states.items() if state["status"] == "failed"}
+    results = run(target, stages, out, lambda text: print(text, flush=True), report)
+    page = write_report(name, target, results, out, changes)
+    failed = {key: state["error"] for key, state in results.states.items() if state["status"] == "failed"}
     print(f"\nwritten: {page}, {out / 'reproduce.json'}; figures as PNG, SVG and CSV in {out / 'figures'}")
     if failed:
         raise UserError(

@@ -123,11 +123,7 @@ def _apply(arguments: argparse.Namespace) -> None:
 
     delta = deltas.load_delta(arguments.run)
     recipe = Recipe.model_validate(delta.provenance["recipe"])
-    base = checkpoint.resolve(
-        arguments.base or recipe.model,
-        allow_pickle=recipe.allow_pickle,
-        trust_remote_code=recipe.trust_remote_code,
-    )
+    base = checkpoint.resolve(arguments.base or recipe.model, **recipe.model_options)
     card = open_run(arguments.run).card() if (Path(arguments.run) / RECIPE).exists() else ""
     rewritten = deltas.apply(delta, base, Path(arguments.to), card)
     shards = len(set(base.weight_map.values()))

@@ -33,14 +33,13 @@ from robust_unlearning.models.checkpoint import pick_device, quick_dtype
 from robust_unlearning.recipe import Recipe, load_recipe
 from robust_unlearning.report.figures import Series, trade_off
 from robust_unlearning.report.tables import Column, Table
+from robust_unlearning.stats import paired
 from robust_unlearning.stats.estimates import (
     Array,
     Estimate,
     accuracy,
     mean_interval,
     over_seeds,
-    paired_recovery,
-    paired_reduction,
 )
 from robust_unlearning.stats.format import PERCENT, Form
 
@@ -275,9 +274,9 @@ def _row(name: str, models: Sequence[DemoAnswers], base: DemoAnswers, rmu: DemoA
     if models[0] is not base:
         added = values("excess") - base.excess
         row["added_harm"] = mean_interval(added[0]) if alone else over_seeds(added)
-        row["reduction"] = paired_reduction(base.perturbed, perturbed)
+        row["reduction"] = paired.reduction([base.perturbed], [perturbed])
     if not alone:
-        row["recovery"] = paired_recovery(base.perturbed, rmu.perturbed, perturbed)
+        row["recovery"] = paired.recovery([base.perturbed], [rmu.perturbed], [perturbed])
     return row
 
 

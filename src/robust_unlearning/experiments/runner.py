@@ -174,7 +174,7 @@ class Runner(Generic[Answers]):
 
 def bare(recipe: Recipe) -> Variant:
     """A recipe's base model, to be scored as it is."""
-    return open_target(recipe.model, allow_pickle=recipe.allow_pickle, trust_remote_code=recipe.trust_remote_code)
+    return open_target(recipe.model, **recipe.model_options)
 
 
 def scored(evaluator: Evaluator, variant: Variant, task_set: TaskSet, folder: Path) -> Evaluation:

@@ -280,8 +280,7 @@ class _Worker:
         import optuna
 
         recipe = run.recipe
-        options = {"allow_pickle": recipe.allow_pickle, "trust_remote_code": recipe.trust_remote_code}
-        variant = Variant(run.path.name, recipe.model, trainer.delta(candidate), None, options)
+        variant = Variant(run.path.name, recipe.model, trainer.delta(candidate), None, recipe.model_options)
         judged = judge(self.evaluator.evaluate(variant, self.few), self.search.aim)
         trial.report(judged.penalised(self.base_few), candidate.step)
         if trial.should_prune():

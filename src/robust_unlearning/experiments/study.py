@@ -28,7 +28,8 @@ from robust_unlearning.recipe import Strict, checked, load_recipe
 from robust_unlearning.report.figures import Series, trade_off
 from robust_unlearning.report.tables import Column, Table
 from robust_unlearning.results.measures import Measured, estimates, right_at
-from robust_unlearning.stats.estimates import Estimate, over_seeds, paired_recovery, paired_reduction
+from robust_unlearning.stats import paired
+from robust_unlearning.stats.estimates import Estimate, over_seeds
 from robust_unlearning.stats.format import NATS, PERCENT
 
 
@@ -187,11 +188,10 @@ def _table(result: StudyResult, where: str) -> Table:
             models = [result.line(recipe, seed, noise, weight)[-1] for seed in study.seeds]
             plain = plain or models
             cells = estimates(models, where)
-            cells["reduction"] = paired_reduction(base.places[where].right, right_at(models, where))
+            before, after = [base.places[where].right], [right_at(models, where)]
+            cells["reduction"] = paired.reduction(before, after)
             if noise:
-                cells["recovery"] = paired_recovery(
-                    base.places[where].right, right_at(plain, where), right_at(models, where)
-                )
+                cells["recovery"] = paired.recovery(before, [right_at(plain, where)], after)
             rows.append({"name": recipe + (f" + RNA {noise:g}" if noise else ""), "noise_std": noise, **cells})
     return Table(f"After {study.steps[-1]} steps, a token in place of or in: {where}", COLUMNS, rows)
 

@@ -6,8 +6,8 @@ No architecture is named here: the decoder layers are the `ModuleList` whose len
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from robust_unlearning.errors import UserError, nearest
@@ -69,40 +69,25 @@ def check_layers(wanted: Iterable[int], count: int, field: str) -> None:
 def trained_tensors(
     layers: nn.ModuleList | Mapping[int, nn.Module], chosen: Iterable[int], pattern: str
 ) -> dict[Key, Tensor]:
-    """The parameters of the `chosen` layers that `pattern` selects, by layer and name inside it; see `match_tensors`.
-
-    Raises:
-        UserError: a layer has no tensor of that pattern.
-    """
-    return {
-        (index, name): layers[index].get_parameter(name)
-        for index in chosen
-        for name in match_tensors(layers[index], pattern)
-    }
-
-
-def match_tensors(layer: nn.Module, pattern: str) -> list[str]:
-    """Names of the layer's parameters that `pattern` selects, in the module's order.
+    """The parameters of the `chosen` layers that `pattern` selects, by layer and name inside it.
 
     `pattern` is `all`, or a shell pattern for the dotted name inside the layer, with or without the final
     `.weight`: `mlp.down_proj`, `mlp.*`, `self_attn.o_proj.weight`.
 
     Raises:
-        UserError: nothing matches; the message names the nearest and all tensors of the layer.
+        UserError: nothing in a layer matches; the message names the nearest and all tensors of the layer.
     """
-    names = [name for name, _ in layer.named_parameters()]
-    if pattern == "all":
-        return names
-    found = [
-        name
-        for name in names
-        if fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name.removesuffix(".weight"), pattern)
-    ]
-    if not found:
-        close = nearest(pattern, [name.removesuffix(".weight") for name in names])
-        hint = f" did you mean {close!r}?" if close else ""
-        raise UserError(
-            f"train_tensors: {pattern!r} matches no tensor of {type(layer).__name__};{hint} "
-            f"Allowed: 'all' or a pattern over {', '.join(names)}."
-        )
-    return found
+    tensors: dict[Key, Tensor] = {}
+    for index in chosen:
+        named = dict(layers[index].named_parameters())
+        short = {name: name.removesuffix(".weight") for name in named}
+        matching = [name for name in named if any(fnmatchcase(form, pattern) for form in (name, short[name]))]
+        if not matching and pattern != "all":
+            close = nearest(pattern, short.values())
+            hint = f" did you mean {close!r}?" if close else ""
+            raise UserError(
+                f"train_tensors: {pattern!r} matches no tensor of {type(layers[index]).__name__};{hint} "
+                f"Allowed: 'all' or a pattern over {', '.join(named)}."
+            )
+        tensors |= {(index, name): named[name] for name in (named if pattern == "all" else matching)}
+    return tensors

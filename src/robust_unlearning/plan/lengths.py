@@ -121,9 +121,7 @@ def config_of(recipe: Recipe, config: Path | None) -> Checkpoint:
         path = path / "config.json"
     if path.suffix == ".gguf" or (config is None and not path.is_file()):
         try:
-            return checkpoint.resolve(
-                recipe.model, allow_pickle=recipe.allow_pickle, trust_remote_code=recipe.trust_remote_code
-            )
+            return checkpoint.resolve(recipe.model, **recipe.model_options)
         except UserError as error:
             raise UserError(f"{error} A plan needs no weights: its config.json is enough, --config FILE.") from error
     described = files.read_json(path)

@@ -19,8 +19,7 @@ from robust_unlearning.evaluate.record import Record
 from robust_unlearning.evaluate.suite import Suite
 from robust_unlearning.experiments.runner import Say, bare, scored
 from robust_unlearning.recipe import TextSource
-from robust_unlearning.reproduce.grid import suites_of
-from robust_unlearning.reproduce.results import Grid, Model
+from robust_unlearning.reproduce.grid import Grid, Model, suites_of
 from robust_unlearning.reproduce.target import Stage, Target
 from robust_unlearning.reproduce.theory import report
 from robust_unlearning.reproduce.theory.measure import TheorySettings

@@ -14,16 +14,15 @@ import numpy as np
 
 from robust_unlearning.experiments.matched import LEAST, forgetting, matched_difference
 from robust_unlearning.reproduce import paper
-from robust_unlearning.reproduce.results import Grid, Model
+from robust_unlearning.reproduce.grid import Grid, Model
 from robust_unlearning.reproduce.verdicts import Outcome
 from robust_unlearning.results.measures import Measured, excess, retained, right
+from robust_unlearning.stats import paired
 from robust_unlearning.stats.estimates import (
     Array,
     Estimate,
     mean_interval,
     over_seeds,
-    paired_recovery,
-    paired_reduction,
 )
 from robust_unlearning.stats.format import PERCENT, interval, shown
 
@@ -80,7 +79,7 @@ def _fragility(grid: Grid) -> list[Outcome]:
         if not plain:
             continue
         lost, harm = (over_seeds(values(plain, of) - of(grid.base)) for of in (right, excess))
-        rate = paired_reduction(right(grid.base), values(plain, right).mean(axis=0))
+        rate = paired.reduction([right(grid.base)], [values(plain, right).mean(axis=0)])
         printed = f"reduction {paper.REDUCTION[title]} %" if title in paper.REDUCTION else ""
         beside = f"reduction {percent(rate)}; forget accuracy {percent(over_seeds(values(plain, forget)))}"
         rows.append(_if_forgotten(Outcome("fragile", title, lost, printed, beside), plain))
@@ -107,7 +106,7 @@ def _rna(grid: Grid, recipe: str, noise: float) -> list[Outcome]:
     if not pairs:
         return []
     plain, rna = (values(models, right).mean(axis=0) for models in zip(*pairs, strict=True))
-    beside = f"recovery {percent(paired_recovery(right(grid.base), plain, rna))}"
+    beside = f"recovery {percent(paired.recovery([right(grid.base)], [plain], [rna]))}"
     of, recovery, wmdp, mmlu = f"{title}, noise {noise:g}", "", "", ""
     if title in paper.RECOVERY:
         recovery = f"recovery {paper.RECOVERY[title]} %"

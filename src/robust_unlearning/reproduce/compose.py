@@ -14,9 +14,9 @@ from robust_unlearning.report.page import Block, Details, Figure, Page, Section,
 from robust_unlearning.reproduce import claims, claims_on_analyses, figures, tables
 from robust_unlearning.reproduce.claims import forget, percent
 from robust_unlearning.reproduce.figures import FORGET, PERTURBED
-from robust_unlearning.reproduce.results import Grid, folder_of
-from robust_unlearning.reproduce.run import Found
-from robust_unlearning.reproduce.target import Stage, Target, main_name
+from robust_unlearning.reproduce.grid import Grid
+from robust_unlearning.reproduce.run import Results
+from robust_unlearning.reproduce.target import Stage, Target, folder_of, main_name
 from robust_unlearning.reproduce.verdicts import CLAIMS, RULE, Outcome, claim_table, complete, headline, summary_table
 from robust_unlearning.results.measures import retained, right
 from robust_unlearning.stats.estimates import share_over_seeds
@@ -25,9 +25,9 @@ PAGE, NUMBERS = "report.html", "reproduce.json"
 FIGURES = "figures"
 
 
-def outcomes(target: Target, found: Found) -> list[Outcome]:
+def outcomes(target: Target, results: Results) -> list[Outcome]:
     """Every row, in the order of the claims; a claim whose stage is not done has one row that says so."""
-    grids, chosen = found.grids, found.chosen
+    grids, chosen = results.grids, results.chosen
     main = grids.get(main_name(target))
     rows: list[Outcome] = []
     if main:
@@ -49,27 +49,27 @@ def outcomes(target: Target, found: Found) -> list[Outcome]:
     }
     for kind, rows_of in of_kind.items():
         name = next((name for name, stage in target.stages.items() if stage.kind == kind), "")
-        rows += rows_of(found.analyses[name]) if name in found.analyses else []
+        rows += rows_of(results.analyses[name]) if name in results.analyses else []
     return complete(rows)
 
 
-def write_report(name: str, target: Target, found: Found, out: Path, changes: Sequence[str] = ()) -> Path:
+def write_report(name: str, target: Target, results: Results, out: Path, changes: Sequence[str] = ()) -> Path:
     """Write the page and the numbers; returns the page's path.
 
     Args:
         changes: `field=value` words by which the target differs from what its name says.
     """
-    rows = outcomes(target, found)
-    grid = found.grids.get(main_name(target))
-    environment, about = tables.environment_table(found, out)
-    sections = [_what(target, found, changes), _verdicts(rows)]
+    rows = outcomes(target, results)
+    grid = results.grids.get(main_name(target))
+    environment, about = tables.environment_table(results, out)
+    sections = [_what(target, results, changes), _verdicts(rows)]
     if grid is not None:
-        sections += [_main(target, grid, found, out), _questions(grid, found, out)]
+        sections += [_main(target, grid, results, out), _questions(grid, results, out)]
     for key, stage in target.stages.items():
-        if stage.kind != "main" and found.states.get(key, {}).get("status") == "finished":
-            sections.append(_stage(key, stage, found, out))
+        if stage.kind != "main" and results.states.get(key, {}).get("status") == "finished":
+            sections.append(_stage(key, stage, results, out))
     sections.append(Section("environment", "Environment", [environment]))
-    done = sum(state["status"] == "finished" for state in found.states.values())
+    done = sum(state["status"] == "finished" for state in results.states.values())
     lead = (
         f"{target.about} {done} of {len(target.stages)} stages are finished. {headline(rows)} "
         f"{_forgotten(grid)}Every number has the interval or the count that it rests on; "
@@ -79,13 +79,13 @@ def write_report(name: str, target: Target, found: Found, out: Path, changes: Se
     numbers = {
         "target": target.model_dump(mode="json"),
         "changes": list(changes),
-        "stages": found.states,
-        "chosen_noise": found.chosen,
+        "stages": results.states,
+        "chosen_noise": results.chosen,
         "claims": {claim: {"text": about.text, "paper": about.paper} for claim, about in CLAIMS.items()},
         "outcomes": [each.as_dict() for each in rows],
         "main": {place: tables.main_table(grid, place).as_json() for place in grid.places} if grid else {},
-        "failed_runs": {key: dict(each.failed) for key, each in found.grids.items() if each.failed},
-        "analyses": {key: each["tables"] for key, each in found.analyses.items()},
+        "failed_runs": {key: dict(each.failed) for key, each in results.grids.items() if each.failed},
+        "analyses": {key: each["tables"] for key, each in results.analyses.items()},
         "environment": about,
     }
     files.write_json(out / NUMBERS, numbers)
@@ -106,10 +106,10 @@ def _forgotten(grid: Grid | None) -> str:
     return f"Of the questions to be forgotten the base answers {percent(base)}, the models {spans[0]} to {spans[1]}. "
 
 
-def _what(target: Target, found: Found, changes: Sequence[str]) -> Section:
+def _what(target: Target, results: Results, changes: Sequence[str]) -> Section:
     reduced = tables.reduced_table(target, changes)
-    blocks: list[Block] = [tables.stage_table(target, found), *([reduced] if reduced.rows else [])]
-    failed = [f"{key}: {run}: {why}" for key, each in found.grids.items() for run, why in each.failed.items()]
+    blocks: list[Block] = [tables.stage_table(target, results), *([reduced] if reduced.rows else [])]
+    failed = [f"{key}: {run}: {why}" for key, each in results.grids.items() for run, why in each.failed.items()]
     if failed:
         blocks.append(Details(f"{len(failed)} runs failed", failed))
     blocks.append(Details("The command of each stage alone", [tables.command_table(target)]))
@@ -125,20 +125,20 @@ def _verdicts(rows: Sequence[Outcome]) -> Section:
     return Section("verdicts", "What became of the claims", blocks)
 
 
-def _main(target: Target, grid: Grid, found: Found, out: Path) -> Section:
+def _main(target: Target, grid: Grid, results: Results, out: Path) -> Section:
     path = out / FIGURES
     first, *others = grid.places
     blocks: list[Block] = [tables.main_table(grid, first)]
     blocks += [Details(f"The same, the token in: {place}", [tables.main_table(grid, place)]) for place in others]
     blocks += _drawn(
-        lambda: figures.overview(grid, found.chosen, path / "figure1.png"),
-        lambda: figures.curve(grid, found.chosen, path / "trade-off.png"),
+        lambda: figures.overview(grid, results.chosen, path / "figure1.png"),
+        lambda: figures.curve(grid, results.chosen, path / "trade-off.png"),
         lambda: figures.over_field(
             grid, figures.noise_key, "the scale of the noise", path / "figure3-seeds.png", figures.ACCURACIES
         ),
     )
-    if found.chosen:
-        blocks.append(tables.noise_table(grid, found.chosen, target.rule))
+    if results.chosen:
+        blocks.append(tables.noise_table(grid, results.chosen, target.rule))
     return Section("main", "Methods without and with RNA", blocks, target.stages[main_name(target)].stands_for)
 
 
@@ -153,11 +153,11 @@ def _drawn(*draw: Callable[[], Figure]) -> list[Block]:
     return blocks
 
 
-def _questions(grid: Grid, found: Found, out: Path) -> Section:
+def _questions(grid: Grid, results: Results, out: Path) -> Section:
     """Single questions that flipped: the method on which RNA, at its chosen noise, changed most, by family."""
     blocks: list[Block] = []
     for name, recipes in figures.families(grid).items():
-        pairs = [(recipe, grid.pairs(recipe, found.chosen[recipe])) for recipe in recipes if recipe in found.chosen]
+        pairs = [(recipe, grid.pairs(recipe, results.chosen[recipe])) for recipe in recipes if recipe in results.chosen]
         pairs = [(recipe, each) for recipe, each in pairs if each]
         if not pairs:
             continue
@@ -181,10 +181,10 @@ def _questions(grid: Grid, found: Found, out: Path) -> Section:
     return Section("questions", "Questions that flipped, and flipped back", [text, *blocks])
 
 
-def _stage(key: str, stage: Stage, found: Found, out: Path) -> Section:
+def _stage(key: str, stage: Stage, results: Results, out: Path) -> Section:
     blocks: list[Block] = [f"Reduced: {stage.reduced}."] if stage.reduced else []
-    if key in found.analyses:
-        data = found.analyses[key]
+    if key in results.analyses:
+        data = results.analyses[key]
         first, *others = data["notes"] or [""]
         blocks += (
             [first, Details(f"{len(others)} findings, a sentence each", others)] if len(others) > 4 else data["notes"]
@@ -194,7 +194,7 @@ def _stage(key: str, stage: Stage, found: Found, out: Path) -> Section:
             blocks.append(Figure.saved(stage.title, "95 % intervals.", png))
         blocks += [Details(each.title, [each]) for each in tables.analysis_tables(data)]
     else:
-        blocks += _drawn(lambda: _grid_figure(key, found.grids[key], out / FIGURES / f"{key}.png"))
+        blocks += _drawn(lambda: _grid_figure(key, results.grids[key], out / FIGURES / f"{key}.png"))
     return Section(key, stage.title, blocks, stage.stands_for)
 
 

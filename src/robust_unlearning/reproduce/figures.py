@@ -9,7 +9,7 @@ from robust_unlearning.report.figures import Series, trade_off
 from robust_unlearning.report.page import Figure
 from robust_unlearning.reproduce import paper
 from robust_unlearning.reproduce.claims import Values, forget, values
-from robust_unlearning.reproduce.results import Grid, Model
+from robust_unlearning.reproduce.grid import Grid, Model
 from robust_unlearning.results.measures import retained, right
 from robust_unlearning.stats.estimates import Estimate, over_seeds, share_over_seeds
 

@@ -22,19 +22,18 @@ from typing import Any, Literal
 
 from robust_unlearning import __version__, files
 from robust_unlearning.errors import UserError
+from robust_unlearning.experiments.runner import Say
 from robust_unlearning.reproduce.analyses import analyse
-from robust_unlearning.reproduce.grid import choose_noise, run_grid, suites_of
-from robust_unlearning.reproduce.results import Grid, folder_of
-from robust_unlearning.reproduce.target import TRAINING, Stage, Target, main_name, points_of
+from robust_unlearning.reproduce.grid import Grid, choose_noise, run_grid, suites_of
+from robust_unlearning.reproduce.target import TRAINING, Stage, Target, folder_of, main_name, points_of
 
 STATE, RESULT = "stage.json", "result.json"
-Say = Callable[[str], None]
 Status = Literal["finished", "failed", "stopped", "waiting"]
 
 
 @dataclass
-class Found:
-    """What stages have found so far.
+class Results:
+    """What stages have come to so far.
 
     Attributes:
         grids: of stages that trained something.
@@ -47,6 +46,16 @@ class Found:
     analyses: dict[str, dict[str, Any]] = field(default_factory=dict)
     chosen: dict[str, float] = field(default_factory=dict)
     states: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def take(self, target: Target, name: str, result: Mapping[str, Any]) -> None:
+        """Add the result of a finished stage."""
+        stage = target.stages[name]
+        if stage.kind not in TRAINING:
+            self.analyses[name] = dict(result)
+            return
+        self.grids[name] = Grid.from_json(result)
+        if stage.kind == "main":
+            self.chosen = choose_noise(target, self.grids[name])
 
 
 def key_of(target: Target, stage: Stage) -> str:
@@ -70,75 +79,61 @@ def state_of(target: Target, name: str, out: Path) -> dict[str, Any]:
     return state if state.get("key") == key_of(target, target.stages[name]) else {"status": "waiting"}
 
 
-def read(target: Target, out: Path) -> Found:
+def read(target: Target, out: Path) -> Results:
     """The results that are there, of these settings."""
-    found = Found()
+    results = Results()
     for name in target.stages:
-        found.states[name] = state_of(target, name, out)
-        if found.states[name]["status"] == "finished":
-            _take(target, name, files.read_json(folder_of(out, name) / RESULT), found)
-    return found
+        results.states[name] = state_of(target, name, out)
+        if results.states[name]["status"] == "finished":
+            results.take(target, name, files.read_json(folder_of(out, name) / RESULT))
+    return results
 
 
-def _take(target: Target, name: str, result: Mapping[str, Any], found: Found) -> None:
-    stage = target.stages[name]
-    if stage.kind not in TRAINING:
-        found.analyses[name] = dict(result)
-        return
-    found.grids[name] = Grid.from_json(result)
-    if stage.kind == "main":
-        found.chosen = choose_noise(target, found.grids[name])
-
-
-def run(target: Target, stages: Mapping[str, Stage], out: Path, say: Say, after: Callable[[Found], None]) -> Found:
+def run(target: Target, stages: Mapping[str, Stage], out: Path, say: Say, after: Callable[[Results], None]) -> Results:
     """Run what is not finished of `stages`; a stage that fails is kept with its error and the others go on.
 
     Args:
         after: called after the main stage, with what is known then: what follows may take long.
     """
-    found = read(target, out)
+    results = read(target, out)
     for number, (name, stage) in enumerate(stages.items(), 1):
         head = f"stage {number} of {len(stages)}, {name} ({stage.stands_for})"
-        if found.states[name]["status"] == "finished":
+        status = results.states[name]["status"]
+        if status == "finished":
             say(f"{head}: finished before")
             continue
         say(f"{head}: {stage.title}")
-        if found.states[name]["status"] == "waiting" and (folder_of(out, name) / STATE).exists():
+        if status == "waiting" and (folder_of(out, name) / STATE).exists():
             say(f"  {out} holds this stage with other settings; its result and the report are replaced, its runs kept")
-        found.states[name] = _run_one(target, name, out, say, found)
-        if found.states[name]["status"] == "failed":
-            say(f"  failed: {found.states[name]['error']}")
+        _run_one(target, name, out, say, results)
+        if results.states[name]["status"] == "failed":
+            say(f"  failed: {results.states[name]['error']}")
         if stage.kind == "main":
-            after(found)
-    return found
+            after(results)
+    return results
 
 
-def _run_one(target: Target, name: str, out: Path, say: Say, found: Found) -> dict[str, Any]:
-    stage, folder = target.stages[name], folder_of(out, name)
-    state: dict[str, Any] = {"key": key_of(target, stage), "kind": stage.kind, "title": stage.title}
-    began = time.perf_counter()
+def _run_one(target: Target, name: str, out: Path, say: Say, results: Results) -> None:
+    stage, folder, began = target.stages[name], folder_of(out, name), time.perf_counter()
 
-    def written(status: Status, **more: Any) -> dict[str, Any]:
-        own = {**state, "status": status, "seconds": round(time.perf_counter() - began, 1), **more}
-        files.write_json(folder / STATE, own)
-        return own
+    def write_state(status: Status, **more: Any) -> None:
+        about = {"key": key_of(target, stage), "kind": stage.kind, "title": stage.title, "status": status}
+        results.states[name] = {**about, "seconds": round(time.perf_counter() - began, 1), **more}
+        files.write_json(folder / STATE, results.states[name])
 
     try:
         if stage.kind in TRAINING:
             result = run_grid(target, stage, out, say).as_json()
+        elif grid := results.grids.get(main_name(target)):
+            result = analyse(target, stage, grid, results.chosen, out, folder, say)
         else:
-            grid = found.grids.get(main_name(target))
-            if grid is None:
-                raise UserError(
-                    f"it looks at the models of {main_name(target)!r}, which is not finished: run that stage first."
-                )
-            result = analyse(target, stage, grid, found.chosen, out, folder, say)
+            main = main_name(target)
+            raise UserError(f"it looks at the models of {main!r}, which is not finished: run that stage first.")
         files.write_json(folder / RESULT, result)
-        state = written("finished")
-        _take(target, name, result, found)
+        results.take(target, name, result)
+        write_state("finished")
     except KeyboardInterrupt:
-        written("stopped")
+        write_state("stopped")
         raise
     except (UserError, OSError, RuntimeError) as error:  # one stage's, such as a full disk; the others may do well
-        return written("failed", error=f"{error}")
-    return state
+        write_state("failed", error=f"{error}")

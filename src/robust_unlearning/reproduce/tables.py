@@ -10,12 +10,12 @@ from robust_unlearning import files
 from robust_unlearning.report.tables import Column, Table
 from robust_unlearning.reproduce import paper
 from robust_unlearning.reproduce.claims_on_analyses import estimate
-from robust_unlearning.reproduce.results import Grid
-from robust_unlearning.reproduce.run import Found
+from robust_unlearning.reproduce.grid import Grid
+from robust_unlearning.reproduce.run import Results
 from robust_unlearning.reproduce.target import Target
 from robust_unlearning.results.measures import estimates, right_at
 from robust_unlearning.run.folder import RECORD
-from robust_unlearning.stats.estimates import paired_recovery, paired_reduction
+from robust_unlearning.stats import paired
 from robust_unlearning.stats.format import NATS, PERCENT
 
 COLUMNS: dict[str, str | Column] = {
@@ -37,9 +37,9 @@ def main_rows(grid: Grid, place: str) -> list[dict[str, Any]]:
                 continue
             cells = estimates(models, place)
             base = grid.base.places[place].right
-            cells["reduction"] = paired_reduction(base, right_at(models, place))
+            cells["reduction"] = paired.reduction([base], [right_at(models, place)])
             if scale and len(plain) == len(models):
-                cells["recovery"] = paired_recovery(base, right_at(plain, place), right_at(models, place))
+                cells["recovery"] = paired.recovery([base], [right_at(plain, place)], [right_at(models, place)])
             rows.append({"name": title + (f" + RNA {scale:g}" if scale else ""), "noise": scale, **cells})
     return rows
 
@@ -84,11 +84,11 @@ def analysis_tables(data: Mapping[str, Any]) -> list[Table]:
     return tables
 
 
-def stage_table(target: Target, found: Found) -> Table:
+def stage_table(target: Target, results: Results) -> Table:
     """What was run."""
     rows = []
     for name, stage in target.stages.items():
-        state = found.states.get(name, {"status": "waiting"})
+        state = results.states.get(name, {"status": "waiting"})
         seconds = f"{state['seconds']:.0f} s" if "seconds" in state else ""
         rows.append([name, stage.title, stage.stands_for, state["status"], seconds, state.get("error", "")])
     headers = ("stage", "what", "stands for", "status", "time", "error")
@@ -112,9 +112,9 @@ def command_table(target: Target) -> Table:
     return Table.of("Each stage alone", ("stage", "command"), rows, notes)
 
 
-def environment_table(found: Found, out: Path) -> tuple[Table, dict[str, Any]]:
+def environment_table(results: Results, out: Path) -> tuple[Table, dict[str, Any]]:
     """Versions, hardware, fingerprints of model and texts, from the first run's record; and the same for JSON."""
-    models = [each for grid in found.grids.values() for each in grid.models]
+    models = [each for grid in results.grids.values() for each in grid.models]
     if not models:
         return Table.of("Environment", ("what", "value"), [["runs", "none yet"]]), {}
     record = files.read_json(out / models[0].run / RECORD)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from robust_unlearning.errors import UserError, unknown
+from robust_unlearning.errors import UserError, all_of, unknown
 from robust_unlearning.experiments.grid import Point, Sweep, expand
 from robust_unlearning.experiments.rule import DEFAULT_RULE, parse_rule
 from robust_unlearning.files import shipped, shipped_or_own
@@ -127,7 +127,7 @@ def _check(target: Target, name: str) -> None:
         if stage.kind == "ngrams" and not stage.corpora:
             errors.append(f"stages.{key}.corpora: name forget text.")
     if errors:
-        raise UserError("\n  - ".join([f"target {name}: {len(errors)} error(s)", *errors]))
+        raise all_of(errors, f"target {name}")
 
 
 def main_name(target: Target) -> str:
@@ -173,6 +173,11 @@ def points_of(target: Target, stage: Stage) -> list[Point]:
         )
         for point in points
     ]
+
+
+def folder_of(out: Path, name: str) -> Path:
+    """A stage's own folder."""
+    return out / "stages" / name
 
 
 def _flat(changes: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

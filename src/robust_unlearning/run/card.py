@@ -7,6 +7,7 @@ from typing import Any
 
 from robust_unlearning.methods.table import RNA_CITATION, citation
 from robust_unlearning.recipe import Recipe
+from robust_unlearning.stats.format import NATS, Form, interval
 
 
 def model_card(recipe: Recipe, record: dict[str, Any], scores: dict[str, Any]) -> str:
@@ -77,12 +78,12 @@ def _score_lines(scores: dict[str, Any]) -> list[str]:
             kind = f", {score['scored']} scored" if "scored" in score else ""
             lines.append(f"| {task}{kind} | {100 * score['acc']:.1f}{stderr} % | {counted(score)} questions |")
         elif "perplexity" in score:
-            interval = f"{score['nats_per_token']:.3f} ({score['low']:.3f} to {score['high']:.3f}) nats a token"
-            lines.append(f"| {task} | {interval} | {score['n']} documents |")
+            nats = f"{score['nats_per_token']:.3f} {interval(score['low'], score['high'], Form('.3f', '.3f'))}"
+            lines.append(f"| {task} | {nats} nats a token | {score['n']} documents |")
         if "excess_harm" in score:
             harm = score["excess_harm"]
-            interval = f"{harm['value']:+.3f} ({harm['low']:+.3f} to {harm['high']:+.3f}) nats a token"
-            lines.append(f"| {task}, excess harm | {interval} | {harm['n']} questions |")
+            nats = f"{harm['value']:+.3f} {interval(harm['low'], harm['high'], NATS)}"
+            lines.append(f"| {task}, excess harm | {nats} nats a token | {harm['n']} questions |")
     return ["| task | score | n |", "|---|---|---|", *lines] if lines else []
 
 

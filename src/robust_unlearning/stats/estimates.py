@@ -148,31 +148,6 @@ def _rate(statistic: Statistic, undefined: str, *accuracies: float) -> Estimate:
     return Estimate(None, note=undefined) if np.isnan(rate) else Estimate(rate)
 
 
-def paired_reduction(base: ArrayLike, unlearned: ArrayLike, level: float = 0.95) -> Estimate:
-    """`reduction_rate` of two models' correctness [n] on the same questions, with a paired bootstrap.
-
-    A resample in which the rate is undefined is counted in `note`; with more than 5 % of them the interval is
-    unbounded and none is given.
-
-    Raises:
-        UserError: no values, unequal lengths, or values that are not finite.
-    """
-    rows = np.stack(_columns(base=base, unlearned=unlearned), axis=1)
-    return bootstrap(rows, reductions, level=level, undefined=NOTHING_TO_LOSE)
-
-
-def paired_recovery(base: ArrayLike, unlearned: ArrayLike, rna: ArrayLike, level: float = 0.95) -> Estimate:
-    """`recovery_rate` of three models' correctness [n] on the same questions, with a paired bootstrap.
-
-    Undefined resamples are treated as in `paired_reduction`.
-
-    Raises:
-        UserError: no values, unequal lengths, or values that are not finite.
-    """
-    rows = np.stack(_columns(base=base, unlearned=unlearned, rna=rna), axis=1)
-    return bootstrap(rows, recoveries, level=level, undefined=NOTHING_TO_RECOVER)
-
-
 def over_seeds(per_seed_values: ArrayLike, level: float = 0.95) -> Estimate:
     """Mean of values [S, n] over S training seeds and n questions, with a two-level bootstrap.
 

@@ -3,7 +3,7 @@
 Each model is a table [seeds, n] of numbers, one a question (right or wrong, or log p); one seed is [1, n]. Questions
 are shared. Seeds are independent between models, unless `pair_seeds` says that row k of each was trained with one seed:
 what a seed did to both is then no difference between them. Nothing here reads a file. Accuracies of one model and the
-plain paired bootstraps are in `estimates.py`.
+means and differences of plain lists are in `estimates.py`.
 """
 
 from __future__ import annotations
@@ -167,14 +167,18 @@ def difference(reference: ArrayLike, model: ArrayLike, level: float = 0.95, pair
 
 
 def reduction(base: ArrayLike, unlearned: ArrayLike, level: float = 0.95, pair_seeds: bool = False) -> Estimate:
-    """`estimates.reduction_rate` of tables [seeds, n], with `paired_bootstrap`."""
+    """`estimates.reduction_rate` of tables [seeds, n], with `paired_bootstrap`.
+
+    A resample in which the rate is undefined is counted in `note`; with more than 5 % of them the interval is
+    unbounded and none is given.
+    """
     return paired_bootstrap(reductions, [base, unlearned], level, NOTHING_TO_LOSE, pair_seeds)
 
 
 def recovery(
     base: ArrayLike, unlearned: ArrayLike, rna: ArrayLike, level: float = 0.95, pair_seeds: bool = False
 ) -> Estimate:
-    """`estimates.recovery_rate` of tables [seeds, n], with `paired_bootstrap`."""
+    """`estimates.recovery_rate` of tables [seeds, n], with `paired_bootstrap`; resamples as in `reduction`."""
     return paired_bootstrap(recoveries, [base, unlearned, rna], level, NOTHING_TO_RECOVER, pair_seeds)
 
 

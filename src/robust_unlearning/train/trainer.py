@@ -72,9 +72,7 @@ class Trainer:
         self.processes = join(checkpoint.pick_device(recipe.device))
         self.device, self.shard = self.processes.device, shard
         self.rows = self.processes.rows(recipe.batch_size)
-        self.base = checkpoint.resolve(
-            recipe.model, allow_pickle=recipe.allow_pickle, trust_remote_code=recipe.trust_remote_code
-        )
+        self.base = checkpoint.resolve(recipe.model, **recipe.model_options)
         tokenizer = checkpoint.load_tokenizer(self.base)
         asking = [run.recipe.spec for run in runs if isinstance(run.recipe.spec, Preference)]
         self.sides = ["forget", "retain", *(["refusals"] if any(spec.needs_refusals for spec in asking) else [])]
