@@ -97,6 +97,18 @@ def test_counts_are_over_all_questions_and_shown_ones_by_change() -> None:
     assert found.of_kind(BY_RNA)[0].change == pytest.approx(0.5)
 
 
+def test_tables_hold_every_question_and_every_kind() -> None:
+    flipped = view()
+    (counts,) = flipped.summary().cells()
+    assert counts == ["near/letters/option", "7", "2", "1", "1", "1", "1", "1", "2 of 3"]
+    assert len(flipped.summary().headers) - 2 == len(flipped.meanings())
+    rows = {row["id"]: row for row in flipped.numbers().rows}
+    assert set(rows) == set(SAID)
+    back = rows["back"]
+    assert [back[f"{name}_right"] for name in ("base", "unlearned", "rna")] == [1, 0, 1]
+    assert [back[f"{name}_p_right"] for name in ("base", "unlearned", "rna")] == ["0.700000", "0.200000", "0.700000"]
+
+
 @pytest.mark.parametrize("where", ["begin", "end", "parenthesis", "sentence", "option"])
 def test_the_token_is_marked_where_it_was_put(where: str) -> None:
     for case in view(where).cases:

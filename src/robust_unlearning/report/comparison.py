@@ -200,4 +200,4 @@ def _with_n(against: AgainstReference) -> str:
 
 
 def _p(p: float) -> str:
-    return f"{p:.2g}" if p >= 0.001 else f"{p:.0e}"
+    return f"{round(p, 12):.2g}" if p >= 0.001 else f"{p:.0e}"  # a tie such as 0.125 does not hang on its last bit
