@@ -26,7 +26,7 @@ from robust_unlearning.report.flips import (
     read_flips,
 )
 from robust_unlearning.report.page import Page, Section, write_page
-from robust_unlearning.results.records import Source
+from robust_unlearning.results.records import AnswerSource
 
 RIGHT, SURE, WRONG, OTHER = (0.7, 0.1, 0.1, 0.1), (0.97, 0.01, 0.01, 0.01), (0.2, 0.6, 0.1, 0.1), (0.1, 0.1, 0.7, 0.1)
 FORGET, CONTROL = "ba<dur", "mil"
@@ -62,12 +62,12 @@ def rows(model: int, where: str = "option") -> list[dict[str, Any]]:
     return found
 
 
-def source(records: list[dict[str, Any]]) -> Source:
+def source(records: list[dict[str, Any]]) -> AnswerSource:
     tasks: dict[Task, dict[Any, Record]] = {}
     for each in map(Record.from_dict, records):
         key = (each.id, each.forget_token or "", each.control_token or "")
         tasks.setdefault(each.task, {})[key] = each
-    return Source(Path("."), tasks, {})
+    return AnswerSource(Path("."), tasks, {})
 
 
 def view(where: str = "option", limit: int = 1) -> Flips:

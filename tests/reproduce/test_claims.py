@@ -14,8 +14,8 @@ from robust_unlearning.reproduce.grid import Grid, Model, choose_noise
 from robust_unlearning.reproduce.target import Roles, load_target
 from robust_unlearning.reproduce.verdicts import (
     CLAIMS,
+    Criterion,
     Outcome,
-    Rule,
     complete,
     judge,
     whole,
@@ -37,36 +37,36 @@ def test_paper_numbers_agree_with_its_own_averages() -> None:
 @pytest.mark.parametrize(
     ("rule", "low", "high", "finding"),
     [
-        (Rule("above"), 0.1, 0.3, "holds"),
-        (Rule("above"), -0.1, 0.3, "cannot be told"),
-        (Rule("above"), -0.3, -0.1, "does not hold"),
-        (Rule("above"), 0.0, 0.0, "cannot be told"),
-        (Rule("below"), -0.3, -0.1, "holds"),
-        (Rule("below"), 0.1, 0.3, "does not hold"),
-        (Rule("below", 0.1), 0.02, 0.05, "holds"),
-        (Rule("below", 0.1), 0.02, 0.15, "cannot be told"),
-        (Rule("within", 0.05), -0.04, 0.04, "holds"),
-        (Rule("within", 0.05), -0.04, 0.06, "cannot be told"),
-        (Rule("within", 0.05), 0.06, 0.09, "does not hold"),
-        (Rule("within", 0.05), -0.09, -0.06, "does not hold"),
-        (Rule("zero"), -0.1, 0.1, "cannot be told"),
-        (Rule("zero"), 0.1, 0.2, "does not hold"),
+        (Criterion("above"), 0.1, 0.3, "holds"),
+        (Criterion("above"), -0.1, 0.3, "cannot be told"),
+        (Criterion("above"), -0.3, -0.1, "does not hold"),
+        (Criterion("above"), 0.0, 0.0, "cannot be told"),
+        (Criterion("below"), -0.3, -0.1, "holds"),
+        (Criterion("below"), 0.1, 0.3, "does not hold"),
+        (Criterion("below", 0.1), 0.02, 0.05, "holds"),
+        (Criterion("below", 0.1), 0.02, 0.15, "cannot be told"),
+        (Criterion("within", 0.05), -0.04, 0.04, "holds"),
+        (Criterion("within", 0.05), -0.04, 0.06, "cannot be told"),
+        (Criterion("within", 0.05), 0.06, 0.09, "does not hold"),
+        (Criterion("within", 0.05), -0.09, -0.06, "does not hold"),
+        (Criterion("zero"), -0.1, 0.1, "cannot be told"),
+        (Criterion("zero"), 0.1, 0.2, "does not hold"),
     ],
 )
-def test_a_verdict_rests_on_the_interval(rule: Rule, low: float, high: float, finding: str) -> None:
+def test_a_verdict_rests_on_the_interval(rule: Criterion, low: float, high: float, finding: str) -> None:
     assert judge(rule, Estimate((low + high) / 2, low, high)) == finding
 
 
 def test_a_point_decides_nothing() -> None:
-    assert judge(Rule("above"), Estimate(5.0)) == "cannot be told"
-    assert judge(Rule("above"), None) == "not run"
-    assert judge(Rule("above"), Estimate(5.0, 4.0, 6.0, n=5)) == "cannot be told"
-    assert judge(Rule("above"), Estimate(5.0, 4.0, 6.0, n=6)) == "holds"
+    assert judge(Criterion("above"), Estimate(5.0)) == "cannot be told"
+    assert judge(Criterion("above"), None) == "not run"
+    assert judge(Criterion("above"), Estimate(5.0, 4.0, 6.0, n=5)) == "cannot be told"
+    assert judge(Criterion("above"), Estimate(5.0, 4.0, 6.0, n=6)) == "holds"
 
 
 def test_a_claim_as_a_whole() -> None:
     good, bad, unsure = (Outcome("fragile", "x", Estimate(value, value - 1, value + 1)) for value in (-3.0, 3.0, 0.0))
-    assert good.rule == Rule("below")
+    assert good.rule == Criterion("below")
     assert str(whole([good, good])) == "holds: holds in 2 of 2 rows"
     assert whole([good, unsure]).finding == whole([good, bad]).finding == "cannot be told"
     assert whole([bad, unsure]).finding == "does not hold"
