@@ -61,11 +61,12 @@ class NoisyRetain:
             yield unwrapped
 
     def retain_loss(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """KL(reference + noise ‖ model), nats, mean over the tokens of retain text that are no padding."""
+        """KL(reference + noise ‖ model), nats, mean over the tokens of retain text that are predicted."""
         with self.frozen(model) as reference, torch.no_grad(), self.rna.attach(reference):
             target = reference(**batch, use_cache=False).logits
-        logits = model(**batch, use_cache=False).logits
-        return logit_kl(logits, target, batch["attention_mask"], "reference_to_model")
+        logits, mask = model(**batch, use_cache=False).logits[:, :-1], batch["attention_mask"]
+        predicted = mask[:, :-1] * mask[:, 1:]  # 1 where a token follows: the last one's logits predict nothing
+        return logit_kl(logits, target[:, :-1], predicted, "reference_to_model")
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
         """The trainer's own loss, and in training α times the retain loss."""
