@@ -1,4 +1,4 @@
-"""Sweeps: what a grid means, what trains together, that each point is as if alone, what is chosen, the command line."""
+"""Sweeps: what trains together, that each point is as if alone, the command line."""
 
 from __future__ import annotations
 
@@ -13,99 +13,15 @@ import yaml
 
 from robust_unlearning import UserError, files, load_recipe, unlearn
 from robust_unlearning.cli.main import main
-from robust_unlearning.evaluate.record import Record, Task
-from robust_unlearning.evaluate.suite import Evaluation
-from robust_unlearning.experiments.grid import Point, Sweep, expand, load_sweep, sweep_names
-from robust_unlearning.experiments.ranges import parse_values
-from robust_unlearning.experiments.rule import DEFAULT_RULE, answers_of, choose, parse_rule
+from robust_unlearning.experiments.grid import Point, Sweep, expand, load_sweep
 from robust_unlearning.experiments.runner import groups, train_all
 from robust_unlearning.experiments.sweep import run_sweep
 from robust_unlearning.methods.noise import RandomNoiseAugmentation, SharedNoise
 from robust_unlearning.plan.memory import Need, free_memory, need
 from robust_unlearning.report.figures import FORMATS
-from robust_unlearning.results.roles import role_of, roles
 from robust_unlearning.run.delta import load_delta
 from robust_unlearning.run.folder import RunFolder, open_run
 from robust_unlearning.train.trainer import Trainer
-
-# --- what a grid means
-
-
-@pytest.mark.unit
-@pytest.mark.parametrize(
-    ("text", "values"),
-    [
-        ("0,0.01,3", [0, 0.01, 3]),
-        ("[1],[2],[0,1,2]", [[1], [2], [0, 1, 2]]),
-        ("0:0.1:0.01", [0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.09, 0.1]),
-        ("0:5:2,7", [0, 2, 4, 7]),
-        ("3:1:-1", [3, 2, 1]),
-        ("rmu,rsv", ["rmu", "rsv"]),
-        ("{path: a, split: b},demo:forget.jsonl", [{"path": "a", "split": "b"}, "demo:forget.jsonl"]),
-        ("null,true", [None, True]),
-    ],
-)
-def test_values(text: str, values: list[Any]) -> None:
-    assert parse_values(text) == values
-
-
-@pytest.mark.unit
-@pytest.mark.parametrize(("text", "says"), [("0:1:-1", "never comes"), ("0:1:0", "never comes"), ("[1,2", "not close")])
-def test_values_that_are_none(text: str, says: str) -> None:
-    with pytest.raises(UserError, match=says):
-        parse_values(text)
-
-
-@pytest.mark.unit
-def test_a_grid_is_the_product_and_its_names_tell_the_points_apart(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
-    path = _write(tmp_path / "mine.yaml", tiny_recipe)
-    points = expand(load_sweep(path, ["noise_std=0,0.1", "seed=0,1", "noise_layers=[1],[2,3]", "steps=5"]))
-    assert len(points) == 8
-    assert [set(each.fields) for each in points] == [{"noise_std", "seed", "noise_layers"}] * 8
-    assert points[-1].recipe.noise_layers == (2, 3)
-    assert points[-1].recipe.steps == 5
-    assert points[-1].setting == {"noise_std": 0.1, "noise_layers": [2, 3]}
-    assert len({each.name for each in points}) == 8
-    assert points[-1].name.startswith("noise_std=0.1_seed=1_noise_layers=2+3-")
-    assert len(expand(load_sweep(path, ["noise_std=0,0.0,1e-1,0.1"]))) == 2  # equal recipes are one point
-
-
-@pytest.mark.unit
-def test_several_grids_and_fields_set_in_all_of_them(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
-    recipe = _write(tmp_path / "mine.yaml", tiny_recipe)
-    grids = [{"recipe": recipe, "noise_std": 0}, {"recipe": recipe, "noise_std": 0.1, "noise_layers": [[1], [2]]}]
-    sweep = load_sweep(
-        _write(tmp_path / "sweep.yaml", {"grids": grids, "tasks": "demo"}), ["seed=0,1"], tasks="planted"
-    )
-    points = expand(sweep)
-    assert [each.recipe.noised_layers for each in points] == [(3,), (3,), (1,), (1,), (2,), (2,)]
-    assert sweep.tasks == "planted"
-    assert [each.recipe.seed for each in points] == [0, 1] * 3
-
-
-@pytest.mark.unit
-def test_wrong_fields_are_said_once_with_a_point(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
-    path = _write(tmp_path / "mine.yaml", tiny_recipe)
-    with pytest.raises(UserError, match=r"6 of 6 points are wrong(.|\n)*did you mean 'noise_std'") as error:
-        expand(load_sweep(path, ["noise_sdt=0,1", "seed=0,1,2"]))
-    assert str(error.value).count("did you mean") == 1
-    with pytest.raises(UserError, match=r"1 of 2(.|\n)*noise_layers=9"):
-        expand(load_sweep(path, ["noise_layers=[3],[9]"]))
-    with pytest.raises(UserError, match="Did you mean 'figure3/tiny'"):
-        load_sweep("figure3/tny")
-    with pytest.raises(UserError, match="did you mean 'tasks'"):
-        load_sweep(_write(tmp_path / "s.yaml", {"grids": [{"recipe": path}], "task": "demo"}))
-    with pytest.raises(UserError, match=r"did you mean 'tasks'(.|\n)*2 of 2(.|\n)*did you mean 'steps'"):
-        load_sweep(_write(tmp_path / "s.yaml", {"grids": [{"recipe": path, "stepz": [1, 2]}], "task": "demo"}))
-
-
-@pytest.mark.unit
-@pytest.mark.parametrize("name", sweep_names())
-def test_a_shipped_sweep_is_well_formed_and_says_how_to_run_it(name: str) -> None:
-    text = (files.package_dir() / "assets" / "sweeps" / f"{name}.yaml").read_text(encoding="utf-8")
-    assert f"unlearn sweep {name}" in text
-    assert 6 <= len(expand(load_sweep(name))) <= 200
-
 
 # --- what trains together
 
@@ -257,125 +173,6 @@ def test_the_reckoning_counts_what_a_point_keeps(tiny_recipe: dict[str, Any]) ->
     assert Need(model=100, point=10, step=50).fits(1000) == 65
     assert Need(model=100, point=10, step=50).fits(10) == 1
     assert free_memory(torch.device("cpu")) > 2**20
-
-
-# --- what is chosen
-
-
-def _setting(forget: float, retain: float, perturbed: float) -> dict[str, float]:
-    return {"forget": forget, "retain": retain, "perturbed": perturbed}
-
-
-BASE, CHANCE = _setting(0.9, 0.8, 0.8), _setting(0.25, 0.25, 0.25)
-
-
-@pytest.mark.unit
-@pytest.mark.parametrize(
-    ("rule", "chosen"),
-    [
-        ("max perturbed where forget<=0.3 and retain>=0.95*base", 1),
-        ("max perturbed where forget <= chance+0.2", 3),
-        ("max perturbed", 0),
-        ("min forget", 2),
-        ("max retain where forget<=base-0.5", 3),
-        ("max perturbed where forget<=0.1", None),
-    ],
-)
-def test_the_rule_on_made_up_scores(rule: str, chosen: int | None) -> None:
-    settings = [
-        _setting(0.9, 0.8, 0.8),  # has forgotten nothing
-        _setting(0.3, 0.77, 0.6),
-        _setting(0.2, 0.76, 0.5),
-        _setting(0.4, 0.79, 0.7),
-        _setting(0.25, 0.5, 0.65),  # has lost what it should keep
-        None,  # failed
-    ]
-    found = choose(parse_rule(rule), settings, [BASE] * len(settings), CHANCE)
-    assert found.index == chosen
-    if chosen is None:
-        assert found.nearest == 2
-        assert found.broken[2] == ("forget 0.200 > 0.100",)
-
-
-@pytest.mark.unit
-def test_ties_go_to_what_keeps_more_then_forgets_more_then_comes_first() -> None:
-    settings = [_setting(0.3, 0.7, 0.5), _setting(0.3, 0.8, 0.5), _setting(0.2, 0.8, 0.5), _setting(0.2, 0.8, 0.5)]
-    assert choose(parse_rule("max perturbed"), settings, [BASE] * 4, CHANCE).index == 2
-
-
-@pytest.mark.unit
-@pytest.mark.parametrize(
-    ("rule", "says"),
-    [
-        ("perturbed", "does not begin with max or min"),
-        ("max pertubed", "did you mean 'perturbed'"),
-        ("max perturbed where forget<0.3", "is no bound"),
-        ("max perturbed where forget<=low", "is no bound"),
-        ("max perturbed where excess_harm>=chance", "no chance level"),
-    ],
-)
-def test_rules_that_are_none(rule: str, says: str) -> None:
-    with pytest.raises(UserError, match=says):
-        parse_rule(rule)
-    assert parse_rule(DEFAULT_RULE).bounds[1].limit({"retain": 0.5}, {}) == pytest.approx(0.475)
-
-
-@pytest.mark.unit
-def test_a_measure_without_tasks_is_asked_for() -> None:
-    with pytest.raises(UserError, match=r"asks for forget.*--forget"):
-        choose(parse_rule(DEFAULT_RULE), [{"perturbed": 1.0, "retain": 1.0}], [BASE], CHANCE)
-
-
-@pytest.mark.unit
-@pytest.mark.parametrize(
-    ("task", "role"),
-    [
-        ("forget/letters/clean", "forget"),
-        ("near/letters/clean", "retain"),
-        ("near/letters/option", "perturbed"),
-        ("near/letters/option-control", None),
-        ("forget/letters/option", None),
-        ("wmdp_bio", "forget"),
-        ("mmlu", "retain"),
-        ("mmlu_perturbed", "perturbed"),
-    ],
-)
-def test_roles_by_name(task: str, role: str | None) -> None:
-    assert role_of(Task.parse(task)) == role
-
-
-@pytest.mark.unit
-def test_roles_by_pattern_take_tasks_from_the_others() -> None:
-    names = ["astronomy/cloze/clean", "general/cloze/clean", "general/cloze/parenthesis"]
-    tasks = [Task.parse(name) for name in names]
-    found = roles(tasks, {"forget": ["astronomy/*"], "retain": (), "perturbed": ()})
-    assert found == {"forget": tasks[:1], "retain": tasks[1:2], "perturbed": tasks[2:]}
-    with pytest.raises(UserError, match="no task has that name"):
-        roles(tasks, {"forget": ["astro"]})
-
-
-@pytest.mark.unit
-def test_answers_are_means_by_question() -> None:
-    def row(task: str, name: str, logprobs: list[float], correct: bool) -> Record:
-        return Record(Task.parse(task), name, 0, correct=correct, logprobs=tuple(logprobs), tokens=(2, 2))
-
-    records = [
-        row("forget/letters/clean", "a", [-1, -2], True),
-        row("near/letters/clean", "b", [-1, -2], True),
-        row("far/letters/clean", "b", [-1, -2], False),  # another set: another question
-        row("near/letters/option", "b", [-3.0, -1], False),
-        row("near/letters/option-control", "b", [-2.0, -1], False),
-        row("near/letters/sentence", "b", [-1.0, -2], True),
-        row("near/letters/sentence-control", "b", [-1.5, -2], True),
-    ]
-    found = answers_of(Evaluation({}, records), {})
-    assert {key: each.tolist() for key, each in found.values.items()} == {
-        "forget": [1.0],
-        "retain": [1.0, 0.0],
-        "perturbed": [0.5],
-        "excess_harm": [(-0.5 + 0.25) / 2],
-    }
-    assert found.chance == {"forget": 0.5, "retain": 0.5, "perturbed": 0.5}
 
 
 # --- the command line

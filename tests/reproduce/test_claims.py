@@ -1,0 +1,220 @@
+"""The paper's claims: the verdict rule, and claims on made-up answers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from robust_unlearning.errors import UserError
+from robust_unlearning.evaluate.record import Record, Task
+from robust_unlearning.evaluate.suite import Evaluation
+from robust_unlearning.report.tables import Column
+from robust_unlearning.reproduce import claims, claims_on_analyses, paper
+from robust_unlearning.reproduce.grid import Grid, Model, choose_noise
+from robust_unlearning.reproduce.target import Roles, load_target
+from robust_unlearning.reproduce.verdicts import (
+    CLAIMS,
+    Outcome,
+    Rule,
+    complete,
+    judge,
+    whole,
+)
+from robust_unlearning.results.measures import Measured, Perturbed
+from robust_unlearning.stats.estimates import Estimate, over_seeds
+from robust_unlearning.stats.format import POINTS
+
+
+@pytest.mark.unit
+def test_paper_numbers_agree_with_its_own_averages() -> None:
+    # it prints 43.3 for the preference methods' reductions, whose mean is 43.5
+    for values, name in ((paper.REDUCTION, "reduction"), (paper.RECOVERY, "recovery")):
+        for titles, printed in zip((paper.REPRESENTATION, paper.PREFERENCE), paper.AVERAGE[name], strict=True):
+            assert np.mean([values[each] for each in titles]) == pytest.approx(printed, abs=0.25)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("rule", "low", "high", "finding"),
+    [
+        (Rule("above"), 0.1, 0.3, "holds"),
+        (Rule("above"), -0.1, 0.3, "cannot be told"),
+        (Rule("above"), -0.3, -0.1, "does not hold"),
+        (Rule("above"), 0.0, 0.0, "cannot be told"),
+        (Rule("below"), -0.3, -0.1, "holds"),
+        (Rule("below"), 0.1, 0.3, "does not hold"),
+        (Rule("below", 0.1), 0.02, 0.05, "holds"),
+        (Rule("below", 0.1), 0.02, 0.15, "cannot be told"),
+        (Rule("within", 0.05), -0.04, 0.04, "holds"),
+        (Rule("within", 0.05), -0.04, 0.06, "cannot be told"),
+        (Rule("within", 0.05), 0.06, 0.09, "does not hold"),
+        (Rule("within", 0.05), -0.09, -0.06, "does not hold"),
+        (Rule("zero"), -0.1, 0.1, "cannot be told"),
+        (Rule("zero"), 0.1, 0.2, "does not hold"),
+    ],
+)
+def test_a_verdict_rests_on_the_interval(rule: Rule, low: float, high: float, finding: str) -> None:
+    assert judge(rule, Estimate((low + high) / 2, low, high)) == finding
+
+
+@pytest.mark.unit
+def test_a_point_decides_nothing() -> None:
+    assert judge(Rule("above"), Estimate(5.0)) == "cannot be told"
+    assert judge(Rule("above"), None) == "not run"
+    assert judge(Rule("above"), Estimate(5.0, 4.0, 6.0, n=5)) == "cannot be told"
+    assert judge(Rule("above"), Estimate(5.0, 4.0, 6.0, n=6)) == "holds"
+
+
+@pytest.mark.unit
+def test_a_claim_as_a_whole() -> None:
+    good, bad, unsure = (Outcome("fragile", "x", Estimate(value, value - 1, value + 1)) for value in (-3.0, 3.0, 0.0))
+    assert good.rule == Rule("below")
+    assert str(whole([good, good])) == "holds: holds in 2 of 2 rows"
+    assert whole([good, unsure]).finding == whole([good, bad]).finding == "cannot be told"
+    assert whole([bad, unsure]).finding == "does not hold"
+    assert whole([Outcome("fragile")]).finding == "not run"
+    column = Column("here", POINTS, sized=True)
+    assert column.cell(Estimate(0.5, 0.25, 0.75, n=8, seeds=2)) == "+50.0 [+25.0, +75.0] (2 seeds, n=8)"
+
+
+def _measured(right: float, excess: float, forgotten: float, near: float = 1.0) -> Measured:
+    """Forty questions, so many of which are right, in an order that is the same for every model."""
+    order = np.random.default_rng(0).permutation(40)
+    odd = (order < 40 * right).astype(float)
+    ones = np.ones(40)
+    places = {"option": Perturbed(odd, ones, np.full(40, excess))}
+    return Measured(odd * 0, np.full(40, -forgotten), (order < 40 * near).astype(float), ones, ones, places)
+
+
+def _grid() -> Grid:
+    """RMU harms (90 to 50 %), noise 3 mends it (80 %) where it has forgotten as much, noise 9 less (60 %)."""
+    models = []
+    for seed in (0, 1):
+        for noise, right, excess in ((0.0, 0.5, -1.0), (3.0, 0.8, -0.2), (9.0, 0.6, -0.8)):
+            for step, part in ((1, 0.5), (2, 1.0)):
+                own = _measured(0.9 - (0.9 - right) * part, excess * part, (1.0 + 0.1 * (noise == 0)) * part)
+                models.append(
+                    Model("tiny/rmu", "RMU", seed, noise, {"noise_std": noise}, step, step == 2, "runs/x-1", "runs/x-1",
+                          10.0, own, own)
+                )  # fmt: skip
+    base = _measured(0.9, 0.0, 0.0)
+    return Grid(base, base, 0.25, models, {})
+
+
+@pytest.mark.unit
+def test_claims_on_made_up_answers() -> None:
+    grid = Grid.from_json(_grid().as_json())
+    target = load_target("tiny", ["rule=max perturbed"])
+    chosen = choose_noise(target, grid)
+    assert chosen == {"tiny/rmu": 3.0}
+    rows = complete(claims.main_claims(grid, chosen))
+    found = {each.claim: each for each in rows if each.of != "representation methods, mean"}
+    fragile = found["fragile"]
+    assert fragile.estimate is not None
+    assert fragile.estimate.value == pytest.approx(-0.4)
+    assert "19.0" in fragile.paper
+    expected = over_seeds(np.stack([claims.right(_measured(0.5, 0, 0)) - claims.right(grid.base)] * 2))
+    assert (fragile.estimate.low, fragile.estimate.high) == (expected.low, expected.high)
+    expected_findings = {
+        "fragile": "holds",
+        "forget-token": "holds",
+        "po-more-fragile": "not run",
+        "recovers": "holds",
+        "mends": "holds",
+        "keeps-forgetting": "holds",
+        "keeps-retained": "holds",
+        "related": "cannot be told",
+        "free": "cannot be told",  # two pairs of runs
+    }
+    others = dict.fromkeys(CLAIMS, "not run")
+    assert {key: each.finding for key, each in found.items()} == others | expected_findings
+    # at like forgetting: 0.5 of RNA lies at 0.5/0.55 of the way to step 1 without noise, 1.0 at 0.45/0.55 beyond it
+    at_half, at_one = -0.5 * 0.5 / 0.55, -0.5 - 0.5 * 0.45 / 0.55
+    mends = found["mends"].estimate
+    assert mends is not None
+    assert mends.value == pytest.approx(((-0.1 - at_half) + (-0.2 - at_one)) / 2)
+    greatest = claims.noise_claims(grid, chosen)
+    assert [each.finding for each in greatest] == ["holds", "holds"]
+    assert complete([])[0].finding == "not run"
+
+
+@pytest.mark.unit
+def test_what_has_forgotten_nothing_decides_nothing() -> None:
+    grid = _grid()
+    for model in grid.models:
+        model.test.forget_logp[:] = -0.1
+    found = {each.claim: each for each in claims.main_claims(grid, {"tiny/rmu": 3.0})}
+    for claim in ("fragile", "forget-token", "recovers", "keeps-forgetting", "keeps-retained"):
+        assert found[claim].finding == "cannot be told"
+        assert "less than 0.3 nats" in found[claim].undecided
+
+
+@pytest.mark.unit
+def test_the_slope_over_c_is_that_of_least_squares() -> None:
+    shares = {1.0: 0.8, 2.0: 0.6, 8.0: 0.1}
+    base = _measured(0.9, 0, 0)
+    models = [
+        Model("r", "RMU", 0, 0.0, {"steering_scale": c}, 1, True, "", "", 1.0, _measured(share, 0, 1), None)
+        for c, share in shares.items()
+    ]
+    (found,) = claims.coefficient_claims(Grid(base, None, 0.25, models, {}))
+    slope = np.polyfit(np.log2(list(shares)), list(shares.values()), 1)[0]
+    assert found.estimate is not None
+    assert found.estimate.value == pytest.approx(slope)
+    assert found.finding == "holds"
+
+
+@pytest.mark.unit
+def test_ngrams_are_compared_by_class_and_by_noise() -> None:
+    def row(label: str, value: float) -> dict[str, object]:
+        return {"label": label, "task": "near/letters/option", "length": 2,
+                "excess": {"value": value, "low": value, "high": value, "stderr": 0.1, "n": 9}}  # fmt: skip
+
+    data = {
+        "tables": {"classes": [row("base", 0.0), row("base", 1.0), row("RMU", -0.1), row("RMU", -1.0)]},
+        "subjects": [
+            {"label": "RMU", "title": "RMU", "noise": 0.0},
+            {"label": "RMU + RNA 3", "title": "RMU", "noise": 3.0},
+        ],
+        "right": {"RMU": {"2": [0, 0, 1, 0] * 2}, "RMU + RNA 3": {"2": [1, 1, 1, 1] * 2}},
+    }
+    similarity, noise, mean = claims_on_analyses.ngram_claims(data)
+    assert similarity.estimate is not None
+    assert similarity.estimate.low == pytest.approx(-0.9 - 1.96 * 0.1 * 2**0.5)
+    assert similarity.finding == "holds"
+    assert noise.estimate is not None
+    assert noise.estimate.value == 0.75
+    assert noise.paper == mean.paper == "-0.6 points"
+
+
+@pytest.mark.unit
+def test_the_closed_form_is_judged_against_what_was_drawn() -> None:
+    drawn = {"value": 0.305, "low": 0.302, "high": 0.308, "n": 200_000}
+    empty: dict[str, list[object]] = {key: [] for key in ("shift", "output", "rejection", "trace")}
+    row = {"eta_over_nu": 1.0, "r": 1.0, "paper": 0.352, "exact": 0.304, "simulated": drawn}
+    (found,) = claims_on_analyses.theory_claims({"tables": {**empty, "closed-forms": [row]}})
+    assert found.finding == "does not hold"
+    assert found.estimate is not None
+    assert found.estimate.value == pytest.approx(-0.047)
+
+
+@pytest.mark.unit
+def test_answers_by_role() -> None:
+    def record(task: str, logprobs: list[float], answer: int) -> Record:
+        correct = answer == int(np.argmax(logprobs))
+        return Record(Task.parse(task), "1", answer=answer, correct=correct, logprobs=tuple(logprobs))
+
+    records = [
+        record("sky/cloze/clean", [-1.0, -3.0], 1),
+        record("art/cloze/clean", [-1.0, -2.0], 0),
+        record("art/cloze/begin", [-2.0, -1.0], 0),
+        record("art/cloze/begin-control", [-1.0, -2.0], 0),
+    ]
+    own = Measured.of(Evaluation({}, records), Roles(forget=("sky/*",)).model_dump())
+    assert own.forget.tolist() == [0]
+    assert own.forget_logp == pytest.approx([-3 - np.logaddexp(-1, -3)])
+    assert own.near.size == 0
+    assert (own.far.tolist(), own.clean.tolist()) == ([1], [1])
+    assert own.places["begin"].excess == pytest.approx([-1.0])  # the options' total is the same in both forms
+    with pytest.raises(UserError, match="no task whose role is forget"):
+        Measured.of(Evaluation({}, records), Roles().model_dump())
