@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -57,9 +58,20 @@ def test_every_data_file_lies_in_assets() -> None:
     assert {path.parts[0] for path in beside - code} == {"assets"}
 
 
+def test_a_class_name_has_one_meaning() -> None:
+    names = Counter(
+        node.name
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef)
+    )
+    assert not [name for name, count in names.items() if count > 1]
+
+
 def test_no_file_passes_400_lines() -> None:
-    long = {path.name: count for path in PACKAGE.rglob("*.py") if (count := len(path.read_text().splitlines())) > 400}
-    assert not long
+    files_of_both = [*PACKAGE.rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
+    lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in files_of_both}
+    assert not {name: length for name, length in lengths.items() if length > 400}
 
 
 def test_the_architecture_page_names_every_room_and_only_files_that_are_there() -> None:

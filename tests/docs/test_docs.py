@@ -47,7 +47,7 @@ SHORTER: dict[str, list[str]] = {  # the beginning of a command -> words added t
     "unlearn analyze noise-sensitivity": ["--documents", "1", "--probes", "1"],
 }
 CHECKED = {  # the beginning of a command -> why it is not run
-    "unlearn planted train": "hours, and test_planted.py trains a small one",
+    "unlearn planted train": "hours, and test_teaching.py trains a small one",
     "unlearn run smollm2-planted/": "a model of 98 MB is fetched",
     "unlearn planted study smollm2": "a model of 98 MB is fetched",
     "unlearn eval runs/smol --": "a model of 98 MB is fetched",

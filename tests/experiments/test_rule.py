@@ -1,4 +1,4 @@
-"""Which setting is chosen: rules on made-up scores, roles of tasks, a model's answers by role."""
+"""What is chosen: rules on made-up scores, roles of tasks, answers by role."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from robust_unlearning.evaluate.suite import Evaluation
 from robust_unlearning.experiments.rule import DEFAULT_RULE, answers_of, choose, parse_rule
 from robust_unlearning.results.roles import role_of, roles
 
+pytestmark = pytest.mark.unit
+
 
 def _setting(forget: float, retain: float, perturbed: float) -> dict[str, float]:
     return {"forget": forget, "retain": retain, "perturbed": perturbed}
@@ -18,7 +20,6 @@ def _setting(forget: float, retain: float, perturbed: float) -> dict[str, float]
 BASE, CHANCE = _setting(0.9, 0.8, 0.8), _setting(0.25, 0.25, 0.25)
 
 
-@pytest.mark.unit
 @pytest.mark.parametrize(
     ("rule", "chosen"),
     [
@@ -46,13 +47,11 @@ def test_the_rule_on_made_up_scores(rule: str, chosen: int | None) -> None:
         assert found.broken[2] == ("forget 0.200 > 0.100",)
 
 
-@pytest.mark.unit
 def test_ties_go_to_what_keeps_more_then_forgets_more_then_comes_first() -> None:
     settings = [_setting(0.3, 0.7, 0.5), _setting(0.3, 0.8, 0.5), _setting(0.2, 0.8, 0.5), _setting(0.2, 0.8, 0.5)]
     assert choose(parse_rule("max perturbed"), settings, [BASE] * 4, CHANCE).index == 2
 
 
-@pytest.mark.unit
 @pytest.mark.parametrize(
     ("rule", "says"),
     [
@@ -69,13 +68,11 @@ def test_rules_that_are_none(rule: str, says: str) -> None:
     assert parse_rule(DEFAULT_RULE).bounds[1].limit({"retain": 0.5}, {}) == pytest.approx(0.475)
 
 
-@pytest.mark.unit
 def test_a_measure_without_tasks_is_asked_for() -> None:
     with pytest.raises(UserError, match=r"asks for forget.*--forget"):
         choose(parse_rule(DEFAULT_RULE), [{"perturbed": 1.0, "retain": 1.0}], [BASE], CHANCE)
 
 
-@pytest.mark.unit
 @pytest.mark.parametrize(
     ("task", "role"),
     [
@@ -93,7 +90,6 @@ def test_roles_by_name(task: str, role: str | None) -> None:
     assert role_of(Task.parse(task)) == role
 
 
-@pytest.mark.unit
 def test_roles_by_pattern_take_tasks_from_the_others() -> None:
     names = ["astronomy/cloze/clean", "general/cloze/clean", "general/cloze/parenthesis"]
     tasks = [Task.parse(name) for name in names]
@@ -103,7 +99,6 @@ def test_roles_by_pattern_take_tasks_from_the_others() -> None:
         roles(tasks, {"forget": ["astro"]})
 
 
-@pytest.mark.unit
 def test_answers_are_means_by_question() -> None:
     def row(task: str, name: str, logprobs: list[float], correct: bool) -> Record:
         return Record(Task.parse(task), name, 0, correct=correct, logprobs=tuple(logprobs), tokens=(2, 2))

@@ -145,7 +145,7 @@ def test_flops_and_live_bytes_are_those_of_a_real_update(short_recipe: dict[str,
     widths = {"forget": 24, "retain": 20} | ({"refusals": 9} if recipe.method == "dpo" else {})
     base = checkpoint.resolve(recipe.model)
     with rehearsal.without_data("tiny"):
-        planned = rehearsal.rehearse_step(rehearsal.set_stage(recipe, base), widths)
+        planned = rehearsal.rehearse_step(rehearsal.prepare(recipe, base), widths)
 
     cpu = torch.device("cpu")
     if recipe.needs_tail:
@@ -189,7 +189,7 @@ def _pairs(shape: torch.Size) -> int:
 def test_a_trunk_layer_costs_two_flops_a_weight_and_token(tiny_recipe: dict[str, Any]) -> None:
     recipe = load_recipe(tiny_recipe)
     with rehearsal.without_data("tiny"):
-        stage = rehearsal.set_stage(recipe, checkpoint.resolve(recipe.model))
+        stage = rehearsal.prepare(recipe, checkpoint.resolve(recipe.model))
         flops = rehearsal.rehearse_step(stage, {"forget": 24, "retain": 24}).flops["forget", "trunk"]
     tokens = recipe.batch_size * 24
     assert flops.linear == 2 * (LAYER - 2 * WIDTH) * tokens  # its norms are no products

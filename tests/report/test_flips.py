@@ -26,7 +26,7 @@ from robust_unlearning.report.flips import (
     read_flips,
 )
 from robust_unlearning.report.page import Page, Section, write_page
-from robust_unlearning.results.records import Source
+from robust_unlearning.results.records import AnswerSource
 
 RIGHT, SURE, WRONG, OTHER = (0.7, 0.1, 0.1, 0.1), (0.97, 0.01, 0.01, 0.01), (0.2, 0.6, 0.1, 0.1), (0.1, 0.1, 0.7, 0.1)
 FORGET, CONTROL = "ba<dur", "mil"
@@ -62,12 +62,12 @@ def rows(model: int, where: str = "option") -> list[dict[str, Any]]:
     return found
 
 
-def source(records: list[dict[str, Any]]) -> Source:
+def source(records: list[dict[str, Any]]) -> AnswerSource:
     tasks: dict[Task, dict[Any, Record]] = {}
     for each in map(Record.from_dict, records):
         key = (each.id, each.forget_token or "", each.control_token or "")
         tasks.setdefault(each.task, {})[key] = each
-    return Source(Path("."), tasks, {})
+    return AnswerSource(Path("."), tasks, {})
 
 
 def view(where: str = "option", limit: int = 1) -> Flips:
@@ -95,6 +95,18 @@ def test_counts_are_over_all_questions_and_shown_ones_by_change() -> None:
     assert [case.change for case in found.of_kind(BACK)] == pytest.approx([0.77, 0.5])
     assert found.of_kind(STAYED)[0].change == pytest.approx(0.5)
     assert found.of_kind(BY_RNA)[0].change == pytest.approx(0.5)
+
+
+def test_tables_hold_every_question_and_every_kind() -> None:
+    flipped = view()
+    (counts,) = flipped.summary().cells()
+    assert counts == ["near/letters/option", "7", "2", "1", "1", "1", "1", "1", "2 of 3"]
+    assert len(flipped.summary().headers) - 2 == len(flipped.meanings())
+    rows = {row["id"]: row for row in flipped.numbers().rows}
+    assert set(rows) == set(SAID)
+    back = rows["back"]
+    assert [back[f"{name}_right"] for name in ("base", "unlearned", "rna")] == [1, 0, 1]
+    assert [back[f"{name}_p_right"] for name in ("base", "unlearned", "rna")] == ["0.700000", "0.200000", "0.700000"]
 
 
 @pytest.mark.parametrize("where", ["begin", "end", "parenthesis", "sentence", "option"])

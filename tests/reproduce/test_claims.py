@@ -1,4 +1,4 @@
-"""The paper's claims: the verdict rule, and claims on made-up answers."""
+"""Claims: the rule of a verdict, and what made-up answers say of each claim."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from robust_unlearning.reproduce.grid import Grid, Model, choose_noise
 from robust_unlearning.reproduce.target import Roles, load_target
 from robust_unlearning.reproduce.verdicts import (
     CLAIMS,
+    Criterion,
     Outcome,
-    Rule,
     complete,
     judge,
     whole,
@@ -24,8 +24,9 @@ from robust_unlearning.results.measures import Measured, Perturbed
 from robust_unlearning.stats.estimates import Estimate, over_seeds
 from robust_unlearning.stats.format import POINTS
 
+pytestmark = pytest.mark.unit
 
-@pytest.mark.unit
+
 def test_paper_numbers_agree_with_its_own_averages() -> None:
     # it prints 43.3 for the preference methods' reductions, whose mean is 43.5
     for values, name in ((paper.REDUCTION, "reduction"), (paper.RECOVERY, "recovery")):
@@ -33,42 +34,39 @@ def test_paper_numbers_agree_with_its_own_averages() -> None:
             assert np.mean([values[each] for each in titles]) == pytest.approx(printed, abs=0.25)
 
 
-@pytest.mark.unit
 @pytest.mark.parametrize(
     ("rule", "low", "high", "finding"),
     [
-        (Rule("above"), 0.1, 0.3, "holds"),
-        (Rule("above"), -0.1, 0.3, "cannot be told"),
-        (Rule("above"), -0.3, -0.1, "does not hold"),
-        (Rule("above"), 0.0, 0.0, "cannot be told"),
-        (Rule("below"), -0.3, -0.1, "holds"),
-        (Rule("below"), 0.1, 0.3, "does not hold"),
-        (Rule("below", 0.1), 0.02, 0.05, "holds"),
-        (Rule("below", 0.1), 0.02, 0.15, "cannot be told"),
-        (Rule("within", 0.05), -0.04, 0.04, "holds"),
-        (Rule("within", 0.05), -0.04, 0.06, "cannot be told"),
-        (Rule("within", 0.05), 0.06, 0.09, "does not hold"),
-        (Rule("within", 0.05), -0.09, -0.06, "does not hold"),
-        (Rule("zero"), -0.1, 0.1, "cannot be told"),
-        (Rule("zero"), 0.1, 0.2, "does not hold"),
+        (Criterion("above"), 0.1, 0.3, "holds"),
+        (Criterion("above"), -0.1, 0.3, "cannot be told"),
+        (Criterion("above"), -0.3, -0.1, "does not hold"),
+        (Criterion("above"), 0.0, 0.0, "cannot be told"),
+        (Criterion("below"), -0.3, -0.1, "holds"),
+        (Criterion("below"), 0.1, 0.3, "does not hold"),
+        (Criterion("below", 0.1), 0.02, 0.05, "holds"),
+        (Criterion("below", 0.1), 0.02, 0.15, "cannot be told"),
+        (Criterion("within", 0.05), -0.04, 0.04, "holds"),
+        (Criterion("within", 0.05), -0.04, 0.06, "cannot be told"),
+        (Criterion("within", 0.05), 0.06, 0.09, "does not hold"),
+        (Criterion("within", 0.05), -0.09, -0.06, "does not hold"),
+        (Criterion("zero"), -0.1, 0.1, "cannot be told"),
+        (Criterion("zero"), 0.1, 0.2, "does not hold"),
     ],
 )
-def test_a_verdict_rests_on_the_interval(rule: Rule, low: float, high: float, finding: str) -> None:
+def test_a_verdict_rests_on_the_interval(rule: Criterion, low: float, high: float, finding: str) -> None:
     assert judge(rule, Estimate((low + high) / 2, low, high)) == finding
 
 
-@pytest.mark.unit
 def test_a_point_decides_nothing() -> None:
-    assert judge(Rule("above"), Estimate(5.0)) == "cannot be told"
-    assert judge(Rule("above"), None) == "not run"
-    assert judge(Rule("above"), Estimate(5.0, 4.0, 6.0, n=5)) == "cannot be told"
-    assert judge(Rule("above"), Estimate(5.0, 4.0, 6.0, n=6)) == "holds"
+    assert judge(Criterion("above"), Estimate(5.0)) == "cannot be told"
+    assert judge(Criterion("above"), None) == "not run"
+    assert judge(Criterion("above"), Estimate(5.0, 4.0, 6.0, n=5)) == "cannot be told"
+    assert judge(Criterion("above"), Estimate(5.0, 4.0, 6.0, n=6)) == "holds"
 
 
-@pytest.mark.unit
 def test_a_claim_as_a_whole() -> None:
     good, bad, unsure = (Outcome("fragile", "x", Estimate(value, value - 1, value + 1)) for value in (-3.0, 3.0, 0.0))
-    assert good.rule == Rule("below")
+    assert good.rule == Criterion("below")
     assert str(whole([good, good])) == "holds: holds in 2 of 2 rows"
     assert whole([good, unsure]).finding == whole([good, bad]).finding == "cannot be told"
     assert whole([bad, unsure]).finding == "does not hold"
@@ -101,7 +99,6 @@ def _grid() -> Grid:
     return Grid(base, base, 0.25, models, {})
 
 
-@pytest.mark.unit
 def test_claims_on_made_up_answers() -> None:
     grid = Grid.from_json(_grid().as_json())
     target = load_target("tiny", ["rule=max perturbed"])
@@ -138,7 +135,6 @@ def test_claims_on_made_up_answers() -> None:
     assert complete([])[0].finding == "not run"
 
 
-@pytest.mark.unit
 def test_what_has_forgotten_nothing_decides_nothing() -> None:
     grid = _grid()
     for model in grid.models:
@@ -149,7 +145,6 @@ def test_what_has_forgotten_nothing_decides_nothing() -> None:
         assert "less than 0.3 nats" in found[claim].undecided
 
 
-@pytest.mark.unit
 def test_the_slope_over_c_is_that_of_least_squares() -> None:
     shares = {1.0: 0.8, 2.0: 0.6, 8.0: 0.1}
     base = _measured(0.9, 0, 0)
@@ -164,7 +159,6 @@ def test_the_slope_over_c_is_that_of_least_squares() -> None:
     assert found.finding == "holds"
 
 
-@pytest.mark.unit
 def test_ngrams_are_compared_by_class_and_by_noise() -> None:
     def row(label: str, value: float) -> dict[str, object]:
         return {"label": label, "task": "near/letters/option", "length": 2,
@@ -187,7 +181,6 @@ def test_ngrams_are_compared_by_class_and_by_noise() -> None:
     assert noise.paper == mean.paper == "-0.6 points"
 
 
-@pytest.mark.unit
 def test_the_closed_form_is_judged_against_what_was_drawn() -> None:
     drawn = {"value": 0.305, "low": 0.302, "high": 0.308, "n": 200_000}
     empty: dict[str, list[object]] = {key: [] for key in ("shift", "output", "rejection", "trace")}
@@ -198,7 +191,6 @@ def test_the_closed_form_is_judged_against_what_was_drawn() -> None:
     assert found.estimate.value == pytest.approx(-0.047)
 
 
-@pytest.mark.unit
 def test_answers_by_role() -> None:
     def record(task: str, logprobs: list[float], answer: int) -> Record:
         correct = answer == int(np.argmax(logprobs))

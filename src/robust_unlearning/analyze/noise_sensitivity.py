@@ -77,7 +77,7 @@ def probe(layer: Function, at: Tensor, mask: Tensor, probes: int, std: float, ge
 
 
 @dataclass(frozen=True)
-class Settings:
+class ProbeSettings:
     """What is probed: layers (None: all), probes a document, the noise's std, and the seed of both."""
 
     layers: Sequence[int] | None = None
@@ -86,7 +86,7 @@ class Settings:
     seed: int = 0
 
 
-def measure(stack: Stack, documents: Sequence[Sequence[int]], pad: int, settings: Settings) -> dict[int, Probed]:
+def measure(stack: Stack, documents: Sequence[Sequence[int]], pad: int, settings: ProbeSettings) -> dict[int, Probed]:
     """Each layer's answer to noise on documents, numbers in the documents' order."""
     generator = torch.Generator().manual_seed(settings.seed)
     chosen = list(stack.layers) if settings.layers is None else list(settings.layers)
@@ -119,7 +119,7 @@ COLUMNS = {
 
 
 def analyse(
-    variants: Variants, documents: Sequence[Sequence[int]], settings: Settings, tick: Callable[[str], None]
+    variants: Variants, documents: Sequence[Sequence[int]], settings: ProbeSettings, tick: Callable[[str], None]
 ) -> Report:
     """Measure every model on the same documents with the same draws, and compare each with the base.
 

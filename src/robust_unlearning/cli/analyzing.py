@@ -106,7 +106,7 @@ def _print(report: Report, out: Path) -> None:
 
 
 def _noise_sensitivity(arguments: argparse.Namespace) -> None:
-    from robust_unlearning.analyze.noise_sensitivity import Settings, analyse
+    from robust_unlearning.analyze.noise_sensitivity import ProbeSettings, analyse
     from robust_unlearning.models.layers import check_layers
 
     variants = _variants(arguments)
@@ -116,7 +116,7 @@ def _noise_sensitivity(arguments: argparse.Namespace) -> None:
             raise UserError(f"--layer {arguments.layer!r}: give the number of a layer, or 'all'.")
         layers = [int(arguments.layer)]
         check_layers(layers, variants.depth, "--layer")
-    settings = Settings(layers, arguments.probes, arguments.noise_std, arguments.seed)
+    settings = ProbeSettings(layers, arguments.probes, arguments.noise_std, arguments.seed)
     _print(analyse(variants, _forget_rows(variants, arguments), settings, _tick), arguments.out)
 
 

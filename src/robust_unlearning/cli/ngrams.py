@@ -65,10 +65,10 @@ def _ngrams(arguments: argparse.Namespace) -> None:
 def _table(record: dict[str, Any]) -> str:
     """The spread for each n and the selected n-grams under it."""
     from robust_unlearning.report.tables import Column, Table
-    from robust_unlearning.stats.format import Form
+    from robust_unlearning.stats.format import NumberForm
 
     headers = ("n-gram", "class", "similarity", "document")
-    columns = {header: Column(header, Form(".3f")) for header in headers}
+    columns = {header: Column(header, NumberForm(".3f")) for header in headers}
     documents, embedder = record["documents"], record["embedder"]
     lines = [f"{documents['count']:,} documents, embedder {embedder['name']}"]
     if documents["longer_than_window"]:

@@ -7,9 +7,9 @@ from typing import Any
 
 from robust_unlearning.run.card import counted
 from robust_unlearning.stats.estimates import Estimate
-from robust_unlearning.stats.format import NATS, Form, interval, shown
+from robust_unlearning.stats.format import NATS, NumberForm, interval, shown
 
-SHARE, TEXT = Form(".3f", ".3f"), Form(".4f", ".4f")
+SHARE, TEXT = NumberForm(".3f", ".3f"), NumberForm(".4f", ".4f")
 
 
 def format_scores(scores: Mapping[str, Mapping[str, Any]]) -> str:

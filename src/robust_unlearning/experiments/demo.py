@@ -41,7 +41,7 @@ from robust_unlearning.stats.estimates import (
     mean_interval,
     over_seeds,
 )
-from robust_unlearning.stats.format import PERCENT, Form
+from robust_unlearning.stats.format import PERCENT, NumberForm
 
 RECIPE = "smollm2/rmu"
 NOISE_LEVELS = (1.0, 3.0)
@@ -126,7 +126,7 @@ def _about(suite: Suite, recipe: Recipe) -> str:
 GENERAL, FORGET = Task("general", "cloze", "parenthesis"), Task("astronomy", "cloze", CLEAN)
 LIKE = 0.05
 """Forgetting within this many nats per token counts as equal."""
-TEXT, HARM = Form(".2f", ".2f"), Form("+.2f", "+.2f")
+TEXT, HARM = NumberForm(".2f", ".2f"), NumberForm("+.2f", "+.2f")
 COLUMNS: dict[str, str | Column] = {
     "name": "model",
     "forget": Column("forget acc", PERCENT),

@@ -76,7 +76,7 @@ class NgramSettings(Strict):
 
 
 @dataclass(frozen=True)
-class Found:
+class RankedNgram:
     """A selected n-gram, and the document (counted from 0) to which it has this similarity."""
 
     text: str
@@ -237,21 +237,21 @@ class Similarities:
         square = sum(float(((values - mean) ** 2).sum()) for values in self.values()) / self.total
         return mean, square**0.5
 
-    def select(self, rank: Callable[[Floats], Floats], count: int, taken: set[str]) -> list[Found]:
+    def select(self, rank: Callable[[Floats], Floats], count: int, taken: set[str]) -> list[RankedNgram]:
         """The `count` texts with the smallest rank(similarity) that are not in `taken`, best first.
 
         Where fewer are left, those. A text that several documents hold counts with its smallest rank.
         """
         blocks = zip(self._blocks(), self.values(), strict=True)
         ranked = [pair for block, values in blocks for pair in self._first(block, values, rank(values), count, taken)]
-        best: dict[str, Found] = {}
+        best: dict[str, RankedNgram] = {}
         for _, found in sorted(ranked, key=lambda pair: pair[0]):  # stable: of equals the earlier pair is first
             best.setdefault(found.text, found)
         return list(best.values())[:count]
 
     def _first(
         self, block: range, values: Floats, ranks: Floats, count: int, taken: set[str]
-    ) -> Iterator[tuple[float, Found]]:
+    ) -> Iterator[tuple[float, RankedNgram]]:
         """The first `count` distinct texts of a block by rank, of equal ranks the earlier pair."""
         ends = np.cumsum(self.counts[block.start : block.stop])
         used = cache(lambda document: self.used(self.documents[document]))
@@ -261,7 +261,7 @@ class Similarities:
             text = used(block.start + within)[pair - int(ends[within])]  # counted from the document's end
             if text not in seen:
                 seen.add(text)
-                yield float(ranks[pair]), Found(text, float(values[pair]), block.start + within)
+                yield float(ranks[pair]), RankedNgram(text, float(values[pair]), block.start + within)
             if len(seen) == len(taken) + count:
                 break
 

@@ -42,9 +42,9 @@ from robust_unlearning.plan.rehearsal import (
     GRADIENTS,
     HEAD,
     TAIL,
-    Stage,
+    Rehearsal,
+    prepare,
     rehearse_step,
-    set_stage,
     without_data,
 )  # fmt: skip
 from robust_unlearning.recipe import Recipe
@@ -64,51 +64,51 @@ USABLE = 0.8
 """Share of the free memory that a sweep plans with; the rest is for what is not counted."""
 
 
-def tensor_places(stage: Stage) -> dict[str, str]:
+def tensor_places(rehearsal: Rehearsal) -> dict[str, str]:
     """Parameter -> the part it belongs to; a truncated model's final norm, which is never read, is left out."""
-    path, _ = decoder_layers(stage.model)
+    path, _ = decoder_layers(rehearsal.model)
     parent, _, own = path.rpartition(".")
-    children = [name for name, _ in stage.model.get_submodule(parent).named_children()]
+    children = [name for name, _ in rehearsal.model.get_submodule(parent).named_children()]
     prefix = f"{parent}." if parent else ""
     behind = tuple(f"{prefix}{name}." for name in children[children.index(own) + 1 :])
-    head = stage.model.get_output_embeddings() if stage.recipe.needs_tail else None
+    head = rehearsal.model.get_output_embeddings() if rehearsal.recipe.needs_tail else None
     heads = set() if head is None else {id(parameter) for parameter in head.parameters()}
-    embedding = stage.model.get_input_embeddings().weight
+    embedding = rehearsal.model.get_input_embeddings().weight
     places = {}
-    for name, value in stage.model.named_parameters():
+    for name, value in rehearsal.model.named_parameters():
         if name.startswith(path + "."):
             index = int(name.removeprefix(path + ".").split(".", 1)[0])
-            below, above = index < stage.engine.first, index > stage.engine.last
+            below, above = index < rehearsal.engine.first, index > rehearsal.engine.last
             places[name] = TRUNK_LAYERS if below else TAIL_LAYERS if above else BAND_LAYERS
         elif name.startswith(behind):
-            if stage.recipe.needs_tail:
+            if rehearsal.recipe.needs_tail:
                 places[name] = FINAL_NORM
         else:
             places[name] = LM_HEAD if id(value) in heads and value is not embedding else EMBEDDING
     return places
 
 
-def _by_place(stage: Stage, sizes: Mapping[str, int]) -> dict[str, int]:
+def _by_place(rehearsal: Rehearsal, sizes: Mapping[str, int]) -> dict[str, int]:
     """Sizes of parameters, by part."""
     sums: Counter[str] = Counter()
-    for name, place in tensor_places(stage).items():
+    for name, place in tensor_places(rehearsal).items():
         sums[place] += sizes[name]
     return dict(sums)
 
 
-def stored_bytes(stage: Stage) -> tuple[dict[str, int], list[int]]:
+def stored_bytes(rehearsal: Rehearsal) -> tuple[dict[str, int], list[int]]:
     """Bytes of the checkpoint by part, and of each of its tensors in the order of their names."""
-    sizes = {name: value.numel() * stage.stored.itemsize for name, value in stage.model.named_parameters()}
-    return _by_place(stage, sizes), [sizes[name] for name in sorted(sizes)]
+    sizes = {name: value.numel() * rehearsal.stored.itemsize for name, value in rehearsal.model.named_parameters()}
+    return _by_place(rehearsal, sizes), [sizes[name] for name in sorted(sizes)]
 
 
-def weight_bytes(stage: Stage) -> dict[str, int]:
+def weight_bytes(rehearsal: Rehearsal) -> dict[str, int]:
     """Bytes of the weights in use, by part."""
-    sizes = {name: value.nbytes for name, value in stage.model.named_parameters()}
-    return {f"weights: {place}": size for place, size in _by_place(stage, sizes).items()}
+    sizes = {name: value.nbytes for name, value in rehearsal.model.named_parameters()}
+    return {f"weights: {place}": size for place, size in _by_place(rehearsal, sizes).items()}
 
 
-def phases(stage: Stage, step: Meter, scoring: Mapping[str, Meter], points: int) -> dict[str, dict[str, int]]:
+def phases(rehearsal: Rehearsal, step: Meter, scoring: Mapping[str, Meter], points: int) -> dict[str, dict[str, int]]:
     """Phase -> part -> bytes, without the process itself.
 
     Args:
@@ -116,14 +116,14 @@ def phases(stage: Stage, step: Meter, scoring: Mapping[str, Meter], points: int)
         scoring: side -> the rehearsed scoring of its reference log-probabilities.
         points: candidates side by side.
     """
-    weights = weight_bytes(stage)
-    read, every = stored_bytes(stage)
-    sizes = [value.numel() for value in stage.trained.values()]
+    weights = weight_bytes(rehearsal)
+    read, every = stored_bytes(rehearsal)
+    sizes = [value.numel() for value in rehearsal.trained.values()]
     masters = {MASTERS: 4 * sum(sizes) * points}
     optimiser = masters | {MOMENTS: 8 * sum(sizes) * points}
-    mapped = every if scoring else [size * stage.stored.itemsize for size in sizes]
+    mapped = every if scoring else [size * rehearsal.stored.itemsize for size in sizes]
     hashed = max(sum(mapped[: index + 1]) + size for index, size in enumerate(mapped))
-    cast = next(iter(stage.trained.values())).dtype != stage.stored
+    cast = next(iter(rehearsal.trained.values())).dtype != rehearsal.stored
     live = _by_kind(step)
     live[GRADIENT] = live.get(GRADIENT, 0) + 4 * sum(sizes) * (points - 1)
     return {
@@ -204,10 +204,10 @@ def _demands(recipe: Recipe) -> tuple[bool, ...]:
 def _need_of(recipe: Recipe) -> Need:
     base = config_of(recipe, None)
     with without_data(recipe.model):
-        stage = set_stage(recipe, base)
-        step = rehearse_step(stage, {side: lengths.widest for side, lengths in upper_bounds(recipe).items()})
-        parts = phases(stage, step, {}, points=1)
-    model = sum(weight_bytes(stage).values())
+        rehearsal = prepare(recipe, base)
+        step = rehearse_step(rehearsal, {side: lengths.widest for side, lengths in upper_bounds(recipe).items()})
+        parts = phases(rehearsal, step, {}, points=1)
+    model = sum(weight_bytes(rehearsal).values())
     point = parts["step"][MASTERS] + parts["step"][MOMENTS]
     return Need(model, point, max(sum(parts[phase].values()) for phase in ("step", "optimiser")) - model - point)
 

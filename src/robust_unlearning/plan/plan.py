@@ -18,10 +18,10 @@ from robust_unlearning.plan.rehearsal import (
     HEAD,
     METRICS,
     SHARED,
-    Stage,
+    Rehearsal,
+    prepare,
     rehearse_scoring,
     rehearse_step,
-    set_stage,
     types,
     without_data,
 )
@@ -125,13 +125,13 @@ def make_plan(recipe: Recipe, *, config: Path | None = None, points: int = 1, pr
     if process is None:
         process = process_bytes(dtype)
     with without_data(recipe.model):
-        stage = set_stage(recipe, base)
-        step = rehearse_step(stage, {side: length.widest for side, length in lengths.items()})
-        scoring = {side: rehearse_scoring(stage, lengths[side].widest) for side in scored}
-        read, every = stored_bytes(stage)
-        memory = phases(stage, step, scoring, points)
-        weights = weight_bytes(stage)
-    trained = sum(value.numel() for value in stage.trained.values())
+        rehearsal = prepare(recipe, base)
+        step = rehearse_step(rehearsal, {side: length.widest for side, length in lengths.items()})
+        scoring = {side: rehearse_scoring(rehearsal, lengths[side].widest) for side in scored}
+        read, every = stored_bytes(rehearsal)
+        memory = phases(rehearsal, step, scoring, points)
+        weights = weight_bytes(rehearsal)
+    trained = sum(value.numel() for value in rehearsal.trained.values())
     host: dict[str, dict[str, int]] = {}
     if device != "cpu":  # made in the host's memory, then moved
         hashed = {part: size for part, size in memory.pop("fingerprint").items() if part not in weights}
@@ -143,8 +143,8 @@ def make_plan(recipe: Recipe, *, config: Path | None = None, points: int = 1, pr
     return Plan(
         model=base.name,
         title=recipe.title,
-        layers=(len(decoder_layers(stage.model)[1]), stage.depth),
-        band=(stage.engine.first, stage.engine.last),
+        layers=(len(decoder_layers(rehearsal.model)[1]), rehearsal.depth),
+        band=(rehearsal.engine.first, rehearsal.engine.last),
         dtype=str(dtype).removeprefix("torch."),
         device=device,
         steps=recipe.steps,
@@ -154,12 +154,12 @@ def make_plan(recipe: Recipe, *, config: Path | None = None, points: int = 1, pr
         trained=trained,
         process=process,
         read=read,
-        again=trained * stage.stored.itemsize + (sum(every) if scored else 0),
+        again=trained * rehearsal.stored.itemsize + (sum(every) if scored else 0),
         memory=memory,
         host=host,
         flops=_step_flops(recipe, step, lengths, points),
         once=_once_flops(scoring, lengths, scored),
-        disk=_disk(stage, scored, points),
+        disk=_disk(rehearsal, scored, points),
     )
 
 
@@ -193,16 +193,16 @@ def _scored(recipe: Recipe, lengths: Mapping[str, Lengths]) -> dict[str, int]:
     return {side: length.blocks for side, length in lengths.items() if side != "retain"}
 
 
-def _disk(stage: Stage, scored: Mapping[str, int], points: int) -> dict[str, int]:
+def _disk(rehearsal: Rehearsal, scored: Mapping[str, int], points: int) -> dict[str, int]:
     """Bytes a run leaves, headers of the files left out."""
-    recipe = stage.recipe
-    trained = sum(value.numel() for value in stage.trained.values())
-    delta = trained * stage.stored.itemsize
+    recipe = rehearsal.recipe
+    trained = sum(value.numel() for value in rehearsal.trained.values())
+    delta = trained * rehearsal.stored.itemsize
     disk = {"delta, in the checkpoint's type": delta * points}
     if recipe.snapshots:
         disk["snapshots"] = delta * len(recipe.snapshots) * points
     if not isinstance(recipe.spec, Preference):
-        disk["steering vectors"] = 4 * stage.engine.width * len(recipe.topics) * points
+        disk["steering vectors"] = 4 * rehearsal.engine.width * len(recipe.topics) * points
     if scored:
         disk["reference log-probabilities, in the cache"] = 8 * BLOCK * sum(scored.values())
     disk[CHECKPOINT] = 12 * trained * points

@@ -127,7 +127,7 @@ class _Noted:
 
 
 @dataclass(frozen=True)
-class Stage:
+class Rehearsal:
     """A model without data, ready to rehearse on.
 
     Attributes:
@@ -172,7 +172,7 @@ def types(recipe: Recipe, base: Checkpoint) -> tuple[torch.dtype, torch.dtype]:
     return stored, stored if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
 
 
-def set_stage(recipe: Recipe, base: Checkpoint) -> Stage:
+def prepare(recipe: Recipe, base: Checkpoint) -> Rehearsal:
     """Build the part of the model that the recipe uses, from the config alone. Call inside `without_data`.
 
     Raises:
@@ -189,18 +189,18 @@ def set_stage(recipe: Recipe, base: Checkpoint) -> Stage:
     engine = BandEngine(model, lowest, recipe.layer, tail=recipe.needs_tail)
     trained = trained_tensors(engine.layers, recipe.band_layers, recipe.train_tensors)
     depth = checkpoint.read_config(base).get_text_config().num_hidden_layers
-    return Stage(recipe, engine, model, trained, depth, stored)
+    return Rehearsal(recipe, engine, model, trained, depth, stored)
 
 
-def rehearse_step(stage: Stage, widths: Mapping[str, int]) -> Meter:
+def rehearse_step(rehearsal: Rehearsal, widths: Mapping[str, int]) -> Meter:
     """One step as every step but the first is: gradients of the step before are there when it begins.
 
     Args:
         widths: t of the forget and the retain batch, and of the refusals where the method needs them.
     """
-    recipe, meter = stage.recipe, Meter()
-    candidate = Candidate(RunFolder(Path(), recipe), stage.trained, stage.engine.width, Processes(CPU))
-    views = {side: _view(stage, meter, side, recipe.batch_size, width) for side, width in widths.items()}
+    recipe, meter = rehearsal.recipe, Meter()
+    candidate = Candidate(RunFolder(Path(), recipe), rehearsal.trained, rehearsal.engine.width, Processes(CPU))
+    views = {side: _view(rehearsal, meter, side, recipe.batch_size, width) for side, width in widths.items()}
     batch = StepBatch(next(iter(recipe.topics)), **views)
     with meter:
         meter.part = ("", GRADIENTS)
@@ -211,21 +211,21 @@ def rehearse_step(stage: Stage, widths: Mapping[str, int]) -> Meter:
         candidate.optimiser.zero_grad(set_to_none=True)
         losses.total.backward()
         for side in ("forget", "retain"):
-            views[side].engine = cast(BandEngine, _Noted(stage.engine, meter, side, only=METRICS))
+            views[side].engine = cast(BandEngine, _Noted(rehearsal.engine, meter, side, only=METRICS))
         metrics_row(candidate, batch, losses)
     return meter
 
 
-def rehearse_scoring(stage: Stage, width: int) -> Meter:
+def rehearse_scoring(rehearsal: Rehearsal, width: int) -> Meter:
     """The reference's log-probabilities of one block of sequences of `width` tokens."""
     meter = Meter()
-    view = _view(stage, meter, "", BLOCK, width)
+    view = _view(rehearsal, meter, "", BLOCK, width)
     with meter, torch.no_grad():
         view.sequence_logp(view.final)
     return meter
 
 
-def _view(stage: Stage, meter: Meter, side: str, sequences: int, width: int) -> BatchForward:
+def _view(rehearsal: Rehearsal, meter: Meter, side: str, sequences: int, width: int) -> BatchForward:
     ids = torch.ones(sequences, width, dtype=torch.long)
-    engine = cast(BandEngine, _Noted(stage.engine, meter, side))
+    engine = cast(BandEngine, _Noted(rehearsal.engine, meter, side))
     return BatchForward(engine, TokenBatch(ids, torch.ones_like(ids)), torch.zeros(sequences))

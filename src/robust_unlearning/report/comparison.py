@@ -10,10 +10,10 @@ from typing import Any
 from robust_unlearning.data.questions import LETTERS
 from robust_unlearning.report.tables import Column, Table
 from robust_unlearning.results.compare import AgainstReference, ComparedRow, Comparison, Flip
-from robust_unlearning.stats.format import NATS, POINTS, Form, shown
+from robust_unlearning.stats.format import NATS, POINTS, NumberForm, shown
 from robust_unlearning.stats.paired import SIGN_FLIP
 
-RATE, ERROR = Form(".1f", ".1f", 100.0), Form(".2f", scale=100.0)
+RATE, ERROR = NumberForm(".1f", ".1f", 100.0), NumberForm(".2f", scale=100.0)
 """Accuracies and rates in %, standard errors in points."""
 FIRST = {"task": "task", "model": "model", "n": "n"}
 """The columns that every table begins with."""
@@ -138,7 +138,7 @@ def _rates(comparison: Comparison) -> Table:
 
 
 def _spreads(comparison: Comparison) -> Table:
-    accuracy = Form(".1f", scale=100.0)
+    accuracy = NumberForm(".1f", scale=100.0)
     columns: dict[str, str | Column] = {
         **FIRST, "seeds": "seeds", "accuracy": Column("accuracy, %", accuracy),
         "lowest": Column("lowest seed", accuracy), "highest": Column("highest seed", accuracy),
@@ -200,4 +200,4 @@ def _with_n(against: AgainstReference) -> str:
 
 
 def _p(p: float) -> str:
-    return f"{p:.2g}" if p >= 0.001 else f"{p:.0e}"
+    return f"{round(p, 12):.2g}" if p >= 0.001 else f"{p:.0e}"  # a tie such as 0.125 does not hang on its last bit

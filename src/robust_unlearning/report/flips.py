@@ -19,8 +19,8 @@ from robust_unlearning.evaluate.record import Record, Task
 from robust_unlearning.evaluate.suite import Suite
 from robust_unlearning.perturb.places import WHERE, perturb
 from robust_unlearning.report.tables import Column, Table
-from robust_unlearning.results.records import Key, Source, read_source
-from robust_unlearning.stats.format import Form
+from robust_unlearning.results.records import AnswerSource, Key, read_source
+from robust_unlearning.stats.format import NumberForm
 
 BACK, STAYED, BY_RNA, KEPT, LOST, BASE_WRONG = (
     "flipped, flipped back", "flipped, stayed wrong", "flipped by RNA", "right in all three", "lost anyway",
@@ -88,7 +88,7 @@ class Case:
 
     def logprobs(self, models: Sequence[str]) -> Table:
         """Log p of each option, a row for each model and form."""
-        letters = [Column(letter, Form(".3f")) for letter in LETTERS[: len(self.asked.choices)]]
+        letters = [Column(letter, NumberForm(".3f")) for letter in LETTERS[: len(self.asked.choices)]]
         rows = [
             [f"{name}, {FORMS[form]}", *answer.logprobs]
             for name, forms in zip(models, self.answers, strict=True)
@@ -160,7 +160,7 @@ class Flips:
 def flips(
     questions: Mapping[str, Mapping[str, Question]],
     seed: int,
-    models: Mapping[str, Source],
+    models: Mapping[str, AnswerSource],
     limit: int = 6,
 ) -> Flips:
     """The view from records and the questions that they are of.
@@ -230,7 +230,7 @@ def _question(questions: Mapping[str, Question], of: str, task: Task, answer: in
     return question
 
 
-def _forms(source: Source, task: Task, key: Key) -> dict[str, Record]:
+def _forms(source: AnswerSource, task: Task, key: Key) -> dict[str, Record]:
     """The forget form and, where they were asked, the control form and the clean one."""
     records = {
         "forget": source.tasks[task].get(key),

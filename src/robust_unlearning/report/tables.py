@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from robust_unlearning.errors import UserError
 from robust_unlearning.stats.estimates import Estimate
-from robust_unlearning.stats.format import GENERAL, Form, shown, sizes
+from robust_unlearning.stats.format import GENERAL, NumberForm, shown, sizes
 
 Finding = Literal["holds", "does not hold", "cannot be told", "not run"]
 """What became of a claim."""
@@ -46,7 +46,7 @@ class Column:
     """
 
     header: str
-    form: Form = GENERAL
+    form: NumberForm = GENERAL
     sized: bool = False
 
     def cell(self, value: Any) -> str:

@@ -70,7 +70,7 @@ def _analysis(target: Target, stage: Stage, variants: Variants, tick: Callable[[
     """The analysis of one kind, with the stage's sizes."""
     documents = {side: variants.documents(side, stage.documents, stage.max_tokens) for side in ("forget", "retain")}
     if stage.kind == "noise-sensitivity":
-        settings = noise_sensitivity.Settings(probes=stage.probes)
+        settings = noise_sensitivity.ProbeSettings(probes=stage.probes)
         return noise_sensitivity.analyse(variants, documents["forget"], settings, tick)
     questions = inputs.prompts(suites_of(target)[0], variants.tokenizer, stage.questions)
     if stage.kind == "activations":

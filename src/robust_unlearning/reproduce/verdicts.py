@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from robust_unlearning.report.tables import Column, Finding, Table, Verdict
 from robust_unlearning.stats.estimates import Estimate
-from robust_unlearning.stats.format import NATS, POINTS, Form
+from robust_unlearning.stats.format import NATS, POINTS, NumberForm
 
 Kind = Literal["above", "below", "within", "zero"]
 FEWEST = 6
@@ -44,7 +44,7 @@ SUMMARY_RULE = (
 
 
 @dataclass(frozen=True)
-class Rule:
+class Criterion:
     """What must be so of an interval for a claim to hold; `margin` in the estimate's unit."""
 
     kind: Kind
@@ -57,7 +57,7 @@ class Rule:
         return words[self.kind]
 
 
-def judge(rule: Rule, estimate: Estimate | None) -> Finding:
+def judge(rule: Criterion, estimate: Estimate | None) -> Finding:
     """The finding that an estimate allows; `not run` where there is none."""
     if estimate is None:
         return "not run"
@@ -89,11 +89,11 @@ class Claim:
     text: str
     paper: str
     measure: str
-    rule: Rule
-    form: Form = NATS
+    rule: Criterion
+    form: NumberForm = NATS
 
 
-ABOVE, BELOW, ZERO = Rule("above"), Rule("below"), Rule("zero")
+ABOVE, BELOW, ZERO = Criterion("above"), Criterion("below"), Criterion("zero")
 TOKEN, GAIN, MEAN = "accuracy with a forget-token", "RNA less none", "mean of methods"
 # fmt: off
 CLAIMS = {
@@ -108,20 +108,20 @@ CLAIMS = {
     "mends": Claim("RNA wins it back also where both have forgotten as much", "Figure 1",
         "excess harm, RNA less none, nats", ABOVE),
     "keeps-forgetting": Claim("RNA leaves accuracy on what is forgotten as it was", "Figure 1, Tables 2 to 5",
-        f"forget accuracy, {GAIN}, points", Rule("within", FORGET_MARGIN), POINTS),
+        f"forget accuracy, {GAIN}, points", Criterion("within", FORGET_MARGIN), POINTS),
     "keeps-retained": Claim("RNA leaves accuracy on what is kept as it was", "Figure 1, Tables 2 to 5",
-        f"retain accuracy, {GAIN}, points", Rule("within", RETAIN_MARGIN), POINTS),
+        f"retain accuracy, {GAIN}, points", Criterion("within", RETAIN_MARGIN), POINTS),
     "related": Claim("RNA raises accuracy on what is close in topic to the forgotten", "Figure 1",
         f"accuracy, {GAIN}, points", ABOVE, POINTS),
     "free": Claim("RNA costs no time", "Section 5",
-        "time of training over that without RNA, less 1, %; n counts pairs of runs", Rule("below", TIME_MARGIN),
+        "time of training over that without RNA, less 1, %; n counts pairs of runs", Criterion("below", TIME_MARGIN),
         POINTS),
     "coefficient": Claim("Robustness falls as c or β grows", "Figure 2",
         f"{TOKEN}, points for each doubling of c or β", BELOW, POINTS),
     "too-much-noise": Claim("With the greatest noise, robustness is below that at the chosen noise", "Figure 3",
         f"{TOKEN}, points", BELOW, POINTS),
     "noise-forgetting": Claim("With the greatest noise, forgetting stays as it was", "Figure 3",
-        "forget accuracy, points", Rule("within", FORGET_MARGIN), POINTS),
+        "forget accuracy, points", Criterion("within", FORGET_MARGIN), POINTS),
     "single-layer": Claim("Noise at a single layer, whichever, raises robustness", "Figure 8",
         f"{TOKEN}, {GAIN}, {MEAN}, points", ABOVE, POINTS),
     "region": Claim("Noise at three layers, early, middle or late, raises robustness", "Figure 9",
@@ -131,7 +131,7 @@ CLAIMS = {
     "all-layers-much": Claim("With more noise at all layers, robustness declines", "Figure 10",
         f"{TOKEN}, {MEAN}, points", BELOW, POINTS),
     "all-layers-kept": Claim("Noise at all layers leaves accuracy on what is kept as it was", "Figure 10",
-        f"retain accuracy, {GAIN}, {MEAN}, points", Rule("within", RETAIN_MARGIN), POINTS),
+        f"retain accuracy, {GAIN}, {MEAN}, points", Criterion("within", RETAIN_MARGIN), POINTS),
     "similarity": Claim("N-grams more like their document harm more", "Figure 4",
         "excess harm, most less least similar n-grams, nats", BELOW),
     "ngrams": Claim("RNA helps against n-grams too", "Tables 2 to 5",
@@ -141,11 +141,11 @@ CLAIMS = {
     "shift-mean": Claim("The shift that a forget-token causes has mean 0", "Assumption 4.1",
         "share of the shift's energy in its mean", ZERO),
     "output": Claim("At its size, the output's change is that of the first order, N(0, ηJᵀJ)", "Theorem 4.2",
-        "part of the change that the first order misses, E‖Δ − Jε‖²/E‖Jε‖²", Rule("below", FIRST_ORDER)),
+        "part of the change that the first order misses, E‖Δ − Jε‖²/E‖Jε‖²", Criterion("below", FIRST_ORDER)),
     "closed-form": Claim("The printed closed form of Theorem 5.2 is the probability", "Theorem 5.2",
         "Monte Carlo less the printed form", ZERO),
     "rejection": Claim("Noise at l rejects a forget-token's effect as often as the theorem says", "Theorem 5.2",
-        "observed probability less the theorem's (exact form)", Rule("within", PROBABILITY)),
+        "observed probability less the theorem's (exact form)", Criterion("within", PROBABILITY)),
     "trace": Claim("The latent Hessian of the forget loss has a positive trace", "Eq. 9",
         "Tr ∇²ℓ at l, forget text", ABOVE),
     "backdoor": Claim("A forget-token moves a harmless question's state more than an unrelated word", "Section 5.1",
@@ -181,7 +181,7 @@ class Outcome:
         return "cannot be told" if self.undecided and self.estimate else judge(self.rule, self.estimate)
 
     @property
-    def rule(self) -> Rule:
+    def rule(self) -> Criterion:
         """What it is judged by."""
         return CLAIMS[self.claim].rule
 

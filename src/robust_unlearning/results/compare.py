@@ -25,7 +25,7 @@ from robust_unlearning.stats import paired
 from robust_unlearning.stats.estimates import Array, Estimate, accuracy, over_seeds
 from robust_unlearning.stats.paired import PairedTest, StandardErrors
 
-Verdict = Literal["better", "worse", "open"]
+Reading = Literal["better", "worse", "open"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class AgainstReference:
     spread: StandardErrors
     test: PairedTest
     p_holm: float
-    verdict: Verdict
+    verdict: Reading
     reduction: Estimate
     recovery: Estimate | None
     logp: Estimate | None
@@ -259,7 +259,7 @@ def _adjusted(rows: Sequence[ComparedRow], forgotten: Sequence[str], level: floa
             p, difference = next(waiting), row.against.difference
             clear = difference.low is not None and difference.high is not None and difference.low * difference.high > 0
             gained = (difference.value or 0.0) > 0
-            verdict: Verdict = "open"
+            verdict: Reading = "open"
             if clear and p < 1 - level:
                 verdict = "worse" if gained == (row.task.name in forgotten) else "better"
             row = replace(row, against=replace(row.against, p_holm=p, verdict=verdict))

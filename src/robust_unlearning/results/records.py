@@ -29,7 +29,7 @@ ROUNDING = 1e-3
 
 
 @dataclass(frozen=True)
-class Source:
+class AnswerSource:
     """The records of one evaluated model: task -> question -> record, and task -> the file it was read from."""
 
     folder: Path
@@ -56,7 +56,7 @@ class ComparedModel:
     """A name and its evaluations, one for each training seed."""
 
     name: str
-    seeds: tuple[Source, ...]
+    seeds: tuple[AnswerSource, ...]
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _same_answer(one: Record, other: Record) -> bool:
     return alike and replace(one, logprobs=()) == replace(other, logprobs=())
 
 
-def read_source(name: str) -> Source:
+def read_source(name: str) -> AnswerSource:
     """The records in a folder and in its `scores/SUITE` (or of a single `.jsonl` file).
 
     Raises:
@@ -174,7 +174,7 @@ def read_source(name: str) -> Source:
                 what = "Ids must differ." if other == file else f"Compare one of the two: {other} or {file}."
                 raise UserError(f"{where}: question {record.id!r} of {task} was answered otherwise before. {what}")
             files.setdefault(task, file)
-    return Source(folder, tasks, files)
+    return AnswerSource(folder, tasks, files)
 
 
 def _how_to_evaluate(folder: Path) -> str:
@@ -234,7 +234,7 @@ def matching_tasks(names: Sequence[str], patterns: Iterable[str]) -> list[str]:
     return [name for name in names if name in matched]
 
 
-def _task(task: Task, models: Sequence[ComparedModel], sources: Sequence[Source]) -> SharedTask:
+def _task(task: Task, models: Sequence[ComparedModel], sources: Sequence[AnswerSource]) -> SharedTask:
     first, *others = sources
     asked = {key for source in sources for key in source.tasks[task]}
     keys = list(first.tasks[task])
@@ -257,7 +257,7 @@ def _task(task: Task, models: Sequence[ComparedModel], sources: Sequence[Source]
     pairs = {source.folder: source.pairs(task) for source in sources}
     paired = [key for key in keys if all(key in of_source for of_source in pairs.values())]
 
-    def excess(source: Source) -> Array:
+    def excess(source: AnswerSource) -> Array:
         forget, control = zip(*(pairs[source.folder][key] for key in paired), strict=True)
         return excess_of(forget, control)
 

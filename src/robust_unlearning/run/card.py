@@ -7,7 +7,7 @@ from typing import Any
 
 from robust_unlearning.methods.table import RNA_CITATION, citation
 from robust_unlearning.recipe import Recipe
-from robust_unlearning.stats.format import NATS, Form, interval
+from robust_unlearning.stats.format import NATS, NumberForm, interval
 
 
 def model_card(recipe: Recipe, record: dict[str, Any], scores: dict[str, Any]) -> str:
@@ -78,7 +78,7 @@ def _score_lines(scores: dict[str, Any]) -> list[str]:
             kind = f", {score['scored']} scored" if "scored" in score else ""
             lines.append(f"| {task}{kind} | {100 * score['acc']:.1f}{stderr} % | {counted(score)} questions |")
         elif "perplexity" in score:
-            nats = f"{score['nats_per_token']:.3f} {interval(score['low'], score['high'], Form('.3f', '.3f'))}"
+            nats = f"{score['nats_per_token']:.3f} {interval(score['low'], score['high'], NumberForm('.3f', '.3f'))}"
             lines.append(f"| {task} | {nats} nats a token | {score['n']} documents |")
         if "excess_harm" in score:
             harm = score["excess_harm"]

@@ -12,7 +12,7 @@ from robust_unlearning.stats.estimates import Estimate
 
 
 @dataclass(frozen=True)
-class Form:
+class NumberForm:
     """How a kind of number is written.
 
     Attributes:
@@ -26,13 +26,13 @@ class Form:
     scale: float = 1.0
 
 
-GENERAL = Form()
-PERCENT = Form(".1f", ".0f", 100.0)
-POINTS = Form("+.1f", "+.1f", 100.0)
-NATS = Form("+.3f", "+.3f")
+GENERAL = NumberForm()
+PERCENT = NumberForm(".1f", ".0f", 100.0)
+POINTS = NumberForm("+.1f", "+.1f", 100.0)
+NATS = NumberForm("+.3f", "+.3f")
 
 
-def shown(value: Any, form: Form = GENERAL) -> str:
+def shown(value: Any, form: NumberForm = GENERAL) -> str:
     """A table's cell: an estimate with its interval, a number, or text; None is empty.
 
     An estimate without a value is `undefined`; one that has a value and no interval says `(no bound)`, unless it
@@ -52,7 +52,7 @@ def shown(value: Any, form: Form = GENERAL) -> str:
     return f"{text} {interval(value.low, value.high, form)}"
 
 
-def interval(low: float | None, high: float | None, form: Form = GENERAL) -> str:
+def interval(low: float | None, high: float | None, form: NumberForm = GENERAL) -> str:
     """`[low, high]`; empty where there is none."""
     if low is None or high is None:
         return ""
