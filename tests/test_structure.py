@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
+import tomllib
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from robust_unlearning import files
+from robust_unlearning.cli.main import main
 from robust_unlearning.recipe import recipe_names, recipe_path
 
 PACKAGE = files.package_dir()
@@ -83,6 +86,12 @@ def test_the_architecture_page_names_every_room_and_only_files_that_are_there() 
     assert not [path for path in paths if not (PACKAGE / path).exists()]
     order = ", ".join(room for room in ORDER if room != "losses")
     assert order in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+def test_the_installed_command_is_a_function() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+    module, _, name = scripts["unlearn"].partition(":")
+    assert getattr(importlib.import_module(module), name) is main
 
 
 @pytest.mark.integration
