@@ -39,7 +39,9 @@ def package_dir() -> Path:
 
 
 def locate(path: str | os.PathLike[str]) -> Path:
-    """The existing file or folder that `path` names; `demo:`, `planted:` and `shipped:NAME` come with the package.
+    """The existing file or folder that `path` names; `demo:`, `reproduce:` and `shipped:NAME` come with the package.
+
+    `planted:NAME` is of the planted world, which is built into the cache on first use.
 
     Raises:
         UserError: nothing is there; the message says where was looked and the nearest name beside it.
@@ -52,7 +54,8 @@ def locate(path: str | os.PathLike[str]) -> Path:
         if not found.exists():
             within = [each for each in folder.rglob("*") if each.suffix in {".jsonl", ".yaml", ".txt"}]
             names = [prefix + each.relative_to(folder).as_posix() for each in within]
-            raise UserError(unknown("bundled file", text, names))
+            hint = f"If it was there before, remove {folder}: it is built again." if prefix in BUILT else ""
+            raise UserError(unknown("bundled file", text, names, hint))
         return found
     found = Path(text).expanduser()
     if not found.exists():
@@ -184,7 +187,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
                 try:
                     yield number, json.loads(line)
                 except json.JSONDecodeError as error:
-                    raise UserError(f"{path}, line {number}: not JSON: {error}. Write one value a line.") from error
+                    raise UserError(f"{path}, line {number}: not JSON: {error}. Write one object a line.") from error
 
 
 def read_yaml(path: Path, kind: str) -> Any:

@@ -10,6 +10,8 @@ import torch
 
 from robust_unlearning.analyze import noise_sensitivity
 from robust_unlearning.analyze.activations import compare_texts, pull
+from robust_unlearning.analyze.inputs import Prompt
+from robust_unlearning.errors import UserError
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -65,3 +67,9 @@ def test_activations_on_known_states() -> None:
     assert own.toward["forget"].item() == pytest.approx(1)
     assert own.toward["clean"].item() == pytest.approx(0)
     assert pull({"forget": states["forget"], "control": states["control"]}, None).forget is None
+
+
+def test_the_place_of_a_token_is_the_last_at_which_the_forms_differ() -> None:
+    assert Prompt("q", (1, 2), (7, 8, 1, 2), (7, 9, 1, 2), 5).token_place == -3
+    with pytest.raises(UserError, match="same tokens"):
+        _ = Prompt("q", (1, 2), (7, 1, 2), (7, 1, 2), 5).token_place

@@ -58,7 +58,7 @@ CHECKED = {  # the beginning of a command -> why it is not run
     "unlearn eval runs/mine --tasks unlearning_paper": "MMLU and WMDP",
     "unlearn analyze theory runs": "half a minute; test_analysis_commands.py runs it",
     "unlearn ngrams": "an embedder of 90 MB; test_ngrams.py runs the command with a small one",
-    "unlearn run mine.yaml --processes 4 --shard": "several processes; test_distributed.py runs them",
+    "unlearn run mine.yaml --processes 4 --shard": "several processes; test_processes.py runs them",
 }
 OTHERS = {"make", "pip", "python", "source", "lm_eval", "accelerate"}
 """First words of commands that are not ours; see `_check_other`."""

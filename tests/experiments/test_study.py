@@ -15,7 +15,7 @@ from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate.record import Record, Task
 from robust_unlearning.evaluate.suite import Evaluation
 from robust_unlearning.experiments.matched import forgetting, matched_difference
-from robust_unlearning.experiments.study import Study, load_study, run_study
+from robust_unlearning.experiments.study import Study, load_study, points_of, run_study
 from robust_unlearning.planted.export import export
 from robust_unlearning.planted.teach import teach
 from robust_unlearning.planted.teaching_plan import TeachingPlan
@@ -116,3 +116,9 @@ def test_wrong_studies(tmp_path: Path) -> None:
         load_study("tinny")
     with pytest.raises(UserError, match="did you mean 'noise_std'"):
         load_study("tiny", ["noise_sdt=[1]"])
+    for folder in ("one", "other"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.yaml").write_text("", encoding="utf-8")
+    recipes = [f"{tmp_path}/{folder}/mine.yaml" for folder in ("one", "other")]
+    with pytest.raises(UserError, match="would lie in one folder"):
+        points_of(load_study("tiny", [f"recipes={recipes}"]))

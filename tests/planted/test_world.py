@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from robust_unlearning import files
 from robust_unlearning.data.corpora import read_documents
@@ -153,6 +154,18 @@ def test_processes_that_begin_together_build_the_world_once(tmp_path: Path) -> N
     (path,) = printed
     folders = [path for path in (tmp_path / "planted").iterdir() if path.is_dir()]
     assert folders == [Path(path.strip()).parent]
+
+
+def test_a_file_that_was_taken_from_the_built_world_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROBUST_UNLEARNING_CACHE", str(tmp_path))
+    files.locate("planted:retain.jsonl").unlink()
+    with pytest.raises(UserError, match=r"remove .*: it is built again"):
+        files.locate("planted:retain.jsonl")
+
+
+def test_a_world_has_three_entities_for_a_document() -> None:
+    with pytest.raises(ValidationError, match="greater than or equal to 3"):
+        WorldSize(entities=2)
 
 
 def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,11 +41,19 @@ class Prompt:
 
     @property
     def token_place(self) -> int:
-        """Where the token that was put in ends: the last place, counted from the end, at which the forms differ."""
-        place = -1
-        while self.forget[place] == self.control[place]:
-            place -= 1
-        return place
+        """Where the token that was put in ends: the last place, counted from the end, at which the forms differ.
+
+        Raises:
+            UserError: they differ nowhere.
+        """
+        pairs = zip(reversed(self.forget), reversed(self.control), strict=False)
+        for place, (forget, control) in enumerate(pairs, start=1):
+            if forget != control:
+                return -place
+        raise UserError(
+            f"question {self.id!r}: the model's tokenizer makes the same tokens of the forget-token and of the control "
+            "word, so there is nothing to compare. Choose words that the model knows."
+        )
 
 
 def prompts(suite: Suite, tokenizer: Any, limit: int) -> dict[str, list[Prompt]]:

@@ -102,7 +102,7 @@ class Runner(Generic[Answers]):
         return self.out / "runs" / point.name
 
     def score_bases(self) -> None:
-        """Score the models as they were; with `one_base`, see first that there is one."""
+        """Score the models as they were. A folder of another run, or a second base with `one_base`, is found first."""
         for point in self.points:
             if (path := self.folder(point)).exists():
                 RunFolder.open(path, point.recipe, resume=True)  # one of another recipe is found at once

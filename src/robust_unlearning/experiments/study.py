@@ -86,11 +86,14 @@ def points_of(study: Study) -> list[Point]:
     """Every run of a study, to be scored at each of its steps.
 
     Raises:
-        UserError: recipes or overrides that are wrong.
+        UserError: recipes or overrides that are wrong, or two recipes of one name.
     """
     *earlier, last = study.steps
     common = {"steps": last, "snapshots": earlier, "dtype": study.dtype, **study.overrides}
     points: dict[str, Point] = {}
+    for source, other in itertools.combinations(study.recipes, 2):
+        if run_name(source, 0, 0, 1) == run_name(other, 0, 0, 1):
+            raise UserError(f"the runs of {source} and {other} would lie in one folder: give one file another name.")
     for source in study.recipes:
         retain_weight = load_recipe(source).retain_weight
         for seed, noise, weight in itertools.product(study.seeds, study.scales, study.weights):

@@ -50,7 +50,9 @@ class Perturbation(BaseModel, extra="forbid", frozen=True):
         where: one of `places.WHERE`; `option` is the paper's perturbed MMLU (Figure 6).
         count: options to replace, or keywords to put in; each question gets so many different ones.
         options: indices of the options to replace, counted from 0; none: drawn for each question.
+        seed: of what is drawn: options, keywords, sentences, controls.
         control: whether there is a second form, with a harmless word in place of each keyword.
+        styles: how the set's lm-eval tasks ask.
     """
 
     where: str = "option"

@@ -36,7 +36,7 @@ class WorldSize(Strict):
     """How large a world is, and the seed that everything in it follows from."""
 
     seed: int = Field(0, ge=0)
-    entities: int = Field(16, ge=2, description="of each domain")
+    entities: int = Field(16, ge=3, description="of each domain; a document tells of three")
     validation_entities: int = Field(4, ge=1, description="of each domain; the others are for testing")
     strangers: int = Field(64, ge=1, description="made-up names without facts, for open-book lessons")
     passages: int = Field(12, ge=1, description="documents for each entity of a domain, three entities a document")

@@ -108,18 +108,25 @@ def _sign_flips(differences: Sequence[int]) -> float:
     The sum of those that come out positive is, for each size, size × Binomial(how many, 1/2); the distributions
     are convolved.
     """
-    from scipy.stats import binom
-
     shared = gcd(*differences)
     sizes, counts = np.unique(np.abs(differences) // max(1, shared), return_counts=True)
     chances = np.ones(1)
     for size, count in zip(sizes, counts, strict=True):
         of_size = np.zeros(size * count + 1)
-        of_size[::size] = binom.pmf(np.arange(count + 1), count, 0.5)
+        of_size[::size] = _fair_coins(int(count))
         chances = np.convolve(chances, of_size)
     positive = sum(each for each in differences if each > 0) // max(1, shared)
     smaller = min(positive, len(chances) - 1 - positive)
     return min(1.0, 2 * float(chances[: smaller + 1].sum()))
+
+
+def _fair_coins(count: int) -> list[float]:
+    """Binomial(count, 1/2): the chance of 0, 1, … heads, each exact but for the last rounding."""
+    ways, chances = 1, []
+    for heads in range(count + 1):
+        chances.append(ways / (1 << count))
+        ways = ways * (count - heads) // (heads + 1)
+    return chances
 
 
 def holm(pvalues: Sequence[float]) -> list[float]:
