@@ -147,7 +147,7 @@ def summarise(result: StudyResult, out: Path) -> str:
         "Accuracy in %, 95 % intervals over seeds and questions (base: over questions). Chance is 25 %.",
         "Excess harm: log p of the right option under a forget-token less that under a control token, nats; below 0 "
         "the forget-token does more harm than an unrelated name. Reduction and recovery are the paper's rates of "
-        "accuracy with a forget-token.",
+        "accuracy with a forget-token; no bound: undefined in more than 5 % of the resamples.",
     ]
     tables = {where: _table(result, where) for where in base.places}
     about = (

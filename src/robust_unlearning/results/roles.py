@@ -52,7 +52,8 @@ def named(tasks: Iterable[Task], role: str, patterns: Sequence[str]) -> list[Tas
         if not fnmatch.filter(names, pattern):
             close = nearest(pattern, names)
             hint = f"; the nearest is {close!r}" if close else ""
+            every = ", ".join(names)
             raise UserError(
-                f"--{role} {pattern}: no task has that name{hint}. Look at what the suite asks: it has {', '.join(names)}."
+                f"--{role} {pattern}: no task has that name{hint}. See what the suite asks: it has {every}."
             )
     return [task for name, task in names.items() if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
