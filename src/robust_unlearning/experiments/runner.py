@@ -142,6 +142,7 @@ class Runner(Generic[Answers]):
         for step in (*point.earlier, point.recipe.steps):
             last = step == point.recipe.steps
             task_sets = self.task_sets if last else {name: self.task_sets[name] for name in (self.own,) if name}
+            self.say(f"  {point.name} after {step} steps")
             try:
                 variant = open_target(str(run.path if last else run.snapshot(step)))
                 self.models[point.name, step] = self._scores(evaluator, variant, variant.folder, task_sets)
