@@ -13,7 +13,8 @@ import pytest
 
 from robust_unlearning.errors import UserError
 from robust_unlearning.report.figures import FORMATS, NUMBERS, Series, new_figure, save_figure, trade_off
-from robust_unlearning.report.page import Details, Figure, Page, Section, Table, Verdict, write_page
+from robust_unlearning.report.page import Details, Figure, Page, Section, write_page
+from robust_unlearning.report.tables import Table, Verdict
 from robust_unlearning.stats.estimates import Estimate
 
 VOID = {"meta", "link", "br", "img", "wbr", "hr", "input"}

@@ -34,13 +34,7 @@ from robust_unlearning.recipe import Recipe, load_recipe
 from robust_unlearning.report.figures import Series, trade_off
 from robust_unlearning.report.tables import Column, Table
 from robust_unlearning.stats import paired
-from robust_unlearning.stats.estimates import (
-    Array,
-    Estimate,
-    accuracy,
-    mean_interval,
-    over_seeds,
-)
+from robust_unlearning.stats.estimates import Array, Estimate, accuracy, mean_interval, over_seeds
 from robust_unlearning.stats.format import PERCENT, NumberForm
 
 RECIPE = "smollm2/rmu"

@@ -29,8 +29,7 @@ from robust_unlearning.data.questions import LETTERS
 from robust_unlearning.errors import UserError
 from robust_unlearning.report.flips import FORMS, KINDS, SHOWN, Flips
 from robust_unlearning.report.svg import inline_svg
-from robust_unlearning.report.tables import Table as Table
-from robust_unlearning.report.tables import Verdict as Verdict
+from robust_unlearning.report.tables import Table, Verdict
 
 TOP = "top"
 NUMBER = re.compile(r"[+\-−±<>≤≥]?\s?\d")
