@@ -21,8 +21,9 @@ from robust_unlearning.reproduce.verdicts import (
     whole,
 )
 from robust_unlearning.results.measures import Measured, Perturbed
-from robust_unlearning.stats.estimates import Estimate, over_seeds
+from robust_unlearning.stats.estimates import Estimate
 from robust_unlearning.stats.format import POINTS
+from robust_unlearning.stats.means import over_seeds
 
 pytestmark = pytest.mark.unit
 

@@ -14,7 +14,8 @@ from robust_unlearning.evaluate.record import Record, Task, excess_of
 from robust_unlearning.evaluate.score_table import format_scores
 from robust_unlearning.evaluate.suite import accuracy_score
 from robust_unlearning.stats import estimates, paired
-from robust_unlearning.stats.estimates import Estimate, accuracy, over_seeds, share_over_seeds
+from robust_unlearning.stats.estimates import Estimate, accuracy
+from robust_unlearning.stats.means import over_seeds, share_over_seeds
 
 RNG = np.random.default_rng(0)
 

@@ -24,8 +24,9 @@ from robust_unlearning.analyze.stack import Stack
 from robust_unlearning.analyze.variants import Variants
 from robust_unlearning.evaluate.evaluator import Variant
 from robust_unlearning.report.tables import Table
-from robust_unlearning.stats.estimates import Array, mean_interval, paired_difference
+from robust_unlearning.stats.estimates import Array
 from robust_unlearning.stats.format import NATS, shown
+from robust_unlearning.stats.means import mean_interval, paired_difference
 
 
 @dataclass(frozen=True)

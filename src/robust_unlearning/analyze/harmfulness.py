@@ -26,8 +26,9 @@ from robust_unlearning.errors import UserError, explain, nearest
 from robust_unlearning.evaluate.evaluator import ABOUT, RECORDS
 from robust_unlearning.evaluate.record import Record, Task, control_of, control_tasks, excess_of, read_records, right_of
 from robust_unlearning.report.tables import Table
-from robust_unlearning.stats.estimates import Estimate, accuracy, mean_interval
+from robust_unlearning.stats.estimates import Estimate, accuracy
 from robust_unlearning.stats.format import NATS, shown
+from robust_unlearning.stats.means import mean_interval
 
 
 class Ngram(BaseModel, extra="ignore", frozen=True, populate_by_name=True):

@@ -35,7 +35,8 @@ from robust_unlearning.analyze.output import Panel, Report, side
 from robust_unlearning.analyze.stack import Stack
 from robust_unlearning.analyze.variants import Variants
 from robust_unlearning.report.tables import Table
-from robust_unlearning.stats.estimates import Estimate, mean_interval
+from robust_unlearning.stats.estimates import Estimate
+from robust_unlearning.stats.means import mean_interval
 
 
 @dataclass(frozen=True)

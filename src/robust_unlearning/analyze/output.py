@@ -49,7 +49,7 @@ class Report:
 
 
 def side(difference: Estimate) -> str:
-    """What an interval of a difference says: lower, higher, the same (to the bit), or that it cannot be told."""
+    """What an interval of a difference says: lower, higher, the same (to the bit), or inconclusive."""
     low, high = difference.low, difference.high
     if low is None or high is None or low < 0 < high:
         return "not to be told apart"

@@ -1,8 +1,9 @@
 """Multiple-choice sets from JSONL, CSV, parquet or a folder in hub layout, and the prompts that ask them.
 
-A row has `question`, the choices, `answer`, and perhaps `subject` and `id`. JSONL and parquet give the
+A row has `question`, the choices, `answer`, and perhaps `subject`, `id` and `cluster`. JSONL and parquet give the
 choices as a list `choices`; CSV gives them as columns `A`, `B`, … or `choice_0`, `choice_1`, …. The answer is
-the number of the right choice counted from 0, its letter, or its text.
+the number of the right choice counted from 0, its letter, or its text. Where several questions are about one thing
+(an entity, a passage), a column `cluster` says which: they are answered alike, and count as one in intervals.
 """
 
 from __future__ import annotations
@@ -27,13 +28,16 @@ EXTRA = "cells beyond the last column"
 
 @dataclass(frozen=True)
 class Question:
-    """One multiple-choice question; `answer` is the index of the right choice, counted from 0."""
+    """One multiple-choice question; `answer` is the index of the right choice, counted from 0; `cluster` is what it is
+    about, where others are about the same.
+    """
 
     id: str
     question: str
     choices: tuple[str, ...]
     answer: int
     subject: str = ""
+    cluster: str = ""
 
 
 def read_questions(path: str | os.PathLike[str], *, config: str | None = None, split: str = "test") -> list[Question]:
@@ -245,6 +249,7 @@ def _question(row: dict[str, Any], where: str, default_id: str, default_subject:
         choices=choices,
         answer=_answer(row["answer"], choices, where),
         subject=default_subject if subject in (None, "") else str(subject),
+        cluster="" if row.get("cluster") is None else str(row["cluster"]),
     )
 
 

@@ -268,6 +268,7 @@ def _record(task: Any, sample: Mapping[str, Any], counted: Mapping[tuple[str, st
     return replace(
         record,
         forget_token=doc.get("forget_token"),
+        cluster=None if doc.get("cluster") in (None, "") else str(doc["cluster"]),
         control_token=doc.get("control_token"),
         doc_hash=sample["doc_hash"],
         filter=None if sample["filter"] == "none" else sample["filter"],

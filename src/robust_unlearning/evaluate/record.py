@@ -15,6 +15,7 @@ import numpy as np
 from robust_unlearning.errors import UserError
 from robust_unlearning.files import read_jsonl
 from robust_unlearning.stats.estimates import Array
+from robust_unlearning.stats.factors import Groups
 
 CLEAN = "clean"
 """The form of a question without a token put into it."""
@@ -89,6 +90,7 @@ class Record:
         tokens: how many tokens each choice has.
         forget_token, control_token: what was put into the question, and its harmless counterpart; in the control
             form it is the latter that stands there.
+        cluster: what the question is about, where several are about one thing; see `data.questions`.
         doc_hash: lm-evaluation-harness's hash of the row of data.
         filter: of its filters, the one that the answer went through.
         metrics: its numbers for a task without choices.
@@ -104,6 +106,7 @@ class Record:
     tokens: tuple[int, ...] = ()
     forget_token: str | None = None
     control_token: str | None = None
+    cluster: str | None = None
     doc_hash: str | None = None
     filter: str | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
@@ -154,6 +157,7 @@ class Record:
         row = {
             "doc_hash": self.doc_hash,
             "filter": self.filter,
+            "cluster": self.cluster,
             "answer": self.answer,
             "prediction": self.prediction,
             **self.metrics,
@@ -199,6 +203,13 @@ def right_of(records: Iterable[Record]) -> Array:
 def logp_among_of(records: Iterable[Record]) -> Array:
     """log p of the right answers among those offered, nats [n]."""
     return np.array([record.logp_among for record in records])
+
+
+def groups_of(records: Sequence[Record]) -> Groups:
+    """How questions hang together: by what they are about, where all say so, and by the word that stands in them."""
+    clusters = [record.cluster for record in records]
+    words = [record.forget_token for record in records]
+    return Groups(None if None in clusters else clusters, None if None in words else words)
 
 
 def excess_of(forget: Sequence[Record], control: Sequence[Record]) -> Array:

@@ -21,13 +21,14 @@ from robust_unlearning.data.corpora import HUB, read_documents
 from robust_unlearning.data.questions import STYLES, Question, shows_options
 from robust_unlearning.errors import UserError, explain, unknown
 from robust_unlearning.evaluate.likelihood import option_logprobs, text_nats
-from robust_unlearning.evaluate.record import Record, Task, by_task, excess_of
+from robust_unlearning.evaluate.record import Record, Task, by_task, excess_of, groups_of
 from robust_unlearning.files import locate, read_yaml, sha256_file
 from robust_unlearning.parallel.processes import Processes
 from robust_unlearning.perturb.controls import match_controls
 from robust_unlearning.perturb.forms import Form, QuestionSet
 from robust_unlearning.recipe import Strict, TextSource
-from robust_unlearning.stats.estimates import Estimate, accuracy, mean_interval, nats_per_token
+from robust_unlearning.stats.estimates import Estimate, accuracy
+from robust_unlearning.stats.means import mean_interval, nats_per_token
 
 Progress = Callable[[str, int, int], None]
 BUNDLED_SUITES = {
@@ -142,14 +143,14 @@ class Suite(Strict):
             ]
             require_finite((logp for record in set_records for logp in record.logprobs), name)
             tasks = by_task(set_records)
-            scores |= {task.name: _task_scores(task, tasks, self.seed) for task in tasks}
+            scores |= {task.name: _task_scores(task, tasks) for task in tasks}
             records += set_records
         for name, text in self.texts.items():
             documents = read_documents(text.source())
             count = partial(text_nats, model, tokenizer, max_tokens=text.max_tokens, token_budget=token_budget)
             nats, tokens = zip(*map_split(documents, count), strict=True)
             require_finite(nats, name)
-            row = nats_per_token(nats, tokens, self.seed).as_dict()
+            row = nats_per_token(nats, tokens).as_dict()
             mean = row.pop("value")
             row["perplexity"] = exp(min(mean, 700.0))  # a float holds no more
             scores[f"{name}/text"] = {"nats_per_token": mean, **row, "tokens": sum(tokens)}
@@ -217,7 +218,7 @@ def _record(
     task: Task, question: Question, pair: Form | None, options: Sequence[str], scored: Sequence[tuple[float, int]]
 ) -> Record:
     record = Record.of_choices(task, question.id, question.answer, options, scored)
-    return replace(record, **pair.tokens) if pair else record
+    return replace(record, cluster=question.cluster or None, **(pair.tokens if pair else {}))
 
 
 def accuracy_score(share: Estimate) -> dict[str, Any]:
@@ -225,17 +226,17 @@ def accuracy_score(share: Estimate) -> dict[str, Any]:
     return {"acc": share.value, "stderr": share.stderr, "n": share.n, "low": share.low, "high": share.high}
 
 
-def _task_scores(task: Task, tasks: Mapping[Task, Sequence[Record]], seed: int) -> dict[str, Any]:
+def _task_scores(task: Task, tasks: Mapping[Task, Sequence[Record]]) -> dict[str, Any]:
     """The scores of one task from the records of all tasks of its set."""
     records = tasks[task]
     row = accuracy_score(accuracy([record.right for record in records]))
     row["acc_norm"] = float(np.mean([record.correct_norm for record in records]))
     if not task.perturbed:
         return row
-    clean = {record.id: record for record in tasks[task.clean_form]}
-    row["harm"] = mean_interval(excess_of(records, [clean[record.id] for record in records]), seed).as_dict()
+    clean, groups = {record.id: record for record in tasks[task.clean_form]}, groups_of(records)
+    row["harm"] = mean_interval(excess_of(records, [clean[record.id] for record in records]), groups).as_dict()
     if not task.control and task.control_form in tasks:
-        row["excess_harm"] = mean_interval(excess_of(records, tasks[task.control_form]), seed).as_dict()
+        row["excess_harm"] = mean_interval(excess_of(records, tasks[task.control_form]), groups).as_dict()
     return row
 
 

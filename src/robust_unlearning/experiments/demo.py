@@ -2,12 +2,12 @@
 
 Noise that has merely stopped the forgetting looks like a cure and is not. So RMU is also stopped early, at
 `SNAPSHOTS`, which traces what robustness each degree of forgetting costs without noise; RNA's models are set
-against the point of that line where RMU has forgotten as much. And because noise also slows the forgetting, RMU
-with a heavier retain weight, `SLOWER`, is trained as a control: slow without noise.
+against the point of that curve where RMU has forgotten as much (`matched`). And because noise also slows the
+forgetting, RMU with a heavier retain weight, `SLOWER`, is trained as a control: slow without noise.
 
-Forget strength is nats per token on held-out forget text: finer than accuracy, which is soon at chance. Added harm is
-excess harm less the base's, question by question: a base model too finds some words more distracting than others, and
-only what unlearning added counts.
+Forgetting is nats per token on held-out forget text beyond the base's: finer than accuracy, which is soon at chance.
+Added harm is excess harm less the base's, question by question: a base model too finds some words more distracting
+than others, and only what unlearning added counts.
 
 Every model is a run folder or a snapshot in the demo's folder, and every evaluation is kept, so a demo that was
 stopped continues where it was.
@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -27,20 +27,23 @@ from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate.record import CLEAN, Task, by_task, excess_of, right_of
 from robust_unlearning.evaluate.suite import Evaluation, Suite, load_suite
 from robust_unlearning.experiments.grid import Point, override_words, point_of
-from robust_unlearning.experiments.matched import Place, for_machines, place_on
+from robust_unlearning.experiments.matched import for_machines, match, rising
 from robust_unlearning.experiments.runner import Runner
 from robust_unlearning.models.checkpoint import pick_device, quick_dtype
 from robust_unlearning.recipe import Recipe, load_recipe
 from robust_unlearning.report.figures import Series, trade_off
-from robust_unlearning.report.tables import Column, Table
+from robust_unlearning.report.tables import INCONCLUSIVE, Column, Table
 from robust_unlearning.stats import paired
-from robust_unlearning.stats.estimates import Array, Estimate, accuracy, mean_interval, over_seeds
+from robust_unlearning.stats.effects import Effect
+from robust_unlearning.stats.estimates import Array, Estimate, accuracy
+from robust_unlearning.stats.factors import FEWEST_SEEDS
 from robust_unlearning.stats.format import PERCENT, NumberForm
+from robust_unlearning.stats.means import mean_interval, over_seeds, share_over_seeds
 
 RECIPE = "smollm2/rmu"
 NOISE_LEVELS = (1.0, 3.0)
 NOISE_SEEDS = (0, 1, 2)
-SNAPSHOTS = (30, 45, 60)
+SNAPSHOTS = (30, 35, 40, 45, 52, 60, 70)
 SLOWER = 300
 """Retain weight of the control, against 100 of the others."""
 OWN_FIELDS = {
@@ -120,11 +123,14 @@ def _about(suite: Suite, recipe: Recipe) -> str:
 GENERAL, FORGET = Task("general", "cloze", "parenthesis"), Task("astronomy", "cloze", CLEAN)
 LIKE = 0.05
 """Forgetting within this many nats per token counts as equal."""
+WINDOW = 1.5
+"""Nats per token within which a snapshot must lie on either side of a match: text moves further than answers."""
 TEXT, HARM = NumberForm(".2f", ".2f"), NumberForm("+.2f", "+.2f")
 COLUMNS: dict[str, str | Column] = {
     "name": "model",
     "forget": Column("forget acc", PERCENT),
     "forget_text": Column("forget text", TEXT),
+    "forgotten": Column("forgotten", TEXT),
     "clean": Column("general acc", PERCENT),
     "control": Column("+control word", PERCENT),
     "perturbed": Column("+forget-token", PERCENT),
@@ -136,7 +142,7 @@ COLUMNS: dict[str, str | Column] = {
 MATCHED: dict[str, str | Column] = {
     "name": "model",
     "against": "against",
-    "span": "forget text of both",
+    "span": "forgotten, both",
     "harm_difference": Column("harm difference", HARM),
     "perturbed_difference": Column("accuracy difference", PERCENT),
     "verdict": "verdict",
@@ -194,14 +200,28 @@ Levels = Mapping[float, Sequence[DemoAnswers]]
 """RNA by noise scale, a model for each seed of the noise."""
 
 
-def strength(models: Sequence[DemoAnswers]) -> float:
-    """Forget strength: mean over models of nats per token on held-out forget text."""
-    return float(np.mean([model.forget_text.value for model in models]))
+def forgotten(models: Sequence[DemoAnswers], base: DemoAnswers) -> float:
+    """Mean over models of nats per token on held-out forget text, less the base's."""
+    return sum(model.forget_text.value or 0.0 for model in models) / len(models) - (base.forget_text.value or 0.0)
 
 
-def place_of(models: Sequence[DemoAnswers], line: Line) -> Place | None:
-    """Where RMU has forgotten as much as these models; None where its line does not reach."""
-    return place_on([strength([model]) for _, model in line], strength(models))
+def at_like_forgetting(
+    models: Sequence[DemoAnswers], line: Line, base: DemoAnswers, key: Literal["excess", "perturbed"]
+) -> tuple[Effect | None, list[float]]:
+    """RNA's models, one a seed of the noise, less RMU where that has forgotten as much; and at what forgetting."""
+
+    def of(model: DemoAnswers) -> tuple[Array, Array]:
+        return np.array([forgotten([model], base)]), getattr(model, key)
+
+    points = [of(model) for model in (base, *(model for _, model in line))]
+    points = [points[index] for index in rising([float(nats[0]) for nats, _ in points])]
+    found = {seed: match(of(model), points, window=WINDOW) for seed, model in enumerate(models)}
+    there = {seed: each for seed, each in found.items() if each}
+    if not there:
+        return None, []
+    slack = float(np.mean([each.slack for each in there.values()]))
+    effect = Effect({seed: each.difference for seed, each in there.items()}, slack=slack)
+    return effect, [each.at for each in there.values()]
 
 
 def report(base: DemoAnswers, line: Line, slower: DemoAnswers, levels: Levels, out: Path, about: str) -> str:
@@ -215,17 +235,21 @@ def report(base: DemoAnswers, line: Line, slower: DemoAnswers, levels: Levels, o
     alone = {model.name: [model] for model in (base, *(model for _, model in line), slower)}
     several = {f"RMU + RNA {std:g} ({len(models)} seeds)": models for std, models in levels.items()}
     rows = [_row(name, models, base, line[-1][1]) for name, models in {**alone, **several}.items()]
-    nats = strength([slower])
-    near = min(levels, key=lambda std: abs(strength(levels[std]) - nats))
-    pairs = [_at_like_forgetting(std, models, line) for std, models in levels.items()]
-    pairs.append(_against(near, levels[near], slower.name, nats, slower.excess, slower.perturbed))
+    nats = forgotten([slower], base)
+    near = min(levels, key=lambda std: abs(forgotten(levels[std], base) - nats))
+    pairs = [_at_like_forgetting(std, models, line, base) for std, models in levels.items()]
+    pairs.append(_against_slower(near, levels[near], slower, base))
     notes = [
         f"What was run: {about}.",
         f"Accuracies in % with 95 % intervals ({len(base.forget)} forget and {len(base.clean)} general questions; "
-        "chance is 25 %); text in nats a token on held-out passages; several seeds: interval over seeds and questions.",
+        "chance is 25 %); text in nats a token on held-out passages, forgotten: beyond the base. Several seeds: an "
+        "interval says how far the number may move with other seeds of the noise and other questions; one seed: with "
+        "other questions, of this model.",
         "Added harm: what the forget-token takes from the right answer's log-probability beyond what a harmless word "
         "takes, less the same for the base; nats a token, negative is harm.",
-        "Like forgetting: RNA against RMU stopped where it had forgotten as much (between two steps), and against RMU "
+        "Like forgetting: RNA against RMU stopped where it had forgotten as much (on a monotone curve through its "
+        f"snapshots, with one within {WINDOW} nats on either side; the curve's distance from straight lines is part of "
+        "the interval), and against RMU "
         "that was slowed by a heavier retain weight instead of noise. Differences are RNA less the "
         "other; a positive one speaks for RNA; where the "
         "control forgets no less and harms no more, noise was not needed.",
@@ -262,52 +286,61 @@ def _row(name: str, models: Sequence[DemoAnswers], base: DemoAnswers, rmu: DemoA
 
     row: dict[str, Any] = {"name": name, "seeds": len(models)}
     for field in ("forget", "clean", "control", "perturbed"):
-        row[field] = accuracy(values(field)[0]) if alone else over_seeds(values(field))
+        row[field] = share_over_seeds(values(field))
     row |= {field: text(field) for field in ("forget_text", "retain_text")}
-    perturbed = values("perturbed").mean(axis=0)
     if models[0] is not base:
-        added = values("excess") - base.excess
-        row["added_harm"] = mean_interval(added[0]) if alone else over_seeds(added)
-        row["reduction"] = paired.reduction([base.perturbed], [perturbed])
+        row["forgotten"] = forgotten(models, base)
+        row["added_harm"] = over_seeds(values("excess") - base.excess)
+        row["reduction"] = paired.reduction([base.perturbed], values("perturbed"))
     if not alone:
-        row["recovery"] = paired.recovery([base.perturbed], [rmu.perturbed], [perturbed])
+        row["recovery"] = paired.recovery([base.perturbed], [rmu.perturbed], values("perturbed"))
     return row
 
 
-def _at_like_forgetting(std: float, models: Sequence[DemoAnswers], line: Line) -> dict[str, Any]:
+def _at_like_forgetting(std: float, models: Sequence[DemoAnswers], line: Line, base: DemoAnswers) -> dict[str, Any]:
     """RNA against RMU of like forgetting, question by question."""
-    nats, place = strength(models), place_of(models, line)
-    if place is None:
-        reach = ", ".join(f"{strength([model]):.2f}" for _, model in line)
-        verdict = f"no like RMU: {nats:.2f} nats lies outside RMU's {reach}"
+    (harm, at), (perturbed, _) = (at_like_forgetting(models, line, base, key) for key in ("excess", "perturbed"))
+    if harm is None or perturbed is None:
+        reach = ", ".join(f"{forgotten([model], base):.2f}" for _, model in line)
+        nats = forgotten(models, base)
+        verdict = f"nothing to compare: {nats:.2f} nats, RMU {reach}, not on both sides within {WINDOW}"
         return {"name": f"RNA {std:g}", "span": f"{nats:.2f}", "noise_std": std, "verdict": verdict}
-    before, after = (line[index][0] for index in (place.index, place.index + 1))
-    name = f"RMU, steps {before} to {after}, {100 * place.share:.0f} % of the way"
-    excess, perturbed = (place.of([getattr(model, key) for _, model in line]) for key in ("excess", "perturbed"))
-    row = _against(std, models, name, nats, excess, perturbed)
-    return {**row, "matched_steps": [before, after], "share": place.share}
+    nats = float(np.mean(at))
+    name = f"RMU, stopped there ({len(at)} of {len(models)} seeds)"
+    return _judged(std, name, (nats, nats), harm.estimate(), perturbed.estimate())
 
 
-def _against(
-    std: float, models: Sequence[DemoAnswers], name: str, nats: float, excess: Array, perturbed: Array
+def _against_slower(
+    std: float, models: Sequence[DemoAnswers], slower: DemoAnswers, base: DemoAnswers
 ) -> dict[str, Any]:
-    """RNA's harm and accuracy less another model's, the same questions, with what the intervals say."""
-    harm = over_seeds(np.stack([model.excess - excess for model in models]))
-    low, high, own = harm.low or 0.0, harm.high or 0.0, strength(models)
+    """RNA against RMU that a heavier retain weight has slowed, the same questions."""
+    harm, perturbed = (
+        over_seeds(np.stack([getattr(model, key) - getattr(slower, key) for model in models]))
+        for key in ("excess", "perturbed")
+    )
+    return _judged(std, slower.name, (forgotten(models, base), forgotten([slower], base)), harm, perturbed)
+
+
+def _judged(std: float, against: str, nats: tuple[float, float], harm: Estimate, perturbed: Estimate) -> dict[str, Any]:
+    """RNA's harm and accuracy less another model's, what both have forgotten, and what the intervals say."""
+    own, other = nats
+    low, high = harm.low or 0.0, harm.high or 0.0
     if low > 0:
-        verdict = "RNA is more robust" if nats <= own + LIKE else "RNA harms less, but forgot less"
+        verdict = "RNA is more robust" if other <= own + LIKE else "RNA harms less, but forgot less"
     elif high < 0:
-        verdict = "RNA is less robust" if nats >= own - LIKE else "RNA harms more, but forgot more"
+        verdict = "RNA is less robust" if other >= own - LIKE else "RNA harms more, but forgot more"
     else:
-        verdict = "cannot be told"
+        verdict = INCONCLUSIVE
+    if verdict != INCONCLUSIVE and (harm.seeds or 0) < FEWEST_SEEDS:
+        verdict += ", of these models"
     return {
         "name": f"RNA {std:g}",
         "noise_std": std,
-        "against": name,
-        "span": f"{own:.2f} / {nats:.2f}",
-        "forget_text": [own, nats],
+        "against": against,
+        "span": f"{own:.2f} / {other:.2f}",
+        "forgotten": [own, other],
         "harm_difference": harm,
-        "perturbed_difference": over_seeds(np.stack([model.perturbed - perturbed for model in models])),
+        "perturbed_difference": perturbed,
         "verdict": verdict,
     }
 

@@ -1,77 +1,133 @@
 """RNA against no noise where both have forgotten as much.
 
-Noise that merely slows the forgetting looks like a cure at equal steps and is none at equal forgetting. So the line of
-a method without noise, over its steps, is interpolated to the forgetting of a model with noise, question by question.
+Noise that merely slows the forgetting looks like a cure at equal steps and is none at equal forgetting. So the harm of
+a method without noise is drawn as a curve over its forgetting, one curve a seed, and a model with noise is set against
+the curve at its own forgetting:
+
+- *Forgetting* is what the base knew and the model does not: log p of the right option on forget questions, base less
+  model, question by question.
+- Of a line of snapshots only those count that have forgotten more than all before, on either side: a line that has
+  come to rest goes to and fro, and its later models would be set against earlier ones.
+- The curve is a monotone cubic one (PCHIP: Fritsch and Butland 1984, SIAM J. Sci. Stat. Comput. 5). There is a match
+  only where snapshots lie on both sides within `WINDOW` nats.
+- The curve's own uncertainty is its distance from straight lines between the snapshots: it is added to both sides of
+  the interval. That of the questions comes from the harms' weights on the curve, which is linear in them at each place,
+  and from the forget questions: with others, the place on the curve would be another.
+- Seeds are the unit: several matches of one seed are averaged first.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.interpolate import PchipInterpolator
 
 from robust_unlearning.report.tables import Table
-from robust_unlearning.results.measures import Measured
+from robust_unlearning.results.measures import Measured, forgetting
+from robust_unlearning.stats.effects import Effect
 from robust_unlearning.stats.estimates import Array
+from robust_unlearning.stats.factors import Groups
 
 LEAST = 0.3
-"""Forgetting (nats) that a model must have reached to be compared: before that there is nothing to mend."""
-
-
-def forgetting(model: Measured) -> float:
-    """How much is forgotten: mean -log p of the right option on forget questions, in nats (chance: log 4)."""
-    return float(-model.forget_logp.mean())
+"""Forgetting beyond the base (nats) that a model must have reached to be compared: before that nothing is to mend."""
+WINDOW = 0.5
+"""Nats of forgetting within which a snapshot must lie on either side of a match."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """A place on a line of models, one a step: `share` of the way from the one at `index` to the next."""
+class Match:
+    """A model with noise against the curve of those without, question by question.
 
-    index: int
-    share: float
+    Attributes:
+        at: the forgetting of both, nats.
+        difference: harm (or another measure) of the model less the curve's, [n].
+        place: what a forget question adds to the error of the place on the curve, in the measure's unit, [m]; mean 0.
+        slack: how far the curve may be off, in the measure's unit.
+    """
 
-    def of(self, values: Sequence[Array]) -> Array:
-        """The models' values interpolated to this place, question by question."""
-        return (1 - self.share) * values[self.index] + self.share * values[self.index + 1]
+    at: float
+    difference: Array
+    place: Array
+    slack: float
 
 
-def place_on(line: Sequence[float], wanted: float, *, rising: bool = False) -> Place | None:
-    """Where on a line of forget strengths `wanted` lies first; None where the line does not get there.
+def rising(values: Sequence[float]) -> list[int]:
+    """Indices of the values that are above all before them."""
+    return [index for index, value in enumerate(values) if value > max(values[:index], default=-np.inf)]
+
+
+def match(
+    model: tuple[Array, Array], line: Sequence[tuple[Array, Array]], least: float = LEAST, window: float = WINDOW
+) -> Match | None:
+    """Set one model against a line of others.
 
     Args:
-        rising: count only neighbours of which the later one has forgotten more.
-    """
-    for index, (low, high) in enumerate(itertools.pairwise(line)):
-        if (low < high and low <= wanted <= high) or (low > high and not rising and high <= wanted <= low):
-            return Place(index, (wanted - low) / (high - low))
-    return None
-
-
-def matched_difference(
-    rna: Sequence[Measured], plain: Sequence[Measured], where: str, least: float = LEAST
-) -> tuple[Array, Array, list[float]] | None:
-    """RNA less no noise at like forgetting, question by question, averaged over the steps where both are comparable.
-
-    For each model of `rna` that has forgotten at least `least`, `plain` is interpolated between its two first
-    neighbours in step that enclose as much forgetting. None where no step is comparable.
+        model: its forgetting [m] and its measure [n], a number for each question.
+        line: the same of models without noise, the base first, each having forgotten more than the one before.
+        least: forgetting that the model must have reached.
+        window: how near a neighbour must be.
 
     Returns:
-        Differences [n] of excess and of right answers under a forget-token, and the forgetting compared at.
+        None where the model has forgotten too little, or has no neighbour on one side.
     """
-    excess, right, at = [], [], []
-    strengths = [forgetting(model) for model in plain]
-    for model in rna:
-        wanted = forgetting(model)
-        place = place_on(strengths, wanted, rising=True)
-        if wanted < least or place is None:
-            continue
-        excess.append(model.places[where].excess - place.of([step.places[where].excess for step in plain]))
-        right.append(model.places[where].right - place.of([step.places[where].right for step in plain]))
-        at.append(wanted)
-    return (np.mean(excess, axis=0), np.mean(right, axis=0), at) if at else None
+    x = np.array([each.mean() for each, _ in line])
+    wanted = float(model[0].mean())
+    after = int(np.searchsorted(x, wanted))
+    if wanted < least or not 0 < after < len(x) or max(x[after] - wanted, wanted - x[after - 1]) > window:
+        return None
+    means = np.array([values.mean() for _, values in line])
+    weights, slope = _weights(x, means, wanted)
+    share = (wanted - x[after - 1]) / (x[after] - x[after - 1])
+    straight = (1 - share) * means[after - 1] + share * means[after]
+    curve = sum(weight * values for weight, (_, values) in zip(weights, line, strict=True))
+    near = (1 - share) * line[after - 1][0] + share * line[after][0]
+    return Match(wanted, model[1] - curve, slope * (model[0] - near), abs(float(weights @ means) - straight))
+
+
+def _weights(x: Array, y: Array, at: float) -> tuple[Array, float]:
+    """∂ of the curve's height at `at` by each y, and its slope there.
+
+    The height is homogeneous in y, so that the weights times y sum to it (Euler's theorem).
+    """
+    step = 1e-5 * max(float(np.ptp(y)), 1e-9)
+    heights = [
+        float(PchipInterpolator(x, y + sign * step * (np.arange(len(y)) == index))(at))
+        for index in range(len(y))
+        for sign in (1, -1)
+    ]
+    return (np.array(heights[::2]) - np.array(heights[1::2])) / (2 * step), float(PchipInterpolator(x, y)(at, 1))
+
+
+def matches(
+    rna: Sequence[Measured], plain: Sequence[Measured], base: Measured, measure: Callable[[Measured], Array]
+) -> list[Match]:
+    """The models with noise of one seed against the same seed's line without, both in the order of their steps."""
+
+    def of(models: Sequence[Measured]) -> list[tuple[Array, Array]]:
+        pairs = [(forgetting(model) - forgetting(base), measure(model)) for model in models]
+        return [pairs[index] for index in rising([float(forgotten.mean()) for forgotten, _ in pairs])]
+
+    line = of([base, *plain])
+    return [found for model in of(rna) if (found := match(model, line))]
+
+
+def effect_of(seeds: Mapping[int, Sequence[Match]], groups: Groups, forget_groups: Groups) -> Effect | None:
+    """RNA less no noise at like forgetting; None where no seed has a match.
+
+    Args:
+        seeds: seed -> its matches, which are averaged.
+        groups, forget_groups: how the measure's and the forget questions hang together.
+    """
+    there = {seed: of_seed for seed, of_seed in seeds.items() if of_seed}
+    if not there:
+        return None
+    rows = {seed: np.mean([each.difference for each in of_seed], axis=0) for seed, of_seed in there.items()}
+    place = np.mean([np.mean([each.place for each in of_seed], axis=0) for of_seed in there.values()], axis=0)
+    slack = float(np.mean([np.mean([each.slack for each in of_seed]) for of_seed in there.values()]))
+    return Effect(rows, groups, place, forget_groups, slack)
 
 
 def for_machines(table: Table) -> list[dict[str, Any]]:

@@ -14,23 +14,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import Field
 
 from robust_unlearning import files
 from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate.suite import load_suite
 from robust_unlearning.experiments.grid import Point, override_words, point_of
-from robust_unlearning.experiments.matched import LEAST, for_machines, forgetting, matched_difference
+from robust_unlearning.experiments.matched import LEAST, WINDOW, Match, effect_of, for_machines, matches
 from robust_unlearning.experiments.runner import Runner
 from robust_unlearning.files import shipped_or_own
 from robust_unlearning.recipe import Strict, checked, load_recipe
 from robust_unlearning.report.figures import Series, trade_off
-from robust_unlearning.report.tables import Column, Table
-from robust_unlearning.results.measures import Measured, estimates, right_at
+from robust_unlearning.report.tables import INCONCLUSIVE, Column, Table
+from robust_unlearning.results.measures import (
+    Measure,
+    Measured,
+    estimates,
+    excess_in,
+    forgetting,
+    recovery,
+    reduction,
+    right_in,
+    structure,
+)
 from robust_unlearning.stats import paired
-from robust_unlearning.stats.estimates import Estimate, over_seeds
-from robust_unlearning.stats.format import NATS, PERCENT
+from robust_unlearning.stats.effects import Effect
+from robust_unlearning.stats.estimates import Estimate
+from robust_unlearning.stats.factors import FEWEST_SEEDS
+from robust_unlearning.stats.format import NATS, PERCENT, NumberForm
 
 
 class Study(Strict):
@@ -120,6 +131,7 @@ ACCURACIES = {
 }  # fmt: skip
 COLUMNS: dict[str, str | Column] = {
     "name": "model",
+    "forgotten": Column("forgotten", NATS),
     **{key: Column(header, PERCENT) for key, header in ACCURACIES.items()},
     "excess_harm": Column("excess harm", NATS),
     "reduction": Column("reduction", PERCENT),
@@ -128,12 +140,16 @@ COLUMNS: dict[str, str | Column] = {
 MATCHED: dict[str, str | Column] = {
     "name": "model",
     "where": "token in",
+    "seeds": "seeds",
     "points": "points",
-    "span": "forgetting",
+    "span": "forgotten",
     "excess_difference": Column("excess harm: RNA less none", NATS),
     "right_difference": Column("right: RNA less none", PERCENT),
+    "p_holm": Column("p", NumberForm(".2g")),
     "verdict": "verdict",
 }
+ALPHA = 0.05
+"""How often a table may hold a false verdict."""
 
 
 def summarise(result: StudyResult, out: Path) -> str:
@@ -144,16 +160,19 @@ def summarise(result: StudyResult, out: Path) -> str:
     questions = f"{len(base.forget)} forget, {len(base.near)} near and {len(base.far)} far questions"
     notes = [
         f"{len(study.seeds)} seeds, {study.steps[-1]} steps; {questions}, {len(base.clean)} of them perturbed. "
-        "Accuracy in %, 95 % intervals over seeds and questions (base: over questions). Chance is 25 %.",
-        "Excess harm: log p of the right option under a forget-token less that under a control token, nats; below 0 "
-        "the forget-token does more harm than an unrelated name. Reduction and recovery are the paper's rates of "
-        "accuracy with a forget-token; no bound: undefined in more than 5 % of the resamples.",
+        f"Accuracy in %, with 95 % intervals. {structure(base, len(study.seeds))} Chance is 25 %.",
+        "Forgotten: log p of the right option on forget questions, the base's less the model's, nats: what the base "
+        "knew and the model does not. Excess harm: log p of the right option under a forget-token less that under a "
+        "control token, nats; below 0 the forget-token does more harm than an unrelated name. Reduction and recovery "
+        "are the paper's rates of accuracy with a forget-token; no bound: what they are a share of may be 0.",
     ]
     tables = {where: _table(result, where) for where in base.places}
     about = (
-        "RNA less the same method, seed and retain weight without noise, where that has forgotten as much (mean −log p "
-        f"of the right option on forget questions; at least {LEAST} nats, chance is {math.log(4):.2f}). A positive "
-        "difference speaks for RNA. Points: models compared, over seeds, retain weights and steps."
+        "RNA less the same method, seed and retain weight without noise, where that has forgotten as much: at least "
+        f"{LEAST} nats beyond the base, with a snapshot without noise on either side within {WINDOW} nats, and a "
+        "monotone curve between them, whose distance from straight lines is part of the interval. A positive "
+        "difference speaks for RNA. Points: models compared, over seeds, retain weights and steps. p is Holm's, "
+        "for all rows together, and a verdict needs p < 0.05."
     )
     pairs = [
         _like_forgetting(result, recipe, noise, where)
@@ -161,7 +180,7 @@ def summarise(result: StudyResult, out: Path) -> str:
         for where in base.places
         for noise in study.noise_std
     ]
-    matched = Table("At like forgetting", MATCHED, pairs, about)
+    matched = Table("At like forgetting", MATCHED, _judged(pairs), about)
     sections = [part for table in tables.values() for part in (f"## {table.title}", table.markdown())]
     sections += [f"## {matched.title}", matched.notes, matched.markdown()]
     text = [part for table in (*tables.values(), matched) for part in (table.title, table.text())]
@@ -203,53 +222,64 @@ def method_rows(
         scale: the field that holds the scale.
     """
     rows: list[dict[str, Any]] = [{"name": "base", **estimates([base], where)}]
-    before = base.places[where].right
+    right = right_in(where)
     for method, scales in methods:
         plain = scales.get(0.0, ())
         for noise, models in scales.items():
             if models:
-                after = right_at(models, where)
-                cells = {**estimates(models, where), "reduction": paired.reduction([before], [after])}
+                cells = {"forgotten": forgetting.over(models, base), **estimates(models, where)}
+                cells["reduction"] = reduction(models, base, right)
                 if noise and len(plain) == len(models):
-                    cells["recovery"] = paired.recovery([before], [right_at(plain, where)], [after])
+                    cells["recovery"] = recovery(models, plain, base, right)
                 rows.append({"name": method + (f" + RNA {noise:g}" if noise else ""), scale: noise, **cells})
     return rows
 
 
 def _like_forgetting(result: StudyResult, recipe: str, noise: float, where: str) -> dict[str, Any]:
     """RNA at one scale against no noise at like forgetting: averaged over weights and steps, then over seeds."""
-    study = result.study
-    excess, right, at = [], [], []
-    for seed in study.seeds:
-        lines = [[result.line(recipe, seed, std, weight) for std in (noise, 0.0)] for weight in study.weights]
-        of_seed = [pair for rna, plain in lines if (pair := matched_difference(rna[1:], plain, where))]
-        if of_seed:
-            excess.append(np.mean([pair[0] for pair in of_seed], axis=0))
-            right.append(np.mean([pair[1] for pair in of_seed], axis=0))
-            at += [strength for pair in of_seed for strength in pair[2]]
+    study, base = result.study, result.base
+    lines = {
+        seed: [[result.line(recipe, seed, std, weight)[1:] for std in (noise, 0.0)] for weight in study.weights]
+        for seed in study.seeds
+    }
+
+    def against(measure: Measure) -> tuple[Effect | None, list[Match]]:
+        found = {
+            seed: [each for rna, plain in of_seed for each in matches(rna, plain, base, measure)]
+            for seed, of_seed in lines.items()
+        }
+        every = [each for of_seed in found.values() for each in of_seed]
+        return effect_of(found, measure.groups(base), forgetting.groups(base)), every
+
+    (harm, every), (right, _) = against(excess_in(where)), against(right_in(where))
+    at = [each.at for each in every]
     row = {"name": f"{recipe} + RNA {noise:g}", "recipe": recipe, "noise_std": noise, "where": where, "points": len(at)}
-    if not at:
-        models = [
-            model
-            for seed in study.seeds
-            for weight in study.weights
-            for model in result.line(recipe, seed, noise, weight)
-        ]
-        strongest = max(map(forgetting, models))
+    if harm is None or right is None:
+        models = [model for of_seed in lines.values() for pair in of_seed for line in pair for model in line]
+        strongest = max(forgetting.over([model], base).value or 0.0 for model in models)
         return {
             **row,
-            "verdict": f"nothing to compare: forgot {strongest:.2f} nats at most, or more than without noise",
+            "verdict": f"nothing to compare: at most {strongest:.2f} nats forgotten, or no match within {WINDOW}",
         }
-    harm = over_seeds(np.stack(excess))
-    low, high = harm.low or 0.0, harm.high or 0.0
     return {
         **row,
+        "seeds": len(harm.by_seed),
         "span": f"{min(at):.2f} to {max(at):.2f}",
-        "excess_difference": harm,
-        "right_difference": over_seeds(np.stack(right)),
+        "excess_difference": harm.estimate(),
+        "right_difference": right.estimate(),
         "forgetting": at,
-        "verdict": "RNA mends" if low > 0 else "RNA harms" if high < 0 else "cannot be told",
     }
+
+
+def _judged(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with a verdict each: of Holm's p among all of them, so that one false one comes in 5 % of studies."""
+    compared = [row for row in rows if "excess_difference" in row]
+    for row, p in zip(compared, paired.holm([row["excess_difference"].p() for row in compared]), strict=True):
+        mends = (row["excess_difference"].value or 0.0) > 0
+        verdict = INCONCLUSIVE if p >= ALPHA else "RNA mends" if mends else "RNA harms"
+        of_these = ", of these models" * (verdict != INCONCLUSIVE and row["seeds"] < FEWEST_SEEDS)
+        row |= {"p_holm": p, "verdict": f"{verdict}{of_these}"}
+    return list(rows)
 
 
 def _draw(result: StudyResult, where: str, path: Path) -> None:
@@ -263,14 +293,14 @@ def _draw(result: StudyResult, where: str, path: Path) -> None:
             for weight in study.weights:
                 lines = [result.line(recipe, seed, noise, weight) for seed in study.seeds]
                 for models in zip(*lines, strict=True):
-                    strength = Estimate(float(np.mean([forgetting(model) for model in models])))
-                    points.append((strength, over_seeds(np.stack([model.places[where].excess for model in models]))))
+                    forgotten = forgetting.over(models, result.base)
+                    points.append((Estimate(forgotten.value), excess_in(where).over(models)))
             label = f"RNA {noise:g}" if noise else "no noise"
             series.append(Series(label, points, "D" if noise else "o", joined=len(study.weights) == 1))
         panels.append((f"{recipe}: excess harm (nats), token in {where}", series))
     trade_off(
         panels,
-        "forgetting: −log p of the right option, nats (more is stronger)",
+        "forgotten: log p of the right option, base less model, nats (more is stronger)",
         "What a forget-token costs at each degree of forgetting (95 % intervals over seeds and questions)",
         path,
     )

@@ -42,8 +42,9 @@ from robust_unlearning.experiments.runner import Runner, Say, base_of, say_aloud
 from robust_unlearning.report.figures import Series, trade_off
 from robust_unlearning.report.tables import Column, Table
 from robust_unlearning.run.folder import RunFolder
-from robust_unlearning.stats.estimates import Estimate, over_seeds
+from robust_unlearning.stats.estimates import Estimate
 from robust_unlearning.stats.format import NATS, PERCENT
+from robust_unlearning.stats.means import over_seeds
 
 OWN_VALIDATION = {"planted": "planted-validation", "planted-texts": "planted-texts-validation"}
 """Suites that come with a validation split."""

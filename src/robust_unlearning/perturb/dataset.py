@@ -1,7 +1,7 @@
 """A perturbed question set on disk, laid out as the hub lays out MMLU, and its rebuilding from the manifest.
 
     README.md                              configs: SUBJECT, and SUBJECT-control
-    SUBJECT/SPLIT-00000-of-00001.parquet   id, question, subject, choices, answer, forget_token, control_token
+    SUBJECT/SPLIT-00000-of-00001.parquet   id, question, subject, choices, answer, both tokens, cluster if any
     control/SUBJECT/SPLIT-…                the same questions with controls instead of keywords
     replaced.jsonl                         for each question what was replaced by what
     tasks/                                 lm-eval tasks (see `lm_eval_tasks.py`)
@@ -231,10 +231,12 @@ def _write_rows(path: Path, asked: Sequence[tuple[Question, Form]]) -> bytes:
     import pyarrow
     import pyarrow.parquet
 
-    names = ("id", "question", "subject", "choices", "answer", "forget_token", "control_token")
+    names = ["id", "question", "subject", "choices", "answer", "forget_token", "control_token"]
+    names += ["cluster"] * any(question.cluster for question, _ in asked)
     kinds = {"choices": pyarrow.list_(pyarrow.string()), "answer": pyarrow.int64()}
     schema = pyarrow.schema([(name, kinds.get(name, pyarrow.string())) for name in names])
-    rows = [{**asdict(question), "choices": list(question.choices), **form.tokens} for question, form in asked]
+    every = ({**asdict(question), "choices": list(question.choices), **form.tokens} for question, form in asked)
+    rows = [{key: row[key] for key in row if key in names} for row in every]
     path.parent.mkdir(parents=True, exist_ok=True)
     table = pyarrow.Table.from_pylist(rows, schema=schema)
     pyarrow.parquet.write_table(table, path, compression="zstd", version="2.6", row_group_size=len(rows))

@@ -30,7 +30,8 @@ def export(world: World, folder: Path) -> Path:
       with their answers, so that it is the topic that tells the sides apart, and not the form;
     - `retain_far.jsonl`: the same without the near domains;
     - `texts/`: the same three with the options' texts as answers instead of their letters;
-    - `questions/ROLE/DOMAIN/SPLIT-00000-of-00001.parquet`: question, subject, choices, answer, as MMLU on the hub;
+    - `questions/ROLE/DOMAIN/SPLIT-00000-of-00001.parquet`: question, subject, choices, answer, as MMLU on the hub,
+      and the entity as `cluster`;
     - `refusals.jsonl`: one a line, as TOFU's `idontknow.jsonl`;
     - `forget_tokens.txt`, `control_tokens.txt`: names from the domains to forget, and from the control domain;
     - `suite.yaml`, `suite-validation.yaml`: evaluations for `unlearn eval --tasks`; the options' letters are scored;
@@ -125,20 +126,20 @@ def _write_questions(world: World, domain: str, folder: Path) -> None:
     for split in SPLITS:
         rows = [
             {"id": question.id, "question": question.question, "subject": domain, "choices": list(question.choices)}
-            | {"answer": question.answer}
+            | {"answer": question.answer, "cluster": question.cluster}
             for question in world.questions(domain, split)
         ]
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / f"{split}-00000-of-00001.parquet")
 
 
 def _question_sets(prefix: str, split: str, style: str) -> dict[str, Any]:
-    """A suite's `questions`: near and far ones are perturbed too."""
+    """A suite's `questions`: those to forget are perturbed in place of an option, near and far ones elsewhere too."""
 
     def of(role: str, **perturb: Any) -> dict[str, Any]:
         return {"path": f"{prefix}questions/{role}", "split": split, "styles": [style], **perturb}
 
     perturbed = {role: of(role, perturb=["option", "sentence"]) for role in ("near", "far")}
-    return {"forget": of("forget"), **perturbed, "control": of("control")}
+    return {"forget": of("forget", perturb=["option"]), **perturbed, "control": of("control")}
 
 
 def _manifest(world: World, folder: Path) -> dict[str, Any]:

@@ -183,6 +183,7 @@ class World:
             choices=tuple(options),
             answer=options.index(right),
             subject=entity.domain,
+            cluster=f"{entity.domain}:{entity.name}",
         )
 
     def any_question(self, entity: Entity, rng: random.Random) -> Question:

@@ -34,7 +34,7 @@ from robust_unlearning.report.tables import Table, Verdict
 TOP = "top"
 NUMBER = re.compile(r"[+\-−±<>≤≥]?\s?\d")
 INTERVAL = re.compile(r"\[[^\[\]]*\]")
-SIGNS = {"holds": "✓", "does not hold": "✗", "cannot be told": "?", "not run": "–"}
+SIGNS = {"holds": "✓", "does not hold": "✗", "mixed": "±", "inconclusive": "?", "not run": "–"}
 MEDIA = {".csv": "text/csv;charset=utf-8", ".png": "image/png"}
 
 

@@ -16,8 +16,9 @@ from robust_unlearning.errors import UserError
 from robust_unlearning.stats.estimates import Estimate
 from robust_unlearning.stats.format import GENERAL, NumberForm, shown, sizes
 
-Finding = Literal["holds", "does not hold", "cannot be told", "not run"]
-"""What became of a claim."""
+Finding = Literal["holds", "does not hold", "mixed", "inconclusive", "not run"]
+"""What became of a claim; `mixed`: it holds in some of its rows and does not in others."""
+INCONCLUSIVE: Finding = "inconclusive"
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,21 @@ class Verdict:
     Attributes:
         finding: one of `Finding`.
         note: what it rests on, shown after the label.
+        of_these: it is said of the models at hand, and of no others.
     """
 
     finding: Finding
     note: str = ""
+    of_these: bool = False
+
+    @property
+    def label(self) -> str:
+        """The finding in words."""
+        decided = self.finding in ("holds", "does not hold", "mixed")
+        return self.finding + ", of these models" * (self.of_these and decided)
 
     def __str__(self) -> str:
-        return f"{self.finding}: {self.note}" if self.note else self.finding
+        return f"{self.label}: {self.note}" if self.note else self.label
 
 
 @dataclass(frozen=True)

@@ -1,49 +1,42 @@
-"""The rows of the paper's claims on trained models: for every method, layer or scale our estimate and its interval.
+"""The rows of the paper's claims on trained models: for every method our estimate and its interval.
 
-Differences are taken question by question and seed by seed before they are averaged. A function returns no row of a
-claim where the models for it are not there.
+Differences are taken question by question and seed by seed before they are averaged, so each row is an `Effect` that
+the rows of a claim can be pooled from. A function returns no row of a claim where the models for it are not there.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-import numpy as np
-
-from robust_unlearning.experiments.matched import LEAST, forgetting, matched_difference
+from robust_unlearning.experiments.matched import LEAST, effect_of, matches
 from robust_unlearning.reproduce import paper
 from robust_unlearning.reproduce.grid import Grid, Model
 from robust_unlearning.reproduce.verdicts import Outcome
-from robust_unlearning.results.measures import Measured, excess, retained, right
-from robust_unlearning.stats import paired
-from robust_unlearning.stats.estimates import (
-    Array,
-    Estimate,
-    mean_interval,
-    over_seeds,
-)
-from robust_unlearning.stats.format import PERCENT, interval, shown
+from robust_unlearning.results import measures
+from robust_unlearning.results.measures import Measure, excess, forget, forgetting, near, retained, right
+from robust_unlearning.stats.effects import Effect, mean_effect
+from robust_unlearning.stats.estimates import Estimate
+from robust_unlearning.stats.format import NATS, PERCENT, interval, shown
 
-Values = Callable[[Measured], Array]
 Pairs = Sequence[tuple[Model, Model]]
 FAMILIES = {"representation methods": paper.REPRESENTATION, "preference methods": paper.PREFERENCE}
 
 
-def forget(answers: Measured) -> Array:
-    """Right on what is to be forgotten."""
-    return answers.forget
+def changes(pairs: Pairs, of: Measure) -> Effect:
+    """The second of each pair less the first, question by question; one row a pair, that is, a seed."""
+    rows = {second.seed: of(second.test) - of(first.test) for first, second in pairs}
+    return Effect(rows, of.groups(pairs[0][0].test))
 
 
-def values(models: Sequence[Model], of: Values) -> Array:
-    """One row a model."""
-    return np.stack([of(model.test) for model in models])
+def from_base(grid: Grid, models: Sequence[Model], of: Measure) -> Effect:
+    """Models of one method less the base."""
+    return Effect({model.seed: of(model.test) - of(grid.base) for model in models}, of.groups(grid.base))
 
 
-def changes(pairs: Pairs, of: Values) -> Array:
-    """The second of each pair less the first, question by question; one row a pair."""
-    return np.stack([of(second.test) - of(first.test) for first, second in pairs])
+def forgotten(grid: Grid, models: Sequence[Model]) -> Estimate:
+    """What models have forgotten beyond the base, nats."""
+    return forgetting.over([model.test for model in models], grid.base)
 
 
 def percent(share: Estimate) -> str:
@@ -53,6 +46,20 @@ def percent(share: Estimate) -> str:
     return f"{shown(share.value, PERCENT)} % {interval(share.low, share.high, PERCENT)}".rstrip()
 
 
+def forgot(grid: Grid, *models: Sequence[Model]) -> str:
+    """What each group of models has forgotten, in words; stands beside every reduction and recovery."""
+    nats = " and ".join(shown(forgotten(grid, each), NATS) for each in models)
+    return f"forgot {nats} nats beyond the base" + (", without noise and with it" if len(models) > 1 else "")
+
+
+def if_forgotten(grid: Grid, outcome: Outcome, plain: Sequence[Model]) -> Outcome:
+    """The outcome, undecided where the method without noise has forgotten less than `LEAST` nats beyond the base:
+    nothing is mended, kept or broken there."""
+    if plain and (forgotten(grid, plain).value or 0.0) >= LEAST:
+        return outcome
+    return replace(outcome, undecided=f"without noise less than {LEAST} nats were forgotten beyond the base")
+
+
 def main_claims(grid: Grid, chosen: dict[str, float]) -> list[Outcome]:
     """Claims that rest on the main stage."""
     return [
@@ -60,16 +67,7 @@ def main_claims(grid: Grid, chosen: dict[str, float]) -> list[Outcome]:
         *_families(grid),
         *(row for recipe, noise in chosen.items() for row in _rna(grid, recipe, noise)),
         *_average_recovery(grid, chosen),
-        *_time(grid, chosen),
     ]
-
-
-def _if_forgotten(outcome: Outcome, plain: Sequence[Model]) -> Outcome:
-    """The outcome, undecided where the method without noise has forgotten less than `LEAST` nats: nothing is mended,
-    kept or broken there."""
-    if plain and np.mean([forgetting(model.test) for model in plain]) >= LEAST:
-        return outcome
-    return replace(outcome, undecided=f"without noise less than {LEAST} nats were forgotten")
 
 
 def _fragility(grid: Grid) -> list[Outcome]:
@@ -78,26 +76,42 @@ def _fragility(grid: Grid) -> list[Outcome]:
         plain = grid.at(recipe, 0)
         if not plain:
             continue
-        lost, harm = (over_seeds(values(plain, of) - of(grid.base)) for of in (right, excess))
-        rate = paired.reduction([right(grid.base)], [values(plain, right).mean(axis=0)])
         printed = f"reduction {paper.REDUCTION[title]} %" if title in paper.REDUCTION else ""
-        beside = f"reduction {percent(rate)}; forget accuracy {percent(over_seeds(values(plain, forget)))}"
-        rows.append(_if_forgotten(Outcome("fragile", title, lost, printed, beside), plain))
-        rows.append(_if_forgotten(Outcome("forget-token", title, harm), plain))
+        rate = measures.reduction([model.test for model in plain], grid.base)
+        beside = f"reduction {percent(rate)}; {forgot(grid, plain)}"
+        lost, harm = (from_base(grid, plain, of) for of in (right, excess))
+        rows.append(if_forgotten(grid, Outcome("fragile", title, lost, printed, beside), plain))
+        rows.append(if_forgotten(grid, Outcome("forget-token", title, harm, "", forgot(grid, plain)), plain))
     return rows
+
+
+def family_mean(effects: Iterable[tuple[str, Effect]]) -> list[Effect]:
+    """The mean effect over the methods of each family, by title; of both, or of none where one has no method."""
+    pairs = list(effects)
+    means = [mean_effect([effect for title, effect in pairs if title in titles]) for titles in FAMILIES.values()]
+    there = [mean for mean in means if mean]
+    return there if len(there) == len(FAMILIES) else []
+
+
+def less(first: Effect, second: Effect) -> Effect:
+    """One effect less another, on the seeds that both have."""
+    seeds = [seed for seed in first.by_seed if seed in second.by_seed]
+    return Effect({seed: first.by_seed[seed] - second.by_seed[seed] for seed in seeds}, first.groups)
 
 
 def _families(grid: Grid) -> list[Outcome]:
     """Preference against representation methods: losses of accuracy, averaged over the methods of each."""
-    averages = []
-    for titles in FAMILIES.values():
-        tables = [values(grid.at(recipe, 0), right) for recipe, title in grid.recipes.items() if title in titles]
-        if tables and len({table.shape for table in tables}) == 1:
-            averages.append(right(grid.base) - np.mean(tables, axis=0))
-    if len(averages) < 2:
+    plain = [(title, grid.at(recipe, 0)) for recipe, title in grid.recipes.items()]
+    means = family_mean((title, from_base(grid, models, right)) for title, models in plain if models)
+    if not means:
         return []
     printed = "reductions {} and {} %".format(*reversed(paper.AVERAGE["reduction"]))
-    return [Outcome("po-more-fragile", "averages", over_seeds(averages[1] - averages[0]), printed)]
+    of_family = {
+        name: [model for title, models in plain if title in titles for model in models]
+        for name, titles in FAMILIES.items()
+    }
+    beside = "; ".join(f"{name} {forgot(grid, models)}" for name, models in of_family.items())
+    return [Outcome("po-more-fragile", "averages", less(*means), printed, beside)]
 
 
 def _rna(grid: Grid, recipe: str, noise: float) -> list[Outcome]:
@@ -105,43 +119,43 @@ def _rna(grid: Grid, recipe: str, noise: float) -> list[Outcome]:
     title, pairs = grid.recipes[recipe], grid.pairs(recipe, noise)
     if not pairs:
         return []
-    plain, rna = (values(models, right).mean(axis=0) for models in zip(*pairs, strict=True))
-    beside = f"recovery {percent(paired.recovery([right(grid.base)], [plain], [rna]))}"
+    plain, rna = (list(side) for side in zip(*pairs, strict=True))
+    rate = measures.recovery([model.test for model in rna], [model.test for model in plain], grid.base)
+    beside = f"recovery {percent(rate)}; {forgot(grid, plain, rna)}"
     of, recovery, wmdp, mmlu = f"{title}, noise {noise:g}", "", "", ""
     if title in paper.RECOVERY:
         recovery = f"recovery {paper.RECOVERY[title]} %"
         wmdp = f"{paper.WMDP_RNA[title] - paper.WMDP[title]:+.1f} points (2-grams)"
         mmlu = f"{paper.MMLU_RNA[title] - paper.MMLU[title]:+.1f} points (2-grams)"
     rows = [
-        Outcome("recovers", of, over_seeds(changes(pairs, right)), recovery, beside),
+        Outcome("recovers", of, changes(pairs, right), recovery, beside),
         like_forgetting(grid, recipe, noise),
-        Outcome("keeps-forgetting", of, over_seeds(changes(pairs, forget)), wmdp),
-        Outcome("keeps-retained", of, over_seeds(changes(pairs, retained)), mmlu),
+        Outcome("keeps-forgetting", of, changes(pairs, forget), wmdp, forgot(grid, plain, rna)),
+        Outcome("keeps-retained", of, changes(pairs, retained), mmlu),
     ]
+    if len(grid.base.forget_perturbed):
+        rows.append(Outcome("perturbed-forget", of, changes(pairs, measures.forget_perturbed)))
     if len(grid.base.near):
-        rows.append(Outcome("related", of, over_seeds(changes(pairs, lambda answers: answers.near))))
-    return [_if_forgotten(row, grid.at(recipe, 0)) for row in rows]
+        rows.append(Outcome("related", of, changes(pairs, near)))
+    return [if_forgotten(grid, row, grid.at(recipe, 0)) for row in rows]
 
 
 def like_forgetting(grid: Grid, recipe: str, noise: float) -> Outcome:
-    """RNA less none in excess harm, where both have forgotten as much; see `study.matched_difference`."""
-    harm, at = [], []
+    """RNA less none in excess harm, where both have forgotten as much; see `experiments.matched`."""
+    found = {}
     for seed in sorted({model.seed for model in grid.models}):
         rna, plain = (
             [model.test for model in grid.at(recipe, scale, last=False) if model.seed == seed] for scale in (noise, 0.0)
         )
-        if not rna or not plain:
-            continue
-        matched = [matched_difference(rna, [grid.base, *plain], place, LEAST) for place in grid.places]
-        if places := [each for each in matched if each]:
-            harm.append(np.mean([differences for differences, _, _ in places], axis=0))
-            at += places[0][2]
+        found[seed] = matches(rna, plain, grid.base, excess) if rna and plain else []
+    effect = effect_of(found, excess.groups(grid.base), forgetting.groups(grid.base))
     of = f"{grid.recipes[recipe]}, noise {noise:g}"
-    if not harm:
-        beside = f"no step where both have forgotten {LEAST} nats and as much"
+    if effect is None:
+        beside = f"no model with noise has forgotten {LEAST} nats between two snapshots without"
         return Outcome("mends", of, Estimate(None, note=beside), "", beside)
-    beside = f"{len(at)} models compared, at {min(at):.2f} to {max(at):.2f} nats"
-    return Outcome("mends", of, over_seeds(np.stack(harm)), "", beside)
+    at = [each.at for of_seed in found.values() for each in of_seed]
+    beside = f"{len(at)} models compared, at {min(at):.2f} to {max(at):.2f} nats beyond the base"
+    return Outcome("mends", of, effect, "", beside)
 
 
 def _average_recovery(grid: Grid, chosen: dict[str, float]) -> list[Outcome]:
@@ -149,111 +163,9 @@ def _average_recovery(grid: Grid, chosen: dict[str, float]) -> list[Outcome]:
     rows = []
     for (name, titles), printed in zip(FAMILIES.items(), paper.AVERAGE["recovery"], strict=True):
         methods = [grid.pairs(recipe, noise) for recipe, noise in chosen.items() if grid.recipes[recipe] in titles]
-        if methods and len({len(pairs) for pairs in methods}) == 1:
-            mean = np.mean([changes(pairs, right) for pairs in methods], axis=0)
-            row = Outcome("recovers", f"{name}, mean", over_seeds(mean), f"recovery {printed} %")
-            rows.append(_if_forgotten(row, [plain for pairs in methods for plain, _ in pairs]))
+        methods = [pairs for pairs in methods if pairs]
+        if methods and (effect := mean_effect([changes(pairs, right) for pairs in methods])):
+            plain, rna = ([pair[side] for pairs in methods for pair in pairs] for side in (0, 1))
+            row = Outcome("family-recovers", f"{name}, mean", effect, f"recovery {printed} %", forgot(grid, plain, rna))
+            rows.append(if_forgotten(grid, row, plain))
     return rows
-
-
-def _time(grid: Grid, chosen: dict[str, float]) -> list[Outcome]:
-    """Seconds of training with the chosen noise over those without, over the methods and seeds of a family."""
-    rows = []
-    for name, titles in FAMILIES.items():
-        recipes = {recipe: noise for recipe, noise in chosen.items() if grid.recipes[recipe] in titles}
-        pairs = [pair for recipe, noise in recipes.items() for pair in grid.pairs(recipe, noise)]
-        if ratios := [rna.seconds / plain.seconds - 1 for plain, rna in pairs if plain.seconds]:
-            rows.append(Outcome("free", name, mean_interval(ratios), "none"))
-    return rows
-
-
-def coefficient_claims(grid: Grid) -> list[Outcome]:
-    """Figure 2: the slope of accuracy over log₂ of c or β, by least squares for every seed and question."""
-    rows = []
-    for recipe, title in grid.recipes.items():
-        for field, symbol in (("steering_scale", "c"), ("adaptive_scale", "β")):
-            plain = [model for model in grid.at(recipe, 0) if field in model.fields]
-            if len({model.fields[field] for model in plain}) < 2:
-                continue
-            slopes = []
-            for seed in sorted({model.seed for model in plain}):
-                models = [model for model in plain if model.seed == seed]
-                x = np.array([math.log2(model.fields[field]) for model in models])
-                x -= x.mean()
-                slopes.append((x @ values(models, right)) / (x @ x))
-            measure = f"accuracy with a forget-token, points for each doubling of {symbol}"
-            of, printed = f"{title}, {symbol}", "falls (image only)"
-            rows.append(Outcome("coefficient", of, over_seeds(np.stack(slopes)), printed, measure=measure))
-            break
-    return rows
-
-
-def noise_claims(grid: Grid, chosen: dict[str, float]) -> list[Outcome]:
-    """Figure 3: the greatest noise against the chosen one, and against none."""
-    rows = []
-    for recipe, noise in chosen.items():
-        greatest = max(grid.noises(recipe), default=0.0)
-        if greatest <= noise:
-            continue
-        title, at_chosen = grid.recipes[recipe], {model.seed: model for model in grid.at(recipe, noise)}
-        much = grid.at(recipe, greatest)
-        if pairs := [(at_chosen[model.seed], model) for model in much if model.seed in at_chosen]:
-            of, lost = f"{title}, {greatest:g} against {noise:g}", over_seeds(changes(pairs, right))
-            rows.append(Outcome("too-much-noise", of, lost, "declines"))
-        if pairs := grid.pairs(recipe, greatest):
-            of, change = f"{title}, {greatest:g} against 0", over_seeds(changes(pairs, forget))
-            row = Outcome("noise-forgetting", of, change, "stable")
-            rows.append(_if_forgotten(row, [plain for plain, _ in pairs]))
-    return rows
-
-
-def layer_claims(grid: Grid, claim: str) -> list[Outcome]:
-    """Figures 8 and 9: for every choice of layers, RNA less none, averaged over the methods."""
-
-    def layers_of(model: Model) -> tuple[int, ...]:
-        return tuple(model.fields.get("noise_layers") or ())
-
-    def at(layers: tuple[int, ...]) -> list[Outcome]:
-        of = f"layers {', '.join(map(str, layers))}"
-        return _over_methods(grid, claim, of, lambda model: layers_of(model) == layers, right)
-
-    return [row for layers in sorted({layers_of(model) for model in grid.models} - {()}) for row in at(layers)]
-
-
-def all_layer_claims(grid: Grid) -> list[Outcome]:
-    """Figure 10: the least scale raises robustness, the greatest lowers it, kept knowledge stays."""
-    scales = sorted({model.noise for model in grid.models if model.noise})
-    if not scales:
-        return []
-    least, most = scales[0], scales[-1]
-
-    def at(scale: float) -> Callable[[Model], bool]:
-        return lambda model: model.noise == scale
-
-    rows = _over_methods(grid, "all-layers", f"noise {least:g}", at(least), right)
-    if most > least:
-        of = f"noise {most:g} against {least:g}"
-        rows += _over_methods(grid, "all-layers-much", of, at(most), right, at(least))
-    return rows + _over_methods(grid, "all-layers-kept", f"noise {most:g}", at(most), retained)
-
-
-def _over_methods(
-    grid: Grid,
-    claim: str,
-    of: str,
-    wanted: Callable[[Model], bool],
-    measure: Values,
-    against: Callable[[Model], bool] = lambda model: model.noise == 0,
-) -> list[Outcome]:
-    """Models that are `wanted` less those `against`, by method and seed, averaged over methods."""
-    by_seed: dict[int, list[Array]] = {}
-    for recipe in grid.recipes:
-        plain = {model.seed: model for model in grid.pick(recipe, against)}
-        for rna in grid.pick(recipe, wanted):
-            if rna.seed in plain:
-                by_seed.setdefault(rna.seed, []).append(measure(rna.test) - measure(plain[rna.seed].test))
-    if not by_seed:
-        return []
-    table = np.stack([np.mean(methods, axis=0) for methods in by_seed.values()])
-    plain_models = [model for model in grid.models if model.last and model.noise == 0]
-    return [_if_forgotten(Outcome(claim, of, over_seeds(table)), plain_models)]

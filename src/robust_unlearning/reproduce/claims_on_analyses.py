@@ -9,7 +9,8 @@ import numpy as np
 
 from robust_unlearning.reproduce import paper
 from robust_unlearning.reproduce.verdicts import Outcome
-from robust_unlearning.stats.estimates import Estimate, over_seeds
+from robust_unlearning.stats.estimates import Estimate
+from robust_unlearning.stats.means import over_seeds
 
 Data = Mapping[str, Any]
 

@@ -11,15 +11,14 @@ from robust_unlearning import files
 from robust_unlearning.errors import UserError
 from robust_unlearning.report.flips import Flips, read_flips
 from robust_unlearning.report.page import Block, Details, Figure, Page, Section, write_page
-from robust_unlearning.reproduce import claims, claims_on_analyses, figures, tables
-from robust_unlearning.reproduce.claims import forget, percent
+from robust_unlearning.reproduce import claims, claims_on_analyses, claims_on_grids, figures, tables
+from robust_unlearning.reproduce.claims import percent
 from robust_unlearning.reproduce.figures import FORGET, PERTURBED
 from robust_unlearning.reproduce.grid import Grid
 from robust_unlearning.reproduce.run import Results
 from robust_unlearning.reproduce.target import Stage, Target, folder_of, main_name
 from robust_unlearning.reproduce.verdicts import CLAIMS, RULE, Outcome, claim_table, complete, headline, summary_table
-from robust_unlearning.results.measures import retained, right
-from robust_unlearning.stats.estimates import share_over_seeds
+from robust_unlearning.results.measures import forget, retained, right
 
 PAGE, NUMBERS = "report.html", "reproduce.json"
 FIGURES = "figures"
@@ -33,12 +32,13 @@ def outcomes(target: Target, results: Results) -> list[Outcome]:
     if main:
         rows += claims.main_claims(main, chosen)
     if noises := grids.get("figure3") if "figure3" in target.stages else main:
-        rows += claims.noise_claims(noises, chosen)
+        rows += claims_on_grids.noise_claims(noises, chosen)
     of_stage: dict[str, Callable[[Grid], list[Outcome]]] = {
-        "figure2": claims.coefficient_claims,
-        "figure8": partial(claims.layer_claims, claim="single-layer"),
-        "figure9": partial(claims.layer_claims, claim="region"),
-        "figure10": claims.all_layer_claims,
+        "layers": claims_on_grids.layer_of_unlearning_claims,
+        "figure2": claims_on_grids.coefficient_claims,
+        "figure8": partial(claims_on_grids.layer_claims, claim="single-layer"),
+        "figure9": partial(claims_on_grids.layer_claims, claim="region"),
+        "figure10": claims_on_grids.all_layer_claims,
     }
     rows += [row for stage, rows_of in of_stage.items() if stage in grids for row in rows_of(grids[stage])]
     of_kind = {
@@ -102,7 +102,7 @@ def _forgotten(grid: Grid | None) -> str:
         return ""
     least, most = (choose(shares, key=lambda title: shares[title].value or 0.0) for choose in (min, max))
     spans = [f"{percent(shares[title])} ({title})" for title in (least, most)]
-    base = share_over_seeds(forget(grid.base)[None])
+    base = figures.of_base(grid, forget)
     return f"Of the questions to be forgotten the base answers {percent(base)}, the models {spans[0]} to {spans[1]}. "
 
 

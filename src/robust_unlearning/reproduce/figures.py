@@ -8,10 +8,9 @@ from pathlib import Path
 from robust_unlearning.report.figures import Series, trade_off
 from robust_unlearning.report.page import Figure
 from robust_unlearning.reproduce import paper
-from robust_unlearning.reproduce.claims import Values, forget, values
 from robust_unlearning.reproduce.grid import Grid, Model
-from robust_unlearning.results.measures import retained, right
-from robust_unlearning.stats.estimates import Estimate, over_seeds, share_over_seeds
+from robust_unlearning.results.measures import Measure, forget, retained, right
+from robust_unlearning.stats.estimates import Estimate
 
 INTERVALS = "95 % intervals over seeds and questions"
 PANELS = {
@@ -23,14 +22,14 @@ PANELS = {
 FORGET, PERTURBED = "forget accuracy", "accuracy with a forget-token"
 
 
-def estimate(models: Sequence[Model], of: Values) -> Estimate:
+def estimate(models: Sequence[Model], of: Measure) -> Estimate:
     """A measure over seeds and questions."""
-    return share_over_seeds(values(models, of))
+    return of.over([model.test for model in models])
 
 
-def of_base(grid: Grid, of: Values) -> Estimate:
+def of_base(grid: Grid, of: Measure) -> Estimate:
     """The same of the base."""
-    return over_seeds(of(grid.base)[None])
+    return of.over([grid.base])
 
 
 def families(grid: Grid) -> dict[str, list[str]]:
@@ -88,7 +87,7 @@ def over_field(
     key: Callable[[Model], str],
     about: str,
     path: Path,
-    measures: Mapping[str, Values],
+    measures: Mapping[str, Measure],
     *,
     together: bool = False,
 ) -> Figure:
@@ -101,7 +100,7 @@ def over_field(
     ticks = list(dict.fromkeys(map(key, last)))
     places = [Estimate(float(index)) for index in range(len(ticks))]
 
-    def line(recipe: str, of: Values) -> Series:
+    def line(recipe: str, of: Measure) -> Series:
         groups = [[model for model in last if model.recipe == recipe and key(model) == tick] for tick in ticks]
         points = [(x, estimate(models, of)) for x, models in zip(places, groups, strict=True) if models]
         return Series(grid.recipes[recipe], points, joined=True)
@@ -138,4 +137,4 @@ def coefficient_key(model: Model) -> str:
     return f"{float(scales[0]):g}" if scales else "recipe's"
 
 
-ACCURACIES: Mapping[str, Values] = {PERTURBED: right, FORGET: forget}
+ACCURACIES: Mapping[str, Measure] = {PERTURBED: right, FORGET: forget}

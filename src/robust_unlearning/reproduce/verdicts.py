@@ -7,23 +7,28 @@
 | `within` m | it lies inside −m to m | it lies wholly outside |
 | `zero` | never: no interval proves a nought | it does not cover 0 |
 
-In all other cases it is inconclusive. A number without an interval decides nothing, nor do fewer than `FEWEST`
-observations, whatever their bootstrap says: that all five lie on one side happens to one in sixteen without any effect.
+In all other cases it is inconclusive. That is the rule for one row; a claim as a whole follows from all of its rows by
+`whole`. `benchmarks/verdicts.py` simulates how often these rules err and how often they find an effect that is there.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
-from robust_unlearning.report.tables import Column, Finding, Table, Verdict
-from robust_unlearning.stats.estimates import Estimate
+from robust_unlearning.report.tables import INCONCLUSIVE, Column, Finding, Table, Verdict
+from robust_unlearning.stats import paired
+from robust_unlearning.stats.effects import Effect, mean_effect, mean_of_ends
+from robust_unlearning.stats.estimates import Estimate, Part
+from robust_unlearning.stats.factors import FEWEST_SEEDS
 from robust_unlearning.stats.format import NATS, POINTS, NumberForm
 
 Kind = Literal["above", "below", "within", "zero"]
-FEWEST = 6
+ALPHA = 0.05
+"""How often a claim may get a false word."""
 FORGET_MARGIN, RETAIN_MARGIN, TIME_MARGIN = 0.05, 0.03, 0.05
 """Changes of forget and of retain accuracy, and share of the time, below which something is said to stay as it was."""
 FIRST_ORDER = 0.1
@@ -32,14 +37,18 @@ PROBABILITY = 0.1
 """Distance of an observed probability from the theorem's at which it is said to be as the theorem says."""
 RULE = (
     "A verdict rests on a 95 % interval and never on a point: a claim holds where the whole interval lies on the side "
-    "that it says, does not hold where it lies wholly on the other, and cannot be told otherwise. That something stays "
-    "as it was holds where the interval lies inside a margin that the row names; that something is exactly so can only "
-    "be refuted. Fewer than six observations decide nothing. Intervals are of single rows: of twenty rows without an "
-    "effect one is expected to look like one; and with few seeds the spread between seeds is underestimated."
+    "that it says, does not hold where it lies wholly on the other, and is inconclusive otherwise. That something "
+    "stays as it was holds where the interval lies inside a margin that the row names; that something is exactly so "
+    "can only be refuted. An interval says how far the number may move with other training seeds, other entities that "
+    "questions are about and other words put into them, and is the wider the fewer of these there are; with fewer than "
+    f"{FEWEST_SEEDS} seeds it is of these models, and says nothing of others. Intervals are of single rows: of twenty "
+    "rows without an effect one is expected to look like one."
 )
 SUMMARY_RULE = (
-    "A claim as a whole: it holds where it holds in every row; it does not hold where it fails in one row at least and "
-    "holds in none; otherwise it cannot be told, or it holds for some only, as the counts say."
+    "A claim as a whole, where it is about what happens on average: the mean of all its rows is judged like a row. It "
+    "is mixed where single rows hold and others do not, each after Holm's correction over the rows. Where the paper "
+    "states it for every case (a theorem), it does not hold where one row fails after that correction, and holds where "
+    "all rows hold. How often these rules err stands below the claims."
 )
 
 
@@ -62,16 +71,42 @@ def judge(rule: Criterion, estimate: Estimate | None) -> Finding:
     if estimate is None:
         return "not run"
     low, high = estimate.low, estimate.high
-    if low is None or high is None or 0 < estimate.n < FEWEST:
-        return "cannot be told"
+    if low is None or high is None:
+        return INCONCLUSIVE
     if rule.kind == "zero":
-        return "does not hold" if low > 0 or high < 0 else "cannot be told"
+        return "does not hold" if low > 0 or high < 0 else INCONCLUSIVE
     if rule.kind == "within":
         inside, outside = -rule.margin < low and high < rule.margin, low > rule.margin or high < -rule.margin
     else:
         above, below = low > rule.margin, high < rule.margin
         inside, outside = (above, below) if rule.kind == "above" else (below, above)
-    return "holds" if inside else "does not hold" if outside else "cannot be told"
+    return "holds" if inside else "does not hold" if outside else INCONCLUSIVE
+
+
+def p_of(rule: Criterion, estimate: Estimate) -> float:
+    """The p-value of the finding that an estimate allows: 1 less the level at which its interval would just allow it.
+
+    1 where there is no interval, or where the value itself speaks for neither.
+    """
+    if estimate.value is None or estimate.low is None or estimate.high is None:
+        return 1.0
+    mean = _as_mean(estimate)
+    if rule.kind == "within" and abs(estimate.value) < rule.margin:
+        return max(mean.p(rule.margin), mean.p(-rule.margin))
+    bounds = (-rule.margin, rule.margin) if rule.kind == "within" else (rule.margin,)
+    return min(mean.p(bound) for bound in bounds)
+
+
+def _as_mean(estimate: Estimate) -> Estimate:
+    """An estimate with parts: where it has none, one whose interval is as wide, of n questions."""
+    if estimate.parts:
+        return estimate
+    assert estimate.low is not None
+    assert estimate.high is not None
+    part = Part("questions", 1.0, max(1, (estimate.n or 10**6) - 1))
+    unit = replace(estimate, value=0.0, parts=(part,), slack=0.0).interval(0.95)[1]
+    half, middle = (estimate.high - estimate.low) / 2, (estimate.high + estimate.low) / 2
+    return replace(estimate, value=middle, parts=(replace(part, variance=(half / unit) ** 2),))
 
 
 @dataclass(frozen=True)
@@ -84,6 +119,7 @@ class Claim:
         measure: what the estimate is, with its unit.
         rule: what must be so of its interval.
         form: how its numbers are written.
+        every: the paper states it for every case; else it is about what happens on average.
     """
 
     text: str
@@ -91,6 +127,7 @@ class Claim:
     measure: str
     rule: Criterion
     form: NumberForm = NATS
+    every: bool = False
 
 
 ABOVE, BELOW, ZERO = Criterion("above"), Criterion("below"), Criterion("zero")
@@ -105,12 +142,17 @@ CLAIMS = {
         "loss of accuracy, preference less representation, points", ABOVE, POINTS),
     "recovers": Claim("RNA wins accuracy back, at the same step", "Figure 1",
         f"{TOKEN}, {GAIN}, points", ABOVE, POINTS),
+    "family-recovers": Claim("RNA wins accuracy back on average in both families, at the same step", "Section 6.2",
+        f"{TOKEN}, {GAIN}, points", ABOVE, POINTS),
     "mends": Claim("RNA wins it back also where both have forgotten as much", "Figure 1",
         "excess harm, RNA less none, nats", ABOVE),
     "keeps-forgetting": Claim("RNA leaves accuracy on what is forgotten as it was", "Figure 1, Tables 2 to 5",
         f"forget accuracy, {GAIN}, points", Criterion("within", FORGET_MARGIN), POINTS),
     "keeps-retained": Claim("RNA leaves accuracy on what is kept as it was", "Figure 1, Tables 2 to 5",
         f"retain accuracy, {GAIN}, points", Criterion("within", RETAIN_MARGIN), POINTS),
+    "perturbed-forget": Claim("RNA leaves what is forgotten forgotten where a forget-token stands in the question",
+        "Figure 1, bottom left", f"accuracy on forget questions with a forget-token, {GAIN}, points",
+        Criterion("within", FORGET_MARGIN), POINTS),
     "related": Claim("RNA raises accuracy on what is close in topic to the forgotten", "Figure 1",
         f"accuracy, {GAIN}, points", ABOVE, POINTS),
     "free": Claim("RNA costs no time", "Section 5",
@@ -122,7 +164,12 @@ CLAIMS = {
         f"{TOKEN}, points", BELOW, POINTS),
     "noise-forgetting": Claim("With the greatest noise, forgetting stays as it was", "Figure 3",
         "forget accuracy, points", Criterion("within", FORGET_MARGIN), POINTS),
-    "single-layer": Claim("Noise at a single layer, whichever, raises robustness", "Figure 8",
+    "stable-to-noise": Claim("Representation methods are more stable to the noise than preference methods",
+        "Section 6.2, Figure 3", f"change of {TOKEN} from no noise to the greatest that both have, preference less "
+        "representation, points", BELOW, POINTS),
+    "earlier-layers": Claim("Unlearning at an earlier layer is more robust", "Section 6.2",
+        f"{TOKEN}, points for each layer further up", BELOW, POINTS),
+    "single-layer": Claim("Noise at a single layer raises robustness", "Figure 8",
         f"{TOKEN}, {GAIN}, {MEAN}, points", ABOVE, POINTS),
     "region": Claim("Noise at three layers, early, middle or late, raises robustness", "Figure 9",
         f"{TOKEN}, {GAIN}, {MEAN}, points", ABOVE, POINTS),
@@ -139,15 +186,16 @@ CLAIMS = {
     "sensitivity": Claim("Unlearned models are less sensitive to noise than the base, behind l", "Figure 7, Eq. 33",
         "ratio to the base's less 1", BELOW),
     "shift-mean": Claim("The shift that a forget-token causes has mean 0", "Assumption 4.1",
-        "share of the shift's energy in its mean", ZERO),
+        "share of the shift's energy in its mean", ZERO, every=True),
     "output": Claim("At its size, the output's change is that of the first order, N(0, ηJᵀJ)", "Theorem 4.2",
-        "part of the change that the first order misses, E‖Δ − Jε‖²/E‖Jε‖²", Criterion("below", FIRST_ORDER)),
+        "part of the change that the first order misses, E‖Δ − Jε‖²/E‖Jε‖²", Criterion("below", FIRST_ORDER),
+        every=True),
     "closed-form": Claim("The printed closed form of Theorem 5.2 is the probability", "Theorem 5.2",
-        "Monte Carlo less the printed form", ZERO),
+        "Monte Carlo less the printed form", ZERO, every=True),
     "rejection": Claim("Noise at l rejects a forget-token's effect as often as the theorem says", "Theorem 5.2",
-        "observed probability less the theorem's (exact form)", Criterion("within", PROBABILITY)),
+        "observed probability less the theorem's (exact form)", Criterion("within", PROBABILITY), every=True),
     "trace": Claim("The latent Hessian of the forget loss has a positive trace", "Eq. 9",
-        "Tr ∇²ℓ at l, forget text", ABOVE),
+        "Tr ∇²ℓ at l, forget text", ABOVE, every=True),
     "backdoor": Claim("A forget-token moves a harmless question's state more than an unrelated word", "Section 5.1",
         "shift over ‖h‖, forget-token less unrelated word", ABOVE),
 }
@@ -160,25 +208,37 @@ class Outcome:
 
     Attributes:
         claim: a key of `CLAIMS`; `of` says of which method, layer or length.
-        estimate: ours; None where the stage has not been run.
+        found: ours, an estimate or the effect that it is of; None where the stage has not been run.
         paper: the paper's own number, as text; empty where it prints none.
         shown: further numbers to read beside it.
         measure: what the estimate is, where the claim's own words are too wide.
         undecided: why it is inconclusive, whatever the interval is; empty where the interval decides.
+        whole: it stands for all rows of its claim.
     """
 
     claim: str
     of: str = ""
-    estimate: Estimate | None = None
+    found: Estimate | Effect | None = None
     paper: str = ""
     shown: str = ""
     measure: str = ""
     undecided: str = ""
+    whole: bool = False
+
+    @cached_property
+    def estimate(self) -> Estimate | None:
+        """Ours, with its interval."""
+        return self.found.estimate() if isinstance(self.found, Effect) else self.found
 
     @property
     def finding(self) -> Finding:
         """What the interval allows to say."""
-        return "cannot be told" if self.undecided and self.estimate else judge(self.rule, self.estimate)
+        return INCONCLUSIVE if self.undecided and self.estimate else judge(self.rule, self.estimate)
+
+    @property
+    def of_these(self) -> bool:
+        """Whether it is said of the models at hand alone, as there are too few seeds to speak of others."""
+        return self.estimate is not None and self.estimate.seeds is not None and self.estimate.seeds < FEWEST_SEEDS
 
     @property
     def rule(self) -> Criterion:
@@ -187,31 +247,67 @@ class Outcome:
 
     def as_dict(self) -> dict[str, Any]:
         """All of it for JSON."""
-        keys = ("claim", "of", "paper", "measure", "shown", "undecided", "finding")
+        keys = ("claim", "of", "paper", "measure", "shown", "undecided", "finding", "of_these", "whole")
         numbers = {"rule": self.rule.text(), "estimate": self.estimate.as_dict() if self.estimate else None}
         measure = self.measure or CLAIMS[self.claim].measure
         return {key: getattr(self, key) for key in keys} | {"measure": measure} | numbers
 
 
 def complete(rows: Iterable[Outcome]) -> list[Outcome]:
-    """The rows in the order of the claims; a claim without any gets one that says that it was not run."""
+    """The rows in the order of the claims, the mean of several before them where the claim is about what happens on
+    average; a claim without any gets one that says that it was not run.
+    """
     rows = list(rows)
-    return [row for claim in CLAIMS for row in [each for each in rows if each.claim == claim] or [Outcome(claim)]]
+    done = []
+    for claim in CLAIMS:
+        of_claim = [each for each in rows if each.claim == claim]
+        done += [*_pooled(claim, of_claim), *of_claim] or [Outcome(claim)]
+    return done
+
+
+def _pooled(claim: str, rows: Sequence[Outcome]) -> list[Outcome]:
+    """The mean of a claim's rows, those left out that are undecided whatever their interval says."""
+    used = [each for each in rows if each.estimate and not each.undecided]
+    if CLAIMS[claim].every or len(rows) < 2 or not used:
+        return []
+    effects = [each.found for each in used if isinstance(each.found, Effect)]
+    found: Estimate | Effect | None = mean_effect(effects) if len(effects) == len(used) else None
+    found = found or mean_of_ends([each.estimate for each in used if each.estimate])
+    left_out = f"; {len(rows) - len(used)} undecided rows left out" if len(used) < len(rows) else ""
+    return [Outcome(claim, f"mean of {len(used)} rows{left_out}", found, whole=True)] if found else []
+
+
+def holm_findings(rows: Sequence[Outcome]) -> list[Finding]:
+    """The rows' findings that stand after Holm's correction over them; those that do not are inconclusive."""
+    pvalues = [p_of(each.rule, each.estimate) if each.estimate else 1.0 for each in rows]
+    adjusted = paired.holm(pvalues)
+    return [each.finding if p < ALPHA else INCONCLUSIVE for each, p in zip(rows, adjusted, strict=True)]
 
 
 def whole(rows: Sequence[Outcome]) -> Verdict:
     """The word for a claim as a whole; see `SUMMARY_RULE`."""
-    counts = Counter(each.finding for each in rows)
-    judged = len(rows) - counts["not run"]
-    words: tuple[Finding, ...] = ("holds", "does not hold", "cannot be told")
-    note = ", ".join(f"{word} in {counts[word]}" for word in words if counts[word]) + f" of {judged} rows"
-    if not judged:
+    single = [each for each in rows if not each.whole and each.finding != "not run"]
+    if not single:
         return Verdict("not run")
-    if counts["holds"] == judged:
-        return Verdict("holds", note)
-    if counts["does not hold"] and not counts["holds"]:
-        return Verdict("does not hold", note)
-    return Verdict("cannot be told", note)
+    standing = holm_findings(single)
+    there = dict.fromkeys(word for word in standing if word in ("holds", "does not hold"))
+    counts = Counter(standing)
+    note = ", ".join(f"{word} in {counts[word]}" for word in there) or "no row decided"
+    note += f" of {len(single)} rows (Holm)" if len(single) > 1 else ""
+    of_these = all(each.of_these for each in single)
+    if CLAIMS[single[0].claim].every:
+        alone = {each.finding for each in single}
+        finding: Finding = "does not hold" if counts["does not hold"] else INCONCLUSIVE
+        return Verdict("holds" if alone == {"holds"} else finding, note, of_these)
+    if len(there) == 2:
+        return Verdict("mixed", note, of_these)
+    pooled = next((each for each in rows if each.whole), single[0])
+    if len(single) > 1 and pooled.whole and pooled.estimate:
+        about = Column("", CLAIMS[pooled.claim].form, sized=True)
+        note = f"on average {about.cell(pooled.estimate)}; {note}"
+    finding = pooled.finding if pooled.whole or len(single) == 1 else INCONCLUSIVE
+    opposite = {"holds": "does not hold", "does not hold": "holds"}.get(finding)
+    return Verdict("mixed" if opposite in there else finding, note, of_these)
 
 
 def by_claim(rows: Sequence[Outcome]) -> dict[str, Verdict]:
@@ -221,10 +317,13 @@ def by_claim(rows: Sequence[Outcome]) -> dict[str, Verdict]:
 
 def headline(rows: Sequence[Outcome]) -> str:
     """How many claims hold, in a sentence."""
-    counts = Counter(verdict.finding for verdict in by_claim(rows).values())
+    verdicts = by_claim(rows).values()
+    counts = Counter(verdict.finding for verdict in verdicts)
+    these = sum(verdict.of_these and verdict.label != verdict.finding for verdict in verdicts)
     return (
         f"Of {len(CLAIMS)} claims of the paper {counts['holds']} hold here, {counts['does not hold']} do not, "
-        f"{counts['cannot be told']} cannot be told and {counts['not run']} were not run."
+        f"{counts['mixed']} are mixed, {counts[INCONCLUSIVE]} are inconclusive and {counts['not run']} were not run; "
+        f"{these} of these words are said of the models at hand only. "
     )
 
 
@@ -249,7 +348,7 @@ def claim_table(claim: str, rows: Sequence[Outcome]) -> Table:
             "here": each.estimate,
             "measure": each.measure or about.measure,
             "shown": each.shown,
-            "verdict": Verdict(each.finding, each.undecided or (rule if each.estimate else "")),
+            "verdict": Verdict(each.finding, each.undecided or (rule if each.estimate else ""), each.of_these),
         }
         for each in rows
         if each.claim == claim

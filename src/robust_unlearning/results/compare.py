@@ -22,7 +22,8 @@ from robust_unlearning.results.records import (
     shared_tasks,
 )
 from robust_unlearning.stats import paired
-from robust_unlearning.stats.estimates import Array, Estimate, accuracy, over_seeds
+from robust_unlearning.stats.estimates import Array, Estimate, accuracy
+from robust_unlearning.stats.means import over_seeds
 from robust_unlearning.stats.paired import PairedTest, StandardErrors
 
 Reading = Literal["better", "worse", "open"]

@@ -4,7 +4,7 @@ and the means of several models with their intervals.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,10 @@ from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate.record import Record, Task, by_task, logp_among_of, right_of
 from robust_unlearning.evaluate.suite import Evaluation
 from robust_unlearning.results.roles import Patterns, named, roles
-from robust_unlearning.stats.estimates import Array, Estimate, over_seeds, share_over_seeds
+from robust_unlearning.stats import paired
+from robust_unlearning.stats.estimates import Array, Estimate
+from robust_unlearning.stats.factors import FEWEST_SEEDS, Groups
+from robust_unlearning.stats.means import over_seeds, share_over_seeds
 
 PLANTED: Patterns = {"related": ("near/*",)}
 """The roles of the planted suites' tasks, where their names do not tell."""
@@ -21,13 +24,46 @@ PLANTED: Patterns = {"related": ("near/*",)}
 
 @dataclass(frozen=True)
 class Perturbed:
-    """Retain questions with a token in them, [n]: right under a forget-token, right under a control token, and the
-    excess, log p of the right option under the forget-token less that under the control token, in nats.
+    """Questions with a token in them, [n]: right under a forget-token, right under a control token, and the excess, log
+    p of the right option under the forget-token less that under the control token, in nats.
     """
 
     right: Array
     control: Array
     excess: Array
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How the questions of a `Measured` hang together: a number [n] for each, the same for those about one thing, or
+    with one word in them.
+
+    Attributes:
+        forget, near, far, clean, perturbed: clusters; a question of no cluster is one by itself.
+        words: the forget-token in each perturbed question.
+        forget_perturbed, forget_words: the same of questions to be forgotten; empty where none were perturbed.
+    """
+
+    forget: Array
+    near: Array
+    far: Array
+    clean: Array
+    perturbed: Array
+    forget_perturbed: Array
+    words: Array
+    forget_words: Array
+
+    @classmethod
+    def of(cls, words: Sequence[Record], forget_words: Sequence[Record], **sets: Sequence[Record]) -> Asked:
+        """From the records of each array, and of the perturbed forms that words are read from."""
+        numbers: dict[str | None, float] = {}
+
+        def coded(labels: Iterable[str | None]) -> Array:
+            return np.array([numbers.setdefault(label, float(len(numbers))) for label in labels])
+
+        clusters = {key: coded(each.cluster or f"{each.task.set} {each.id}" for each in of) for key, of in sets.items()}
+        tokens = (coded(each.forget_token for each in of) for of in (words, forget_words))
+        return cls(**clusters, **dict(zip(("words", "forget_words"), tokens, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -41,6 +77,9 @@ class Measured:
         far: right or wrong on the other retain questions.
         clean: right or wrong on the perturbed questions as they are.
         places: place of the token -> what it did to them.
+        forget_perturbed: right or wrong on forget questions with a forget-token in them, mean over places; empty where
+            there are none.
+        asked: how the questions hang together.
     """
 
     forget: Array
@@ -49,6 +88,8 @@ class Measured:
     far: Array
     clean: Array
     places: dict[str, Perturbed]
+    forget_perturbed: Array
+    asked: Asked
 
     @classmethod
     def of(cls, evaluation: Evaluation, patterns: Patterns = PLANTED) -> Measured:
@@ -68,7 +109,7 @@ class Measured:
                 f"the suite has no task whose role is {lacking[0]}; its tasks: {', '.join(map(str, tasks))}. Name "
                 "patterns in the target's roles."
             )
-        near = named(tasks, "related", patterns.get("related", ()))
+        related = named(tasks, "related", patterns.get("related", ()))
         places: dict[str, list[Task]] = {}
         for task in by_role["perturbed"]:
             places.setdefault(task.form, []).append(task)
@@ -81,41 +122,136 @@ class Measured:
             return Perturbed(right_of(forget), right_of(control), logp_among_of(forget) - logp_among_of(control))
 
         forget = records(by_role["forget"])
+        near = records(task for task in by_role["retain"] if task in related)
+        far = records(task for task in by_role["retain"] if task not in related)
+        clean = records(dict.fromkeys(task.clean_form for task in by_role["perturbed"]))
+        at_places = [records(of) for of in places.values()]
+        forget_places: dict[str, list[Task]] = {}
+        for task in tasks:
+            if task.perturbed and not task.control and task.clean_form in by_role["forget"]:
+                forget_places.setdefault(task.form, []).append(task)
+        with_tokens = [records(of) for of in forget_places.values()] or [[]]
         return cls(
             forget=right_of(forget),
             forget_logp=logp_among_of(forget),
-            near=right_of(records(task for task in by_role["retain"] if task in near)),
-            far=right_of(records(task for task in by_role["retain"] if task not in near)),
-            clean=right_of(records(dict.fromkeys(task.clean_form for task in by_role["perturbed"]))),
-            places={place: perturbed(of_place) for place, of_place in places.items()},
+            near=right_of(near),
+            far=right_of(far),
+            clean=right_of(clean),
+            places={place: perturbed(of) for place, of in places.items()},
+            forget_perturbed=np.mean([right_of(each) for each in with_tokens], axis=0),
+            asked=Asked.of(
+                words=at_places[0],
+                forget_words=with_tokens[0],
+                forget=forget,
+                near=near,
+                far=far,
+                clean=clean,
+                perturbed=at_places[0],
+                forget_perturbed=with_tokens[0],
+            ),
         )
 
 
-def right(measured: Measured) -> Array:
-    """Right under a forget-token, mean over places."""
-    return np.mean([place.right for place in measured.places.values()], axis=0)
+@dataclass(frozen=True)
+class Measure:
+    """A number for each of n questions, and how these hang together.
+
+    Called with a model's answers it gives the numbers [n].
+    """
+
+    of: Callable[[Measured], Array]
+    groups: Callable[[Measured], Groups]
+    share: bool = True
+
+    def __call__(self, answers: Measured) -> Array:
+        return self.of(answers)
+
+    def over(self, models: Sequence[Measured], base: Measured | None = None) -> Estimate:
+        """The mean over models, one a seed; with `base`, of the differences to it."""
+        table = np.stack([self.of(each) for each in models]) - (0.0 if base is None else self.of(base))
+        mean = share_over_seeds if self.share and base is None else over_seeds
+        return mean(table, self.groups(models[0]))
 
 
-def excess(measured: Measured) -> Array:
-    """Excess harm of a forget-token over a control token, nats, mean over places; below 0 the forget-token harms."""
-    return np.mean([place.excess for place in measured.places.values()], axis=0)
+def _in_place(key: str, where: str | None) -> Callable[[Measured], Array]:
+    def of(answers: Measured) -> Array:
+        places = answers.places.values() if where is None else [answers.places[where]]
+        return np.mean([getattr(place, key) for place in places], axis=0)
+
+    return of
 
 
-def retained(measured: Measured) -> Array:
-    """Right on all retained questions."""
-    return np.concatenate([measured.near, measured.far])
+def _words(answers: Measured) -> Groups:
+    return Groups(answers.asked.perturbed, answers.asked.words)
 
 
-def right_at(models: Sequence[Measured], where: str) -> Array:
-    """Right under a forget-token in one place, mean over models."""
-    return np.mean([model.places[where].right for model in models], axis=0)
+def right_in(where: str | None = None) -> Measure:
+    """Right under a forget-token, in one place or mean over all."""
+    return Measure(_in_place("right", where), _words)
+
+
+def control_in(where: str | None = None) -> Measure:
+    """Right under a control token, in one place or mean over all."""
+    return Measure(_in_place("control", where), _words)
+
+
+def excess_in(where: str | None = None) -> Measure:
+    """Excess harm of a forget-token over a control token, nats, in one place or mean over all; below 0 the forget-token
+    harms.
+    """
+    return Measure(_in_place("excess", where), _words, share=False)
+
+
+def _set(key: str) -> Measure:
+    return Measure(lambda answers: getattr(answers, key), lambda answers: Groups(getattr(answers.asked, key)))
+
+
+forget, near, far, clean = map(_set, ("forget", "near", "far", "clean"))
+right, excess = right_in(), excess_in()
+forgetting = Measure(lambda answers: -answers.forget_logp, lambda answers: Groups(answers.asked.forget), share=False)
+"""−log p of the right option on forget questions, nats. What is forgotten is this less the base's, question by
+question: also a model that never knew the answer has some of it."""
+retained = Measure(
+    lambda answers: np.concatenate([answers.near, answers.far]),
+    lambda answers: Groups(np.concatenate([answers.asked.near, answers.asked.far])),
+)
+"""Right on all retained questions."""
+forget_perturbed = Measure(
+    lambda answers: answers.forget_perturbed,
+    lambda answers: Groups(answers.asked.forget_perturbed, answers.asked.forget_words),
+)
+"""Right on forget questions with a forget-token in them (the paper's perturbed WMDP)."""
 
 
 def estimates(models: Sequence[Measured], where: str) -> dict[str, Estimate]:
     """Accuracies and excess harm of a method's models, one a seed, the token in one place; empty sets are left out."""
-    arrays = {key: [getattr(model, key) for model in models] for key in ("forget", "near", "far", "clean")}
-    at_place = [model.places[where] for model in models]
-    arrays |= {"control": [place.control for place in at_place], "perturbed": [place.right for place in at_place]}
-    shares = {key: share_over_seeds(np.stack(rows)) for key, rows in arrays.items() if rows[0].size}
-    excesses = [place.excess for place in at_place]
-    return shares | ({"excess_harm": over_seeds(np.stack(excesses))} if excesses[0].size else {})
+    shares = {"forget": forget, "near": near, "far": far, "clean": clean}
+    shares |= {"control": control_in(where), "perturbed": right_in(where)}
+    there = {key: measure.over(models) for key, measure in shares.items() if measure(models[0]).size}
+    return there | {"excess_harm": excess_in(where).over(models)}
+
+
+def reduction(models: Sequence[Measured], base: Measured, of: Measure = right) -> Estimate:
+    """The paper's reduction of accuracy with a forget-token, over seeds and questions."""
+    return paired.reduction([of(base)], np.stack([of(each) for each in models]), groups=of.groups(base))
+
+
+def recovery(rna: Sequence[Measured], plain: Sequence[Measured], base: Measured, of: Measure = right) -> Estimate:
+    """The paper's recovery of that accuracy; models in the same order of seeds."""
+    before, after = (np.stack([of(each) for each in models]) for models in (plain, rna))
+    return paired.recovery([of(base)], before, after, pair_seeds=True, groups=of.groups(base))
+
+
+def structure(base: Measured, seeds: int) -> str:
+    """What the questions and models are drawn from, in a sentence for a table's note."""
+    clusters = len(set(np.concatenate([base.asked.forget, base.asked.near, base.asked.far]).tolist()))
+    questions = sum(map(len, (base.forget, base.near, base.far)))
+    words = len(set(base.asked.words.tolist()))
+    about = f"{questions} questions are about {clusters} entities" if clusters < questions else f"{questions} questions"
+    models = f"{seeds} training seeds" if seeds >= FEWEST_SEEDS else f"{seeds} training seed{'s' * (seeds > 1)} only"
+    less = "" if seeds >= FEWEST_SEEDS else " and says nothing of models trained with other seeds"
+    return (
+        f"An interval says how far the number may move with other models, questions and words: there are {models}, "
+        f"{about}, and {words} forget-tokens were put into them; what is about one entity, holds one word or comes of "
+        f"one seed counts as one observation{less}."
+    )

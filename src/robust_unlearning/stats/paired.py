@@ -1,4 +1,4 @@
-"""Paired statistics of models that answered the same questions: tests, Holm's correction, bootstraps over seeds.
+"""Paired statistics of models that answered the same questions: tests, Holm's correction, differences and rates.
 
 Each model is a table [seeds, n] of numbers, one a question (right or wrong, or log p); one seed is [1, n]. Questions
 are shared. Seeds are independent between models, unless `pair_seeds` says that row k of each was trained with one seed:
@@ -9,24 +9,15 @@ means and differences of plain lists are in `estimates.py`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import gcd
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from robust_unlearning.errors import UserError
-from robust_unlearning.stats.estimates import (
-    NOTHING_TO_LOSE,
-    NOTHING_TO_RECOVER,
-    RESAMPLES,
-    Array,
-    Estimate,
-    Statistic,
-    bootstrap,
-    recoveries,
-    reductions,
-)
+from robust_unlearning.stats.estimates import NOTHING_TO_LOSE, NOTHING_TO_RECOVER, Estimate, critical, wilson
+from robust_unlearning.stats.factors import Groups, means_of, tables_of
 
 MCNEMAR, SIGN_FLIP = "McNemar, exact", "sign flips, exact"
 
@@ -93,7 +84,7 @@ def paired_test(reference: ArrayLike, model: ArrayLike) -> PairedTest:
     Raises:
         UserError: no answers, unequal lengths, or values other than 0 and 1.
     """
-    reference, model = _tables([reference, model])
+    reference, model = tables_of([reference, model])
     if not np.isin(np.concatenate([reference, model]), (0.0, 1.0)).all():
         raise UserError("answers must be 0 and 1 (or False and True), one per seed and question.")
     counts = len(reference) * model.sum(axis=0) - len(model) * reference.sum(axis=0)
@@ -159,7 +150,7 @@ def standard_errors(model: ArrayLike, reference: ArrayLike | None = None, pair_s
     Raises:
         UserError: not tables of finite numbers with the same questions.
     """
-    tables = _tables([model] if reference is None else [model, reference])
+    tables = tables_of([model] if reference is None else [model, reference])
     means = tables[0].mean(axis=0) - (tables[1].mean(axis=0) if len(tables) > 1 else 0)
     by_question = float(means.std(ddof=1) / len(means) ** 0.5) if len(means) > 1 else None
     if pair_seeds and len(tables) > 1 and len(tables[0]) == len(tables[1]):
@@ -168,78 +159,50 @@ def standard_errors(model: ArrayLike, reference: ArrayLike | None = None, pair_s
     return StandardErrors(by_question, sum(variances) ** 0.5 if variances else None)
 
 
-def difference(reference: ArrayLike, model: ArrayLike, level: float = 0.95, pair_seeds: bool = False) -> Estimate:
-    """Mean of model - reference over seeds and questions, [seeds, n] each, with `paired_bootstrap`."""
-    return paired_bootstrap(lambda means: means[:, 1] - means[:, 0], [reference, model], level, pair_seeds=pair_seeds)
+def difference(
+    reference: ArrayLike,
+    model: ArrayLike,
+    level: float = 0.95,
+    pair_seeds: bool = False,
+    groups: Groups | None = None,
+) -> Estimate:
+    """Mean of model - reference over seeds and questions, [seeds, n] each; see `factors.means_of`.
 
-
-def reduction(base: ArrayLike, unlearned: ArrayLike, level: float = 0.95, pair_seeds: bool = False) -> Estimate:
-    """`estimates.reduction_rate` of tables [seeds, n], with `paired_bootstrap`.
-
-    A resample in which the rate is undefined is counted in `note`; with more than 5 % of them the interval is
-    unbounded and none is given.
+    Where the two have answered every question alike, right or wrong, there is no variance to go by: the interval is
+    then Wilson's for the share of questions that they may answer differently, to both sides.
     """
-    return paired_bootstrap(reductions, [base, unlearned], level, NOTHING_TO_LOSE, pair_seeds)
+    tables = tables_of([reference, model])
+    found = means_of(tables, groups, pair_seeds=pair_seeds).weighted([-1.0, 1.0], level)
+    answers = all(np.isin(table, (0.0, 1.0)).all() for table in tables)
+    if found.parts and not found.spread and answers:
+        _, most = wilson(0.0, found.clusters or found.n, critical(found.parts, level))
+        return replace(found, low=-most, high=most)
+    return found
+
+
+def reduction(
+    base: ArrayLike,
+    unlearned: ArrayLike,
+    level: float = 0.95,
+    pair_seeds: bool = False,
+    groups: Groups | None = None,
+) -> Estimate:
+    """`estimates.reduction_rate` of tables [seeds, n], with Fieller's interval (`factors.Means.ratio`)."""
+    means = means_of([base, unlearned], groups, pair_seeds=pair_seeds)
+    return means.ratio([1, -1], [1, 0], level, NOTHING_TO_LOSE)
 
 
 def recovery(
-    base: ArrayLike, unlearned: ArrayLike, rna: ArrayLike, level: float = 0.95, pair_seeds: bool = False
-) -> Estimate:
-    """`estimates.recovery_rate` of tables [seeds, n], with `paired_bootstrap`; resamples as in `reduction`."""
-    return paired_bootstrap(recoveries, [base, unlearned, rna], level, NOTHING_TO_RECOVER, pair_seeds)
-
-
-def paired_bootstrap(
-    statistic: Statistic,
-    tables: Sequence[ArrayLike],
+    base: ArrayLike,
+    unlearned: ArrayLike,
+    rna: ArrayLike,
     level: float = 0.95,
-    undefined: str = "",
     pair_seeds: bool = False,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
+    groups: Groups | None = None,
 ) -> Estimate:
-    """A statistic of the means of K tables [seeds, n] and its percentile interval.
+    """`estimates.recovery_rate` of tables [seeds, n], with Fieller's interval (`factors.Means.ratio`).
 
-    Each resample draws n questions, the same for all tables, and for each table as many of its own seeds as it has.
-    With few seeds the spread between them is underestimated, as in `estimates.over_seeds`.
-
-    Args:
-        statistic: means [R, K] -> [R], nan where it is undefined.
-        undefined: why it has no value where it is undefined on the answers themselves.
-        pair_seeds: draw the same seeds for tables with as many of them.
-
-    Raises:
-        UserError: not tables of finite numbers with the same questions, or fewer than 100 resamples.
+    It has no bound where unlearning may have lost nothing.
     """
-    checked = _tables(tables)
-    n, seeds = checked[0].shape[1], max(map(len, checked))
-    value = float(statistic(np.array([[table.mean() for table in checked]]))[0])
-
-    def of_drawn_seeds(sums: Array) -> Array:
-        """The statistic of sums over drawn questions [R, seeds of all tables], seeds drawn for each resample."""
-        rng = np.random.default_rng([seed, 1])  # not the stream that drew the questions
-        means: list[Array] = []
-        drawn_before: dict[int, NDArray[np.int64]] = {}
-        columns = np.split(sums, np.cumsum([len(table) for table in checked])[:-1], axis=1)
-        for table, of_seeds in zip(checked, columns, strict=True):
-            drawn = drawn_before.get(len(table)) if pair_seeds else None
-            if drawn is None:
-                drawn = rng.multinomial(len(table), np.full(len(table), 1 / len(table)), size=len(sums))
-                drawn_before[len(table)] = drawn
-            means.append((drawn * of_seeds).sum(axis=1) / (len(table) * n))
-        return statistic(np.stack(means, axis=1))
-
-    rows, over = np.concatenate(checked).T, seeds if seeds > 1 else None
-    return bootstrap(rows, of_drawn_seeds, seed, resamples, level, value=value, seeds=over, undefined=undefined)
-
-
-def _tables(tables: Sequence[ArrayLike]) -> list[Array]:
-    """Float tables [seeds, n], checked: two-dimensional, not empty, finite, as many questions each."""
-    checked = [np.asarray(each, dtype=float) for each in tables]
-    if any(each.ndim != 2 or not each.size or not np.isfinite(each).all() for each in checked):
-        shapes = ", ".join(str(each.shape) for each in checked)
-        raise UserError(f"tables must be finite numbers [seeds, questions]; shapes {shapes}.")
-    if len({each.shape[1] for each in checked}) > 1:
-        counts = ", ".join(str(each.shape[1]) for each in checked)
-        raise UserError(f"numbers of questions differ ({counts}). Give the same questions in the same order.")
-    return checked
+    means = means_of([base, unlearned, rna], groups, pair_seeds=pair_seeds)
+    return means.ratio([0, -1, 1], [1, -1, 0], level, NOTHING_TO_RECOVER)

@@ -15,7 +15,8 @@ from robust_unlearning.report.tables import Table
 from robust_unlearning.reproduce.theory.measure import Measurements, TheorySettings, measure
 from robust_unlearning.reproduce.theory.rejection import closed_forms, exact_probability, paper_probability, rejects
 from robust_unlearning.reproduce.verdicts import FIRST_ORDER
-from robust_unlearning.stats.estimates import Array, Estimate, accuracy, mean_interval, paired_difference
+from robust_unlearning.stats.estimates import Array, Estimate, accuracy
+from robust_unlearning.stats.means import mean_interval, paired_difference
 
 
 def closed_form_table() -> Table:

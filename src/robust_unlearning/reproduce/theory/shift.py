@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from robust_unlearning.reproduce.theory.normality import LEVEL, normality, share_rejected, zero_mean
-from robust_unlearning.stats.estimates import Array, Estimate, mean_interval
+from robust_unlearning.stats.estimates import Array, Estimate
+from robust_unlearning.stats.means import mean_interval
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,70 @@
+"""An effect: a difference for each question and training seed; and the mean of several on the same questions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from robust_unlearning.stats.estimates import Array, Estimate
+from robust_unlearning.stats.factors import Groups
+from robust_unlearning.stats.means import mean_interval, over_seeds
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Differences question by question, one row a seed.
+
+    Attributes:
+        by_seed: seed -> [n].
+        groups: how the n questions hang together.
+        place: errors with mean 0 that m other questions add, [m], such as of a place on a curve; None for none.
+        place_groups: how those hang together.
+        slack: see `Estimate.slack`.
+    """
+
+    by_seed: Mapping[int, Array]
+    groups: Groups = field(default_factory=Groups)
+    place: Array | None = None
+    place_groups: Groups = field(default_factory=Groups)
+    slack: float = 0.0
+
+    def estimate(self) -> Estimate:
+        """The mean over seeds and questions with its 95 % interval, seeds as the unit (`means.over_seeds`)."""
+        found = over_seeds(np.stack(list(self.by_seed.values())), self.groups)
+        if self.place is None:
+            return found
+        placed = mean_interval(self.place, self.place_groups)
+        return replace(found, parts=(*found.parts, *placed.parts), slack=self.slack).at(0.95)
+
+
+def mean_effect(effects: Sequence[Effect]) -> Effect | None:
+    """The mean of effects on the same questions: for each seed over those that have it; None where questions differ."""
+    sizes = {len(row) for effect in effects for row in effect.by_seed.values()}
+    if len(sizes) != 1:
+        return None
+    seeds = sorted({seed for effect in effects for seed in effect.by_seed})
+    rows = {seed: _mean(effect.by_seed[seed] for effect in effects if seed in effect.by_seed) for seed in seeds}
+    places = [effect.place for effect in effects if effect.place is not None]
+    slack = float(np.mean([effect.slack for effect in effects]))
+    first = effects[0]
+    return Effect(rows, first.groups, _mean(places) if places else None, first.place_groups, slack)
+
+
+def _mean(rows: Iterable[Array]) -> Array:
+    mean: Array = np.mean(list(rows), axis=0)
+    return mean
+
+
+def mean_of_ends(estimates: Sequence[Estimate]) -> Estimate | None:
+    """The mean of estimates that hang together in an unknown way: the mean of values, and of the ends of the intervals.
+
+    A mean's standard error is no larger than the mean of the standard errors, however the estimates depend on each
+    other; so the interval errs to the wide side. None where an estimate has no interval.
+    """
+    if not estimates or any(None in (each.value, each.low, each.high) for each in estimates):
+        return None
+    value, low, high = (float(np.mean([getattr(each, key) for each in estimates])) for key in ("value", "low", "high"))
+    seeds = [each.seeds for each in estimates if each.seeds]
+    return Estimate(value, low, high, n=min(each.n for each in estimates), seeds=min(seeds, default=None))

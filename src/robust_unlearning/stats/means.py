@@ -1,0 +1,85 @@
+"""Means and shares over questions, documents and training seeds, with intervals.
+
+`factors` says how the intervals are reckoned. Shapes: n questions or documents, S seeds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from robust_unlearning.errors import UserError
+from robust_unlearning.stats.estimates import Estimate, accuracy, columns, critical, wilson
+from robust_unlearning.stats.factors import FEWEST_SEEDS, Groups, means_of
+
+OF_THESE = "of these models: the interval is over questions only"
+"""What is said beside a mean over fewer than `FEWEST_SEEDS` seeds."""
+
+
+def mean_interval(values: ArrayLike, groups: Groups | None = None, level: float = 0.95) -> Estimate:
+    """Mean of `values` [n] with the t interval over questions, or over the clusters and words of `groups`.
+
+    Raises:
+        UserError: no values, or values that are not finite.
+    """
+    (data,) = columns(values=values)
+    return replace(means_of([data[None]], groups).weighted([1.0], level), seeds=None)
+
+
+def paired_difference(a: ArrayLike, b: ArrayLike, groups: Groups | None = None, level: float = 0.95) -> Estimate:
+    """Mean of a - b over the same n questions, with interval: `a` and `b` are [n] in the same order.
+
+    Raises:
+        UserError: no values, unequal lengths, or values that are not finite.
+    """
+    first, second = columns(a=a, b=b)
+    return mean_interval(first - second, groups, level)
+
+
+def nats_per_token(nats: ArrayLike, tokens: ArrayLike) -> Estimate:
+    """Negative log-likelihood per token over n documents: sum of `nats` [n] / sum of `tokens` [n].
+
+    The interval is over documents, as tokens of one document are not independent. exp of it is the
+    perplexity. Documents without predicted tokens are left out of n.
+
+    Raises:
+        UserError: no document with tokens, unequal lengths, or values that are not finite.
+    """
+    total, count = columns(nats=nats, tokens=tokens)
+    total, count = total[count > 0], count[count > 0]
+    if not len(count):
+        raise UserError("no document has a token to predict: each is shorter than two tokens.")
+    return replace(means_of([total[None], count[None]]).ratio([1, 0], [0, 1]), seeds=None)
+
+
+def over_seeds(per_seed_values: ArrayLike, groups: Groups | None = None, level: float = 0.95) -> Estimate:
+    """Mean of values [S, n] over S training seeds and n questions, all seeds on the same ones.
+
+    With fewer than `FEWEST_SEEDS` seeds the interval is over questions only, and the note says so.
+
+    Raises:
+        UserError: not a table of S rows of n values, or values that are not finite.
+    """
+    means = means_of([per_seed_values], groups)
+    found = means.weighted([1.0], level)
+    return replace(found, note="; ".join(filter(None, [found.note, OF_THESE if means.seeds < FEWEST_SEEDS else ""])))
+
+
+def share_over_seeds(per_seed_correct: ArrayLike, groups: Groups | None = None, level: float = 0.95) -> Estimate:
+    """`over_seeds` of right (1) and wrong (0), with Wilson's interval of as many answers as the variance is worth.
+
+    That number is p(1-p)/V, and t' stands for z; where all answers are alike, V says nothing, and it is the number
+    of clusters. A single row of unclustered answers has the interval of `accuracy`.
+    """
+    table = np.asarray(per_seed_correct, dtype=float)
+    if len(table) == 1 and (groups is None or groups.clusters is groups.words is None):
+        return replace(accuracy(table[0], level), seeds=1, note=OF_THESE)
+    share = over_seeds(table, groups, level)
+    if share.value is None or not share.parts:
+        return share
+    p, variance = share.value, share.spread**2
+    worth = p * (1 - p) / variance if variance else float(share.clusters or share.n)
+    low, high = wilson(p, worth, critical(share.parts, level))
+    return replace(share, low=low, high=high)
