@@ -72,11 +72,16 @@ def _analysis(target: Target, stage: Stage, variants: Variants, tick: Callable[[
     if stage.kind == "noise-sensitivity":
         settings = noise_sensitivity.ProbeSettings(probes=stage.probes)
         return noise_sensitivity.analyse(variants, documents["forget"], settings, tick)
-    questions = inputs.prompts(suites_of(target)[0], variants.tokenizer, stage.questions)
+    questions = inputs.prompts(_harmless(target), variants.tokenizer, stage.questions)
     if stage.kind == "activations":
         return activations.analyse(variants, documents, questions, tick)
     used = TheorySettings(variants.layer(None), draws=stage.draws, probes=stage.probes)
     return report.analyse(variants, questions, documents["forget"], used, tick, {})
+
+
+def _harmless(target: Target) -> Suite:
+    """The target's suite, tokens only in what is to be kept."""
+    return inputs.harmless(suites_of(target)[0], target.roles.model_dump(exclude={"related"}))
 
 
 def _ngrams(
@@ -93,7 +98,7 @@ def _ngrams(
     path = folder / "ngrams.json"
     files.write_json(path, record)
     classes = harmfulness.read_classes(str(path))
-    suite = suites_of(target)[0]
+    suite = _harmless(target)
     recipe = open_run(out / models[0].run).recipe
     evaluator = Evaluator(recipe.dtype, recipe.device)
     records: dict[str, list[Record]] = {}
