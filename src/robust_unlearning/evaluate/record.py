@@ -91,6 +91,8 @@ class Record:
             form it is the latter that stands there.
         doc_hash: lm-evaluation-harness's hash of the row of data.
         filter: of its filters, the one that the answer went through.
+        across: the question's name among all sets of a suite, where that is not its id: another set's id for the same
+            question, or `SET/ID` where another set's question has this id; see `suite.names_across`.
         metrics: its numbers for a task without choices.
     """
 
@@ -106,6 +108,7 @@ class Record:
     control_token: str | None = None
     doc_hash: str | None = None
     filter: str | None = None
+    across: str | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -118,6 +121,13 @@ class Record:
         prediction, normed = int(np.argmax(logprobs)), int(np.argmax(per_byte))
         tokens = tuple(count for _, count in scored)
         return cls(task, id, answer, prediction, prediction == answer, normed == answer, logprobs, tokens)
+
+    @property
+    def question(self) -> tuple[str, ...]:
+        """Which question it is, whatever set asked it: in a suite, whose sets may hold parts of one another, its id or
+        what stands for it (`across`); elsewhere task and id, as tasks of lm-evaluation-harness number their own.
+        """
+        return (self.across or self.id,) if self.task.style else (self.task.set, self.id)
 
     @property
     def right(self) -> float:
@@ -154,6 +164,7 @@ class Record:
         row = {
             "doc_hash": self.doc_hash,
             "filter": self.filter,
+            "across": self.across,
             "answer": self.answer,
             "prediction": self.prediction,
             **self.metrics,

@@ -34,11 +34,14 @@ class Perturbed:
 class Measured:
     """One model's answers.
 
+    A question that occurs in several retained sets, as a subject of its own and within a whole, counts once in each
+    style: among `near` where one of its sets is close in topic, else among `far`; see `Record.question`.
+
     Attributes:
         forget: right or wrong on forget questions, [96] in the default planted world.
         forget_logp: log p of the right option there, in nats: finer than right or wrong.
         near: right or wrong on retain questions close in topic.
-        far: right or wrong on the other retain questions.
+        far: right or wrong on the other retain questions, none of which is in `near`.
         clean: right or wrong on the perturbed questions as they are.
         places: place of the token -> what it did to them.
     """
@@ -81,14 +84,24 @@ class Measured:
             return Perturbed(right_of(forget), right_of(control), logp_among_of(forget) - logp_among_of(control))
 
         forget = records(by_role["forget"])
+        close = _once(records(task for task in by_role["retain"] if task in near))
+        others = _once(records(task for task in by_role["retain"] if task not in near))
         return cls(
             forget=right_of(forget),
             forget_logp=logp_among_of(forget),
-            near=right_of(records(task for task in by_role["retain"] if task in near)),
-            far=right_of(records(task for task in by_role["retain"] if task not in near)),
+            near=right_of(close.values()),
+            far=right_of(record for question, record in others.items() if question not in close),
             clean=right_of(records(dict.fromkeys(task.clean_form for task in by_role["perturbed"]))),
             places={place: perturbed(of_place) for place, of_place in places.items()},
         )
+
+
+def _once(records: Iterable[Record]) -> dict[tuple[str, ...], Record]:
+    """Question and style -> its record, the first where several sets hold the question."""
+    found: dict[tuple[str, ...], Record] = {}
+    for record in records:
+        found.setdefault((record.task.style, *record.question), record)
+    return found
 
 
 def right(measured: Measured) -> Array:
