@@ -29,6 +29,8 @@ from robust_unlearning.run.folder import open_run
 def models_of(stage: Stage, grid: Grid, chosen: Mapping[str, float]) -> list[Model]:
     """The models an analysis looks at, the first seed's, without and with the chosen noise.
 
+    Where no scale of the noise was chosen, the one without alone.
+
     Raises:
         UserError: the main stage has no model of a recipe.
     """
@@ -56,6 +58,9 @@ def analyse(
         analysis = _analysis(target, stage, variants, lambda name: say(f"  measuring {name}"))
         layers = {model.label: open_run(out / model.run).recipe.layer for model in models}
         more = {"layers": layers, "depth": variants.depth}
+    if without := [grid.recipes[recipe] for recipe in stage.recipes if stage.rna and recipe not in chosen]:
+        text = f"Looked at without RNA only, as no scale of the noise was chosen: {', '.join(without)}."
+        analysis = replace(analysis, notes=[*analysis.notes, text])
     write(analysis, folder)
     data = files.read_json(folder / "analysis" / f"{analysis.name}.json")
     shown = {
