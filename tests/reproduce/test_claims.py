@@ -221,6 +221,22 @@ def test_ngrams_are_compared_by_class_and_by_noise() -> None:
     assert noise.paper == mean.paper == "-0.6 points"
 
 
+def test_the_papers_misprints_are_said() -> None:
+    """Gains that its tables print beside accuracies which differ by something else, by more than rounding."""
+    printed = claims_on_analyses._printed
+    assert printed(2, ["SimNPO+KL"]) == "+13.3 points (of the accuracies; misprint: +6.3)"
+    assert printed(4, ["RSV", "NPO+KL"]) == "+11.1 points (of the accuracies; misprint: RSV)"
+    assert printed(4, ["RMU"]) == "-0.8 points"
+    for (length, title), gain in paper.PRINTED_GAINS.items():
+        assert abs(paper.gain(length, title) - gain) > 0.15
+    grid = _grid()
+    (row,) = noise_table(grid, {"tiny/rmu": 3.0}, {}, "a rule").rows
+    assert list(row.values()) == ["RMU", "3, 9", "3", "0.03", "0.03", "0.03", "0.03", "0.03"]
+    rsv = replace(grid, models=[replace(model, title="RSV") for model in grid.models])
+    (row,) = noise_table(rsv, {}, {"tiny/rmu": "no scale keeps it"}, "a rule").rows
+    assert list(row.values())[2:5] == ["none: no scale keeps it", "0.09", "0.05"]
+
+
 def test_the_closed_form_is_judged_against_what_was_drawn() -> None:
     drawn = {"value": 0.305, "low": 0.302, "high": 0.308, "n": 200_000}
     empty: dict[str, list[object]] = {key: [] for key in ("shift", "output", "rejection", "trace")}
