@@ -30,7 +30,7 @@ def outcomes(target: Target, results: Results) -> list[Outcome]:
     main = grids.get(main_name(target))
     rows: list[Outcome] = []
     if main:
-        rows += claims.main_claims(main, chosen)
+        rows += claims.main_claims(main, chosen, results.unchosen)
     if noises := grids.get("figure3") if "figure3" in target.stages else main:
         rows += claims_on_grids.noise_claims(noises, chosen)
     of_stage: dict[str, Callable[[Grid], list[Outcome]]] = {
@@ -119,6 +119,8 @@ def _what(target: Target, results: Results, changes: Sequence[str]) -> Section:
 
 def _verdicts(rows: Sequence[Outcome]) -> Section:
     blocks: list[Block] = [summary_table(rows), RULE]
+    if rates := tables.error_table():
+        blocks.append(Details("How often these rules err, and how often they find what is there", [rates]))
     judged = [row for row in rows if row.finding != "not run"]
     for claim, about in CLAIMS.items():
         if count := sum(row.claim == claim for row in judged):

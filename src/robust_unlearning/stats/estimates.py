@@ -42,11 +42,11 @@ class Part:
 
 
 def critical(parts: Sequence[Part], level: float) -> float:
-    """t' = Σ V_k t(d_k) / Σ V_k, the two-sided quantile of Cochran and Cox; the largest t(d_k) where all V_k are 0."""
+    """t' = Σ V_k t(d_k) / Σ V_k, two-sided (Cochran and Cox); where all V_k are 0, t of the most groups."""
     quantiles = [float(special.stdtrit(part.df, 0.5 + level / 2)) for part in parts]
     total = sum(part.variance for part in parts)
     if not total:
-        return max(quantiles)
+        return min(quantiles)
     return sum(part.variance * quantile for part, quantile in zip(parts, quantiles, strict=True)) / total
 
 
