@@ -56,14 +56,19 @@ def analyse(
         analysis = _analysis(target, stage, variants, lambda name: say(f"  measuring {name}"))
         layers = {model.label: open_run(out / model.run).recipe.layer for model in models}
         more = {"layers": layers, "depth": variants.depth}
+    subjects = [{key: getattr(model, key) for key in ("label", "recipe", "title", "noise")} for model in models]
+    return {**as_data(analysis, folder), "subjects": subjects, **more}
+
+
+def as_data(analysis: Report, folder: Path) -> dict[str, Any]:
+    """Write an analysis into `folder`/analysis; returns its numbers, notes, and how its tables are headed."""
     write(analysis, folder)
     data = files.read_json(folder / "analysis" / f"{analysis.name}.json")
     shown = {
         table.key: {"title": table.title, "columns": dict(zip(table.columns, table.headers, strict=True))}
         for table in analysis.tables
     }
-    subjects = [{key: getattr(model, key) for key in ("label", "recipe", "title", "noise")} for model in models]
-    return {**data, "name": analysis.name, "notes": list(analysis.notes), "shown": shown, "subjects": subjects, **more}
+    return {**data, "name": analysis.name, "notes": list(analysis.notes), "shown": shown}
 
 
 def _analysis(target: Target, stage: Stage, variants: Variants, tick: Callable[[str], None]) -> Report:

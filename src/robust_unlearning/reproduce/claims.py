@@ -21,7 +21,6 @@ from robust_unlearning.stats import paired
 from robust_unlearning.stats.estimates import (
     Array,
     Estimate,
-    mean_interval,
     over_seeds,
 )
 from robust_unlearning.stats.format import PERCENT, interval, shown
@@ -60,7 +59,6 @@ def main_claims(grid: Grid, chosen: dict[str, float]) -> list[Outcome]:
         *_families(grid),
         *(row for recipe, noise in chosen.items() for row in _rna(grid, recipe, noise)),
         *_average_recovery(grid, chosen),
-        *_time(grid, chosen),
     ]
 
 
@@ -153,17 +151,6 @@ def _average_recovery(grid: Grid, chosen: dict[str, float]) -> list[Outcome]:
             mean = np.mean([changes(pairs, right) for pairs in methods], axis=0)
             row = Outcome("recovers", f"{name}, mean", over_seeds(mean), f"recovery {printed} %")
             rows.append(_if_forgotten(row, [plain for pairs in methods for plain, _ in pairs]))
-    return rows
-
-
-def _time(grid: Grid, chosen: dict[str, float]) -> list[Outcome]:
-    """Seconds of training with the chosen noise over those without, over the methods and seeds of a family."""
-    rows = []
-    for name, titles in FAMILIES.items():
-        recipes = {recipe: noise for recipe, noise in chosen.items() if grid.recipes[recipe] in titles}
-        pairs = [pair for recipe, noise in recipes.items() for pair in grid.pairs(recipe, noise)]
-        if ratios := [rna.seconds / plain.seconds - 1 for plain, rna in pairs if plain.seconds]:
-            rows.append(Outcome("free", name, mean_interval(ratios), "none"))
     return rows
 
 
