@@ -7,8 +7,8 @@ representation at chosen layers, a fresh draw for every token and every call. `n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -25,20 +25,24 @@ class SharedNoise:
     A draw depends on the generator's state and the shape, and on nothing else. So noises of one seed that are
     asked for side by side, whatever their scales, share one draw (common random numbers), and each is what it
     would be alone, to the bit.
+
+    Args:
+        part: entered with a draw's key by all who ask for it, so that a caller may count its seconds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, part: Callable[[Hashable], AbstractContextManager[Any]] = nullcontext) -> None:
+        self._part = part
         self._known: dict[tuple[torch.Size, bytes], tuple[Tensor, Tensor]] = {}
 
     def normal(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
         """N(0, 1) of a shape, in float32 on the generator's device, which is left as if it had drawn."""
         key = shape, generator.get_state().numpy().tobytes()
-        if key in self._known:
-            values, after = self._known[key]
-            generator.set_state(after)
-        else:
-            values = _normal(shape, generator)
-            self._known[key] = values, generator.get_state()
+        with self._part(key):
+            if key not in self._known:
+                values = _normal(shape, generator)
+                self._known[key] = values, generator.get_state()
+        values, after = self._known[key]
+        generator.set_state(after)
         return values
 
     def clear(self) -> None:

@@ -61,14 +61,19 @@ def analyse(
     if without := [grid.recipes[recipe] for recipe in stage.recipes if stage.rna and recipe not in chosen]:
         text = f"Looked at without RNA only, as no scale of the noise was chosen: {', '.join(without)}."
         analysis = replace(analysis, notes=[*analysis.notes, text])
+    subjects = [{key: getattr(model, key) for key in ("label", "recipe", "title", "noise")} for model in models]
+    return {**as_data(analysis, folder), "subjects": subjects, **more}
+
+
+def as_data(analysis: Report, folder: Path) -> dict[str, Any]:
+    """Write an analysis into `folder`/analysis; returns its numbers, notes, and how its tables are headed."""
     write(analysis, folder)
     data = files.read_json(folder / "analysis" / f"{analysis.name}.json")
     shown = {
         table.key: {"title": table.title, "columns": dict(zip(table.columns, table.headers, strict=True))}
         for table in analysis.tables
     }
-    subjects = [{key: getattr(model, key) for key in ("label", "recipe", "title", "noise")} for model in models]
-    return {**data, "name": analysis.name, "notes": list(analysis.notes), "shown": shown, "subjects": subjects, **more}
+    return {**data, "name": analysis.name, "notes": list(analysis.notes), "shown": shown}
 
 
 def _analysis(target: Target, stage: Stage, variants: Variants, tick: Callable[[str], None]) -> Report:

@@ -1,4 +1,4 @@
-"""The rows of the paper's claims that rest on analyses, read from their tables: n-grams, layers, theory, states."""
+"""The paper's claims that rest on analyses, read from their tables: n-grams, layers, theory, states, time."""
 
 from __future__ import annotations
 
@@ -131,4 +131,12 @@ def backdoor_claims(data: Data) -> list[Outcome]:
         Outcome("backdoor", f"{row['target']}, {row['where']}, layer {row['layer']}", moved)
         for row in data["tables"]["answer"]
         if (moved := estimate(row["excess"])) is not None and row["layer"] == data["layers"].get(row["target"])
+    ]
+
+
+def time_claims(data: Data) -> list[Outcome]:
+    """Section 5: the time of training with RNA over that without, less 1; every pair is in the stage's own table."""
+    return [
+        Outcome("free", f"{row['title']}, noise {row['noise']:g}", estimate(row["excess"]), "none")
+        for row in data["tables"]["ratios"]
     ]

@@ -46,6 +46,7 @@ def outcomes(target: Target, results: Results) -> list[Outcome]:
         "noise-sensitivity": claims_on_analyses.sensitivity_claims,
         "theory": claims_on_analyses.theory_claims,
         "activations": claims_on_analyses.backdoor_claims,
+        "time": claims_on_analyses.time_claims,
     }
     for kind, rows_of in of_kind.items():
         name = next((name for name, stage in target.stages.items() if stage.kind == kind), "")

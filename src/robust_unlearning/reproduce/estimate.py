@@ -25,6 +25,7 @@ from robust_unlearning.report.tables import Table
 from robust_unlearning.reproduce.grid import suites_of
 from robust_unlearning.reproduce.run import state_of
 from robust_unlearning.reproduce.target import TRAINING, Stage, Target, main_name, points_of
+from robust_unlearning.reproduce.timing import steps_of
 from robust_unlearning.run.folder import RunFolder
 
 CALIBRATION = "calibration.json"
@@ -91,7 +92,10 @@ def prompts_of(suite: Suite) -> int:
 
 
 def make_plan(target: Target, stages: Mapping[str, Stage], out: Path, units: Units | None) -> list[StagePlan]:
-    """A row for each stage. Runs that an earlier stage trains count there; without `units` no seconds are given."""
+    """A row for each stage. Runs that an earlier stage trains count there; without `units` no seconds are given.
+
+    Steps of a stage of kind time are reckoned as those of runs side by side, so it takes somewhat longer than that.
+    """
     try:
         test, validation = suites_of(target)
         prompts, checks = prompts_of(test), prompts_of(validation) if validation else 0
@@ -117,7 +121,10 @@ def make_plan(target: Target, stages: Mapping[str, Stage], out: Path, units: Uni
             scored += prompts * len(steps - seen)
             scored += checks * (stage.kind == "main" and (point.name, last) not in seen)
             seen |= steps
-        if stage.kind not in TRAINING:
+        if stage.kind == "time":
+            for kind in _timed_families(target, stage):
+                left[kind] += steps_of(stage)
+        elif stage.kind not in TRAINING:
             evaluations = len(stage.recipes) * (1 + stage.rna) + 1
             scored = round(_passes(stage, evaluations, prompts))
         if status == "finished":
@@ -129,6 +136,12 @@ def make_plan(target: Target, stages: Mapping[str, Stage], out: Path, units: Uni
             StagePlan(name, stage.stands_for, status, len(points), trained, total, evaluations, scored, seconds)
         )
     return rows
+
+
+def _timed_families(target: Target, stage: Stage) -> list[str]:
+    """The family of each recipe that a stage of kind time times."""
+    known = {point.source: family(point.recipe) for point in points_of(target, target.stages[main_name(target)])}
+    return [known[name] for name in stage.recipes if name in known]
 
 
 def _passes(stage: Stage, models: int, prompts: int) -> float:
@@ -147,7 +160,10 @@ def units_of(target: Target, stages: Mapping[str, Stage], out: Path, *, here: bo
     Raises:
         UserError: the model, its texts or the questions cannot be used.
     """
-    points = [point for stage in stages.values() for point in points_of(target, stage)]
+    trained = [*stages.values()]
+    if any(stage.kind == "time" for stage in trained):  # it times what the main stage trains
+        trained.append(target.stages[main_name(target)])
+    points = [point for stage in trained for point in points_of(target, stage)]
     families = {family(point.recipe): point for point in reversed(points)}
     recipe = points_of(target, target.stages[main_name(target)])[0].recipe
     if not here:

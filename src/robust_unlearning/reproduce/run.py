@@ -26,6 +26,7 @@ from robust_unlearning.experiments.runner import Say
 from robust_unlearning.reproduce.analyses import analyse
 from robust_unlearning.reproduce.grid import Grid, choose_noise, run_grid, suites_of
 from robust_unlearning.reproduce.target import TRAINING, Stage, Target, folder_of, main_name, points_of
+from robust_unlearning.reproduce.timing import measure
 
 STATE, RESULT = "stage.json", "result.json"
 Status = Literal["finished", "failed", "stopped", "waiting"]
@@ -127,6 +128,8 @@ def _run_one(target: Target, name: str, out: Path, say: Say, results: Results) -
     try:
         if stage.kind in TRAINING:
             result = run_grid(target, stage, out, say).as_json()
+        elif stage.kind == "time":
+            result = measure(target, stage, results.chosen, folder, say)
         elif grid := results.grids.get(main_name(target)):
             result = analyse(target, stage, grid, results.chosen, out, folder, say)
         else:

@@ -1,7 +1,7 @@
 """What a reproduction consists of: a model, its questions, and stages, each with the paper's items it stands for.
 
 Three targets are shipped as YAML: `tiny`, `smollm2`, `zephyr-7b`. A stage is a grid of recipes that are trained and
-scored, or an analysis of models that an earlier stage, its `of`, has trained.
+scored, an analysis of models that the main stage has trained, or a measurement of time.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from robust_unlearning.experiments.rule import DEFAULT_RULE, parse_rule
 from robust_unlearning.files import shipped, shipped_or_own
 from robust_unlearning.recipe import Strict, checked, wrong_changes
 
-Kind = Literal["main", "grid", "ngrams", "noise-sensitivity", "theory", "activations"]
+Kind = Literal["main", "grid", "ngrams", "noise-sensitivity", "theory", "activations", "time"]
 TRAINING = ("main", "grid")
-"""Kinds that train models; the others look at those of the main stage."""
+"""Kinds that train models; the others look at those of the main stage, but `time`, which times runs of its own."""
 _SHIPPED = "assets/reproduce/targets"
 
 
@@ -35,7 +35,7 @@ class Stage(Strict):
     title: str
     kind: Kind
     stands_for: str = Field(description="items of the paper")
-    command: str = Field(description="what does the same alone")
+    command: str = Field(description="what does the same alone; for `time` only `unlearn reproduce` itself with --only")
     reduced: str = Field("", description="what is less here than in the paper, said in the report")
     grids: tuple[dict[str, Any], ...] = Field((), description="as in a sweep; seeds are the target's")
     seeds: int = Field(1, ge=1, description="use the target's first so many seeds")
@@ -51,6 +51,8 @@ class Stage(Strict):
     each: int = Field(10, ge=1, description="n-grams of each class")
     sample: int | None = Field(None, ge=1, description="at most so many n-grams of a document, drawn")
     embedder: str = "all-minilm-l6-v2"
+    pairs: int = Field(8, ge=2, multiple_of=2, description="of kind time: pairs of runs, half of them with RNA first")
+    steps: int = Field(10, ge=1, description="of kind time: steps of each run of a pair")
 
 
 class Roles(Strict):

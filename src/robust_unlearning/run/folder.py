@@ -9,6 +9,9 @@
 | `delta.safetensors` | the changed tensors; `snapshots/step-N.safetensors` earlier ones, when asked for |
 | `README.md` | the model card |
 | `scores.json`, `records.jsonl`, `evaluation.json` | after `unlearn eval`: the latest; all are in `evaluations` |
+
+Of a run that was trained beside others, seconds of training are its own work and its even share of what was done once
+for several (`train.ledger`); they are not what it would take alone.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ class Candidate:
 
 
 def metrics_row(candidate: Candidate, batch: StepBatch, losses: StepLosses) -> dict[str, Any]:
-    """A line of `metrics.jsonl`: losses in their own units, norms in those of the hidden state.
+    """A line of `metrics.jsonl` but for its seconds: losses in their own units, norms in those of the hidden state.
 
     All processes must ask for it: means are over the batch of all of them.
     """
@@ -114,8 +114,6 @@ def metrics_row(candidate: Candidate, batch: StepBatch, losses: StepLosses) -> d
         parts |= {measure: value.item() for measure, value in term.measures.items()}
     sums = candidate.processes.sum(torch.tensor(list(parts.values()), dtype=torch.float64))
     row |= dict(zip(parts, sums.tolist(), strict=True))
-    row["tokens_per_second"] = candidate.tokens / candidate.seconds if candidate.seconds else 0.0
-    row["seconds"] = candidate.seconds
     return row
 
 

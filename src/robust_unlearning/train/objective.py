@@ -8,9 +8,11 @@ Shapes: b sequences, t tokens, d width, n predicted tokens of a batch, V size of
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,26 +31,44 @@ from robust_unlearning.methods.table import (
 from robust_unlearning.recipe import Recipe
 from robust_unlearning.train.engine import BandEngine, RowLoss, Trunk, Weights, losses_by_row
 
+Value = TypeVar("Value")
+
 
 class BatchForward:
     """This process's rows of a batch as seen through the engine; the same for all candidates.
 
-    Each part is computed when first asked for.
+    Each part is computed once, when first asked for.
 
     Args:
         whole: the batch of all processes, padded to one width.
         reference_logp: [b] log-probabilities of this process's rows under the reference, where a loss asks for them.
         rows: which rows are this process's; all, where there is one process.
+        part: entered with a part's key by all who ask for it; see `Ledger.part`.
     """
 
     def __init__(
-        self, engine: BandEngine, whole: TokenBatch, reference_logp: Tensor | None = None, rows: slice = slice(None)
+        self,
+        engine: BandEngine,
+        whole: TokenBatch,
+        reference_logp: Tensor | None = None,
+        rows: slice = slice(None),
+        part: Callable[[Hashable], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self.engine = engine
         self.whole = whole
         self.rows = rows
         self.batch = whole.rows(rows)
         self.reference_logp = reference_logp
+        self._part = part
+        self._known: dict[str, Any] = {}
+
+    def _once(self, name: str, compute: Callable[[], Value]) -> Value:
+        """A part, computed by the first who asks; the others are noted as its users."""
+        with self._part((id(self), name)):
+            if name not in self._known:
+                self._known[name] = compute()
+        value: Value = self._known[name]
+        return value
 
     @cached_property
     def token_share(self) -> float:
@@ -70,20 +90,20 @@ class BatchForward:
         """[b, t - 1] True where the next token is predicted; n of them in all."""
         return self.batch.predicted.to(self.engine.device)
 
-    @cached_property
+    @property
     def trunk(self) -> Trunk:
         """What enters the band."""
-        return self.engine.trunk(self.batch)
+        return self._once("trunk", lambda: self.engine.trunk(self.batch))
 
-    @cached_property
+    @property
     def reference(self) -> Tensor:
         """The base's hidden states [b, t, d] after the band."""
-        return self.engine.reference(self.trunk)
+        return self._once("reference", lambda: self.engine.reference(self.trunk))
 
-    @cached_property
+    @property
     def final(self) -> Tensor:
         """What the base's LM head reads [b, t, d]."""
-        return self.engine.reference_tail(self.trunk, self.reference)
+        return self._once("final", lambda: self.engine.reference_tail(self.trunk, self.reference))
 
     @property
     def mask(self) -> Tensor:

@@ -31,6 +31,7 @@ from robust_unlearning.run.delta import FILE, Delta
 from robust_unlearning.run.folder import RunFolder, environment, peak_memory
 from robust_unlearning.train.candidate import Candidate, metrics_row
 from robust_unlearning.train.engine import BandEngine
+from robust_unlearning.train.ledger import Clock, Ledger, wait_for
 from robust_unlearning.train.objective import BatchForward
 from robust_unlearning.train.references import References
 from robust_unlearning.train.step import StepBatch, take_step
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 
 Report = Callable[[Candidate, dict[str, Any]], None]
 """Called with a candidate and each row that it adds to its metrics."""
+BATCH, NOTING = "batch", "noting"
+"""Parts of a step: making the batch, which all use, and metrics, which are in nobody's seconds."""
 
 
 class Diverged(UserError):
@@ -57,12 +60,13 @@ class Trainer:
     Args:
         runs: their open run folders; the recipes may differ in fields marked `PerCandidate` only.
         shard: divide the frozen layers among the processes, for models that no card holds.
+        clock: what seconds of training are read from.
 
     Raises:
         UserError: the recipes do not fit together, or anything they name cannot be used.
     """
 
-    def __init__(self, runs: Sequence[RunFolder], *, shard: bool = False) -> None:
+    def __init__(self, runs: Sequence[RunFolder], *, shard: bool = False, clock: Clock = time.perf_counter) -> None:
         self.runs = list(runs)
         self.recipe = recipe = runs[0].recipe
         for run in runs[1:]:
@@ -72,6 +76,7 @@ class Trainer:
         began = time.perf_counter()
         self.processes = join(checkpoint.pick_device(recipe.device))
         self.device, self.shard = self.processes.device, shard
+        self.ledger = Ledger(clock, partial(wait_for, self.device))
         self.rows = self.processes.rows(recipe.batch_size)
         self.base = checkpoint.resolve(recipe.model, **recipe.model_options)
         tokenizer = checkpoint.load_tokenizer(self.base)
@@ -109,7 +114,7 @@ class Trainer:
     def _share_noise(self) -> None:
         """Let candidates whose noises have the same seed draw it once."""
         seeds = Counter(each.rna.seed for each in self.candidates if each.rna)
-        self._shared_noise = {seed: SharedNoise() for seed, count in seeds.items() if count > 1}
+        self._shared_noise = {seed: SharedNoise(self.ledger.part) for seed, count in seeds.items() if count > 1}
         for candidate in self.candidates:
             if candidate.rna:
                 candidate.rna.shared = self._shared_noise.get(candidate.rna.seed)
@@ -140,9 +145,9 @@ class Trainer:
         rows = corpus.row_indices(number)
         references = self.references.get((topic, side))
         logp = references.of(rows)[self.rows] if references else None
-        return BatchForward(self.engine, corpus.collated(rows), logp, self.rows)
+        return BatchForward(self.engine, corpus.collated(rows), logp, self.rows, self.ledger.part)
 
-    def _prepare_references(self, steps: int) -> None:
+    def prepare_references(self, steps: int) -> None:
         """Score the forget sequences (and refusals) of all steps under the base, those that no run has scored yet."""
         began = time.perf_counter()
         numbers = range(math.ceil(steps / len(self.recipe.topics)))
@@ -173,7 +178,7 @@ class Trainer:
         begin = min((candidate.step for candidate in waiting), default=0)
         end = max((candidate.recipe.steps for candidate in waiting), default=0)
         failed: dict[Candidate, str] = {}
-        self._prepare_references(end)
+        self.prepare_references(end)
         try:
             for step in range(begin, end):
                 due = [each for each in waiting if each.step == step < each.recipe.steps and each not in failed]
@@ -208,38 +213,58 @@ class Trainer:
             )
 
     def advance(self, step: int, due: Sequence[Candidate], report: Report | None = None) -> dict[Candidate, str]:
-        """Take step `step` with the candidates that are due; returns those whose loss was not finite, and why."""
-        failed = {}
+        """Take step `step` with the candidates that are due; returns those whose loss was not finite, and why.
+
+        A candidate's seconds (`seconds.train` in `run.json`, `seconds` in `metrics.jsonl`) are those of its own work
+        and its share of what was done once for several: batch, trunk, the base's states and noise draws, divided
+        evenly by those that used it, whoever came first (`Ledger`). So the seconds of runs side by side add up to
+        those that their steps took together, and say little of what one would take alone, where it pays for
+        everything itself. Writing metrics, snapshots and checkpoints is left out.
+        """
+        failed: dict[Candidate, str] = {}
+        rows: dict[Candidate, dict[str, Any]] = {}
         for noise in self._shared_noise.values():
             noise.clear()
-        began = time.perf_counter()
-        batch = self.batches(step)
+        self.ledger.begin(len(due))
+        with self.ledger.part(BATCH):
+            batch = self.batches(step)
         tokens = batch.forget.whole.tokens + batch.retain.whole.tokens
         for candidate in due:
             try:
-                losses = take_step(candidate, batch)
+                with self.ledger.part(candidate, BATCH):
+                    losses = take_step(candidate, batch)
+                    candidate.optimiser.zero_grad(set_to_none=True)  # the others need the memory
             except UserError as error:
                 failed[candidate] = str(error)
                 self._fail(candidate, failed[candidate])
                 continue
-            candidate.optimiser.zero_grad(set_to_none=True)  # the others need the memory
-            ended = time.perf_counter()
-            candidate.seconds, candidate.tokens = candidate.seconds + ended - began, candidate.tokens + tokens
-            began = ended
+            candidate.tokens += tokens
             if candidate.step % candidate.recipe.log_every == 0 or candidate.step == candidate.recipe.steps:
-                row = metrics_row(candidate, batch, losses)
-                if self.processes.is_rank_zero:
-                    candidate.run.add_row(row)
-                    if report:
-                        report(candidate, row)
-                candidate.recent.clear()
-            if not self.processes.is_rank_zero:
-                continue
-            if candidate.step in candidate.recipe.snapshots:
-                self.delta(candidate).save(candidate.run.snapshot(candidate.step))
-            if candidate.step % candidate.recipe.checkpoint_every == 0:
-                candidate.save_checkpoint()
+                with self.ledger.part(NOTING):
+                    rows[candidate] = metrics_row(candidate, batch, losses)
+        for candidate, seconds in self.ledger.bill(due).items():
+            candidate.seconds += seconds
+            if candidate not in failed:
+                self._keep(candidate, rows.get(candidate), report)
         return failed
+
+    def _keep(self, candidate: Candidate, row: dict[str, Any] | None, report: Report | None) -> None:
+        """Write what is to be kept of a step: its row of metrics, a snapshot, a checkpoint."""
+        rank_zero = self.processes.is_rank_zero
+        if row is not None:
+            row["tokens_per_second"] = candidate.tokens / candidate.seconds if candidate.seconds else 0.0
+            row["seconds"] = candidate.seconds
+            if rank_zero:
+                candidate.run.add_row(row)
+            if rank_zero and report:
+                report(candidate, row)
+            candidate.recent.clear()
+        if not rank_zero:
+            return
+        if candidate.step in candidate.recipe.snapshots:
+            self.delta(candidate).save(candidate.run.snapshot(candidate.step))
+        if candidate.step % candidate.recipe.checkpoint_every == 0:
+            candidate.save_checkpoint()
 
     def delta(self, candidate: Candidate) -> Delta:
         """The candidate's trained tensors under the checkpoint's names and in the checkpoint's types."""
