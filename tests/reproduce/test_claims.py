@@ -53,7 +53,7 @@ def _grid() -> Grid:
                 own = _measured(0.9 - (0.9 - right) * part, excess * part, (1.0 + 0.1 * (noise == 0)) * part)
                 models.append(
                     Model("tiny/rmu", "RMU", seed, noise, {"noise_std": noise}, step, step == 2, "runs/x-1", "runs/x-1",
-                          10.0, own, own)
+                          own, own)
                 )  # fmt: skip
     base = _measured(0.9, 0.0, 0.0)
     return Grid(base, base, 0.25, models, {})
@@ -148,7 +148,7 @@ def test_the_slope_over_c_is_that_of_least_squares() -> None:
     shares = {1.0: 0.8, 2.0: 0.6, 8.0: 0.1}
     base = _measured(0.9, 0, 0)
     models = [
-        Model("r", "RMU", 0, 0.0, {"steering_scale": c}, 1, True, "", "", 1.0, _measured(share, 0, 1), None)
+        Model("r", "RMU", 0, 0.0, {"steering_scale": c}, 1, True, "", "", _measured(share, 0, 1), None)
         for c, share in shares.items()
     ]
     (found,) = claims_on_grids.coefficient_claims(Grid(base, None, 0.25, models, {}))

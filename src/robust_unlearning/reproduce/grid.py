@@ -43,7 +43,6 @@ class Model:
         last: whether the run ends there.
         run: run folder, relative to the reproduction's.
         scores: folder of its evaluation on the target's suite, relative to the reproduction's.
-        seconds: of training, all steps.
         test, validation: its answers.
     """
 
@@ -56,7 +55,6 @@ class Model:
     last: bool
     run: str
     scores: str
-    seconds: float
     test: Measured
     validation: Measured | None
 
@@ -199,7 +197,6 @@ def run_grid(target: Target, stage: Stage, out: Path, say: Say) -> Grid:
                     last=last,
                     run=str(run.path.relative_to(out)),
                     scores=str(scores.relative_to(out)),
-                    seconds=run.record["seconds"]["train"],
                     test=answers["suite"][0],
                     validation=answers["validation"][0] if "validation" in answers else None,
                 )
