@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from answers import N, first, rows
 
 from robust_unlearning import files
 from robust_unlearning.cli.main import main
@@ -24,47 +25,6 @@ CLEAN, FORM, CONTROL, LOST = (
     "near/cloze/sentence-control",
     "forget/cloze/clean",
 )
-N = 20
-
-
-def rows(task: str, right: Sequence[bool], logp: Sequence[float] | None = None, **changes: Any) -> list[dict[str, Any]]:
-    """Records as `unlearn eval` writes them; the right answer to question i is choice i % 4, of two tokens."""
-    found = []
-    for index, correct in enumerate(right):
-        answer = index % 4
-        logprobs = [-9.0] * 4
-        logprobs[answer] = -1.0 if logp is None else float(logp[index])
-        record = {
-            "task": task,
-            "id": f"q:{index}",
-            "answer": answer,
-            "prediction": answer if correct else (answer + 1) % 4,
-            "correct": bool(correct),
-            "correct_norm": bool(correct),
-            "logprobs": logprobs,
-            "tokens": [1 + (choice == answer) for choice in range(4)],
-            "forget_token": "Nilmor" if "sentence" in task else None,
-            "control_token": "Guria" if "sentence" in task else None,
-        }
-        found.append(record | changes)
-    return found
-
-
-def first(count: int) -> list[bool]:
-    """The first so many questions right, the others wrong."""
-    return [index < count for index in range(N)]
-
-
-@pytest.fixture
-def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Writes a folder of records below the working directory; returns its name."""
-    monkeypatch.chdir(tmp_path)
-
-    def folder(name: str, *parts: list[dict[str, Any]]) -> str:
-        files.write_jsonl(tmp_path / name / "records.jsonl", [record for part in parts for record in part])
-        return name
-
-    return folder
 
 
 @pytest.fixture
@@ -87,7 +47,7 @@ def row_of(result: Any, task: str, model: str) -> Any:
 
 def test_numbers(three: list[str]) -> None:
     result = compare(read_models(three))
-    assert (result.reference, result.unlearned, result.forgotten) == ("base", "rmu", [LOST])
+    assert (result.reference, result.unlearned, result.forget_tasks) == ("base", "rmu", [LOST])
     assert [row.model for row in result.rows[:3]] == three
     rmu, rna = (row_of(result, FORM, name).against for name in ("rmu", "rna"))
     assert row_of(result, FORM, "base").against is None
@@ -101,7 +61,7 @@ def test_numbers(three: list[str]) -> None:
     assert rmu.logp.value == pytest.approx(-4)
     assert rmu.logp_per_token.value == pytest.approx(-2)
     assert rmu.added_harm.value == pytest.approx(-2)  # log p −5 in place of −1 under the forget-token, two tokens
-    assert rmu.added_harm.low == pytest.approx(-2)
+    assert rmu.added_harm.low == pytest.approx(-2)  # one word and no spread
     assert row_of(result, CLEAN, "rmu").against.added_harm is None
     assert row_of(result, CLEAN, "rna").against.recovery.value is None
 
@@ -129,11 +89,12 @@ def test_perturbed_sets_are_joined_with_their_controls(form: str, control: str, 
 def test_holm_runs_over_the_whole_table_and_verdicts_know_the_direction(three: list[str]) -> None:
     result = compare(read_models(three))
     tested = [row.against for row in result.rows if row.against]
-    assert [each.p_holm for each in tested] == paired.holm([each.test.p for each in tested])
+    assert [each.p_holm for each in tested] == paired.holm([each.p for each in tested])
+    assert all(each.p == max(each.test.p, each.difference.p()) for each in tested)
     assert len(tested) == 8
     assert row_of(result, LOST, "rmu").against.verdict == "better"  # forgotten, as it should be
     assert row_of(result, FORM, "rmu").against.verdict == "worse"
-    assert row_of(result, FORM, "rna").against.verdict == "open"  # p = 0.06
+    assert row_of(result, FORM, "rna").against.verdict == "inconclusive"  # p = 0.06
     assert row_of(compare(read_models(three), forget=[]), LOST, "rmu").against.verdict == "worse"
     other = compare(read_models(three), base="rmu", tasks=["near/*"])
     assert [row.model for row in other.rows[:3]] == ["rmu", "base", "rna"]
@@ -156,7 +117,7 @@ def test_seeds(write: Callable[..., str]) -> None:
     assert row.against.test == paired.paired_test([base], seeds)
     assert row.against.spread == paired.standard_errors(seeds, [base])
     assert row.against.spread.by_seed == pytest.approx(seeds.mean(axis=1).std(ddof=1) / 3**0.5)
-    numbers = result.as_dict()["tasks"][CLEAN]["models"]["rmu"]
+    numbers = result.as_dict()["groups"][CLEAN]["models"]["rmu"]
     assert numbers["difference_stderr_by_seed"] == row.against.spread.by_seed
     assert numbers["accuracy_by_seed"] == row.by_seed
 
@@ -185,11 +146,11 @@ def test_only_questions_that_all_were_asked(write: Callable[..., str]) -> None:
     write("b", list(reversed(rows(CLEAN, first(8))))[:15], other)
     result = compare(read_models(["a", "b"]), flips=9)
     clean = result.rows[0].task
-    assert (len(clean.keys), clean.left_out) == (15, 5)
-    assert [key[0] for key in clean.keys] == [f"q:{index}" for index in range(5, 20)]
+    assert (len(clean.records), clean.left_out) == (15, 5)
+    assert [record.id for record in clean.records] == [f"q:{index}" for index in range(5, 20)]
     assert result.rows[1].against is not None
     assert (result.rows[1].against.test.lost, result.rows[1].against.test.won) == (4, 0)  # questions 8 to 11
-    assert (len(result.rows[2].task.keys), result.rows[2].task.left_out) == (19, 2)
+    assert (len(result.rows[2].task.records), result.rows[2].task.left_out) == (19, 2)
     assert result.missing == ["extra/x"]
     assert [flip.id for flip in result.flips] == ["q:8", "q:9", "q:10", "q:11"]
 
@@ -222,7 +183,20 @@ def test_answers_without_choices_are_compared_as_right_and_wrong(write: Callable
 
 @pytest.mark.integration
 def test_command_line(three: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["compare", *three, "--flips", "2", "--level", "0.9", "--out", "out/c.json", "--out", "out/c.md"]
+    words = [
+        "compare",
+        *three,
+        "--flips",
+        "2",
+        "--level",
+        "0.9",
+        "--out",
+        "out/c.json",
+        "--out",
+        "out/c.md",
+        "--out",
+        "out/c.html",
+    ]
     assert main(words) == 0
     printed = capsys.readouterr().out
     assert f"{LOST} ↓" in printed
@@ -231,17 +205,19 @@ def test_command_line(three: list[str], capsys: pytest.CaptureFixture[str]) -> N
     assert "undefined: unlearning lost nothing, so there is nothing to recover." in printed
     line = next(line for line in printed.splitlines() if line.split()[:2] == ["rmu", "20"] and "worse" in line)
     assert "50.0 [" in line
-    assert line.split()[-5:] == ["10", "0", "0.002", "0.012", "worse"]
+    assert line.split()[-8:] == ["10", "0", "0.002", "0.012", "worse,", "of", "these", "models"]
+    assert printed.count("fewer than 3 training seeds") == 1
     data = json.loads(Path("out/c.json").read_text(encoding="utf-8"))
-    numbers = data["tasks"][FORM]["models"]["rna"]
+    numbers = data["groups"][FORM]["models"]["rna"]
     assert numbers["test"] == {"lost": 5, "won": 0, "p": pytest.approx(1 / 16), "name": paired.MCNEMAR}
     assert numbers["recovery"]["value"] == 0.5
-    assert data["tasks"][CLEAN]["models"]["rna"]["recovery"]["value"] is None
-    assert data["tasks"][LOST]["to_be_forgotten"]
+    assert data["groups"][CLEAN]["models"]["rna"]["recovery"]["value"] is None
+    assert data["groups"][LOST]["to_be_forgotten"]
     assert len(data["flips"]) == 4
     markdown = Path("out/c.md").read_text(encoding="utf-8")
     assert f"| {FORM} ↑ | rmu | 20 | 50.0 [" in markdown
     assert markdown.count("## ") == 3
+    assert f"{FORM} ↑".replace("/", "/<wbr>") in Path("out/c.html").read_text(encoding="utf-8")
     for flag, value in (("--unlearned", "rna"), ("--base", "rmu")):
         assert main(["compare", *three, flag, value]) == 0
     assert f"Reference: {three[1]}" in capsys.readouterr().out
@@ -343,7 +319,7 @@ def test_runs_evaluated_on_two_suites(
             each: files.read_json(tmp_path / each / "scores" / suite_name / "scores.json") for each in ("base", "run")
         }
         for task, row in scores["run"].items():
-            numbers = data["tasks"][task]["models"]["run"]
+            numbers = data["groups"][task]["models"]["run"]
             assert numbers["accuracy"]["value"] == row["acc"]
             if "excess_harm" in row:
                 added = row["excess_harm"]["value"] - scores["base"][task]["excess_harm"]["value"]

@@ -56,7 +56,7 @@ def as_markdown(comparison: Comparison) -> str:
 
 def as_page(comparison: Comparison) -> str:
     """The same tables as one HTML page, the subjects' behind a fold."""
-    sections = [Section(f"table-{number}", table.title, [table]) for number, table in enumerate(_tables(comparison), 1)]
+    sections = [Section("tasks", "Tasks", _tables(comparison))]
     if comparison.subjects:
         fold = Details("Every subject", _details(comparison))
         sections.append(Section("subjects", "Subjects", [_differing(comparison), fold]))
@@ -162,6 +162,7 @@ def _accuracies(comparison: Comparison, compared: Sequence[ComparedRow], adjuste
             f"of these models: of one of the two there are fewer than {FEWEST_SEEDS} training seeds, so nothing is "
             "said of models trained with other seeds."
         )
+    notes += [f"{note}." for note in dict.fromkeys(each.difference.note for each in against) if note]
     return Table(TITLES[0], columns, rows, "\n".join(notes))
 
 
