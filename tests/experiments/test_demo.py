@@ -13,7 +13,7 @@ from robust_unlearning import files
 from robust_unlearning.data.questions import read_questions
 from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate.suite import load_suite
-from robust_unlearning.experiments.demo import DemoAnswers, place_of, points_of, report, run_demo
+from robust_unlearning.experiments.demo import DemoAnswers, at_like_forgetting, points_of, report, run_demo
 from robust_unlearning.stats.estimates import Estimate
 
 DEMO = files.package_dir() / "assets" / "demo"
@@ -66,25 +66,30 @@ def test_what_makes_the_demos_models_differ_cannot_be_overridden(field: str, tmp
 @pytest.mark.unit
 def test_a_shorter_demo_keeps_the_snapshots_that_fit() -> None:
     rmu, slower, *rna = points_of(["steps=40"])
-    assert rmu.recipe.snapshots == (30,)
+    assert rmu.recipe.snapshots == (30, 35)
     assert [point.recipe.rna_std for point in (rmu, slower, *rna)] == [0, 0, 1, 1, 1, 3, 3, 3]
     assert slower.recipe.retain_weight != rmu.recipe.retain_weight
 
 
+def _line(*points: tuple[float, float]) -> list[tuple[int, DemoAnswers]]:
+    return [(10 * (index + 3), model("a", nats, excess)) for index, (nats, excess) in enumerate(points)]
+
+
 @pytest.mark.unit
-def test_like_forgetting_is_interpolated_between_steps() -> None:
-    line = [(30, model("a", 4.0, -0.2)), (60, model("b", 8.0, -1.0))]
-    place = place_of([model("r", 5.0, 0.0), model("s", 7.0, 0.0)], line)
-    assert place is not None
-    assert (line[place.index][0], line[place.index + 1][0], place.share) == (30, 60, 0.5)
-    assert place.of([each.excess for _, each in line]).mean() == pytest.approx(-0.6)
-    assert place_of([model("r", 9.0, 0.0)], line) is None
+def test_like_forgetting_lies_on_the_curve_through_the_snapshots() -> None:
+    base, line = model("base", 3.5, 0.0), _line((4.5, -0.2), (5.5, -0.4), (6.5, -0.6))
+    noisy = [model("r", 5.0, 0.0), model("s", 6.0, 0.0)]
+    effect, at = at_like_forgetting(noisy, line, base, "excess")
+    assert at == pytest.approx([1.5, 2.5])  # beyond the base
+    assert effect is not None
+    assert effect.estimate().value == pytest.approx((0.3 + 0.5) / 2, abs=1e-6)
+    assert at_like_forgetting([model("r", 9.0, 0.0)], line, base, "excess") == (None, [])
 
 
 @pytest.mark.unit
 def test_less_harm_of_a_model_that_forgot_less_is_no_win(tmp_path: Path) -> None:
     noisy = [model("r", 5.0, 0.0), model("s", 5.0, 0.01)]
-    line = [(30, model("a", 4.0, 0.0)), (60, model("b", 8.0, -1.0))]
+    line = _line((4.0, 0.0), (5.5, -0.5), (7.0, -0.8), (8.0, -1.0))
     text = report(model("base", 3.6, 0.0), line, model("slower", 6.0, -0.5), {1.0: noisy}, tmp_path, "made up")
     assert "RNA harms less, but forgot less" in text
 
@@ -95,8 +100,8 @@ def test_less_harm_of_a_model_that_forgot_less_is_no_win(tmp_path: Path) -> None
     [
         (0.0, 6.0, "RNA is more robust"),
         (-2.0, 6.0, "RNA is less robust"),
-        (-0.6, 6.0, "cannot be told"),
-        (0.0, 3.0, "no like RMU"),
+        (-0.6, 6.0, "inconclusive"),
+        (0.0, 3.0, "nothing to compare"),
     ],
 )
 def test_the_verdict_follows_the_interval(excess: float, nats: float, verdict: str, tmp_path: Path) -> None:
@@ -104,7 +109,7 @@ def test_the_verdict_follows_the_interval(excess: float, nats: float, verdict: s
     noisy = [model(f"seed {seed}", nats, excess) for seed in range(3)]
     for each in noisy:
         each.excess[:] += rng.normal(0, 0.05, len(each.excess))
-    line = [(30, model("a", 4.0, -0.2)), (60, model("b", 8.0, -1.0, 0.3))]
+    line = _line((4.0, -0.2), (5.0, -0.4), (6.5, -0.7), (8.0, -1.0))
     text = report(model("base", 3.6, 0.0), line, model("slower", nats, -0.3), {1.0: noisy}, tmp_path, "made-up numbers")
     assert verdict in text
     assert "slower" in text

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate.record import Record, Task
 from robust_unlearning.evaluate.suite import Evaluation
-from robust_unlearning.report.tables import Column
-from robust_unlearning.reproduce import claims, claims_on_analyses, paper
+from robust_unlearning.reproduce import claims, claims_on_analyses, claims_on_grids, paper
+from robust_unlearning.reproduce.analyses import models_of
 from robust_unlearning.reproduce.grid import Grid, Model, choose_noise
+from robust_unlearning.reproduce.tables import noise_table
 from robust_unlearning.reproduce.target import Roles, load_target
 from robust_unlearning.reproduce.verdicts import (
     CLAIMS,
-    Criterion,
-    Outcome,
     complete,
-    judge,
-    whole,
 )
-from robust_unlearning.results.measures import Measured, Perturbed
-from robust_unlearning.stats.estimates import Estimate
-from robust_unlearning.stats.format import POINTS
+from robust_unlearning.results.measures import Asked, Measured, Perturbed
 from robust_unlearning.stats.means import over_seeds
 
 pytestmark = pytest.mark.unit
@@ -35,60 +32,22 @@ def test_paper_numbers_agree_with_its_own_averages() -> None:
             assert np.mean([values[each] for each in titles]) == pytest.approx(printed, abs=0.25)
 
 
-@pytest.mark.parametrize(
-    ("rule", "low", "high", "finding"),
-    [
-        (Criterion("above"), 0.1, 0.3, "holds"),
-        (Criterion("above"), -0.1, 0.3, "cannot be told"),
-        (Criterion("above"), -0.3, -0.1, "does not hold"),
-        (Criterion("above"), 0.0, 0.0, "cannot be told"),
-        (Criterion("below"), -0.3, -0.1, "holds"),
-        (Criterion("below"), 0.1, 0.3, "does not hold"),
-        (Criterion("below", 0.1), 0.02, 0.05, "holds"),
-        (Criterion("below", 0.1), 0.02, 0.15, "cannot be told"),
-        (Criterion("within", 0.05), -0.04, 0.04, "holds"),
-        (Criterion("within", 0.05), -0.04, 0.06, "cannot be told"),
-        (Criterion("within", 0.05), 0.06, 0.09, "does not hold"),
-        (Criterion("within", 0.05), -0.09, -0.06, "does not hold"),
-        (Criterion("zero"), -0.1, 0.1, "cannot be told"),
-        (Criterion("zero"), 0.1, 0.2, "does not hold"),
-    ],
-)
-def test_a_verdict_rests_on_the_interval(rule: Criterion, low: float, high: float, finding: str) -> None:
-    assert judge(rule, Estimate((low + high) / 2, low, high)) == finding
-
-
-def test_a_point_decides_nothing() -> None:
-    assert judge(Criterion("above"), Estimate(5.0)) == "cannot be told"
-    assert judge(Criterion("above"), None) == "not run"
-    assert judge(Criterion("above"), Estimate(5.0, 4.0, 6.0, n=5)) == "cannot be told"
-    assert judge(Criterion("above"), Estimate(5.0, 4.0, 6.0, n=6)) == "holds"
-
-
-def test_a_claim_as_a_whole() -> None:
-    good, bad, unsure = (Outcome("fragile", "x", Estimate(value, value - 1, value + 1)) for value in (-3.0, 3.0, 0.0))
-    assert good.rule == Criterion("below")
-    assert str(whole([good, good])) == "holds: holds in 2 of 2 rows"
-    assert whole([good, unsure]).finding == whole([good, bad]).finding == "cannot be told"
-    assert whole([bad, unsure]).finding == "does not hold"
-    assert whole([Outcome("fragile")]).finding == "not run"
-    column = Column("here", POINTS, sized=True)
-    assert column.cell(Estimate(0.5, 0.25, 0.75, n=8, seeds=2)) == "+50.0 [+25.0, +75.0] (2 seeds, n=8)"
-
-
 def _measured(right: float, excess: float, forgotten: float, near: float = 1.0) -> Measured:
     """Forty questions, so many of which are right, in an order that is the same for every model."""
     order = np.random.default_rng(0).permutation(40)
     odd = (order < 40 * right).astype(float)
     ones = np.ones(40)
     places = {"option": Perturbed(odd, ones, np.full(40, excess))}
-    return Measured(odd * 0, np.full(40, -forgotten), (order < 40 * near).astype(float), ones, ones, places)
+    alone = np.arange(40.0)
+    asked = Asked(alone, alone, alone, alone, alone, np.zeros(0), alone % 8, np.zeros(0))
+    near_right = (order < 40 * near).astype(float)
+    return Measured(odd * 0, np.full(40, -forgotten), near_right, ones, ones, places, np.zeros(0), asked)
 
 
 def _grid() -> Grid:
     """RMU harms (90 to 50 %), noise 3 mends it (80 %) where it has forgotten as much, noise 9 less (60 %)."""
     models = []
-    for seed in (0, 1):
+    for seed in (0, 1, 2):
         for noise, right, excess in ((0.0, 0.5, -1.0), (3.0, 0.8, -0.2), (9.0, 0.6, -0.8)):
             for step, part in ((1, 0.5), (2, 1.0)):
                 own = _measured(0.9 - (0.9 - right) * part, excess * part, (1.0 + 0.1 * (noise == 0)) * part)
@@ -103,15 +62,20 @@ def _grid() -> Grid:
 def test_claims_on_made_up_answers() -> None:
     grid = Grid.from_json(_grid().as_json())
     target = load_target("tiny", ["rule=max perturbed"])
-    chosen = choose_noise(target, grid)
+    choice = choose_noise(target, grid)
+    chosen = dict(choice.scales)
     assert chosen == {"tiny/rmu": 3.0}
-    rows = complete(claims.main_claims(grid, chosen))
-    found = {each.claim: each for each in rows if each.of != "representation methods, mean"}
+    assert not choice.unkept
+    rows = complete(claims.main_claims(grid, chosen, {}))
+    found = {each.claim: each for each in rows if each.claim != "family-recovers"}
+    assert next(each for each in rows if each.claim == "family-recovers").finding == "holds"
     fragile = found["fragile"]
     assert fragile.estimate is not None
     assert fragile.estimate.value == pytest.approx(-0.4)
     assert "19.0" in fragile.paper
-    expected = over_seeds(np.stack([claims.right(_measured(0.5, 0, 0)) - claims.right(grid.base)] * 2))
+    expected = over_seeds(
+        np.stack([claims.right(_measured(0.5, 0, 0)) - claims.right(grid.base)] * 3), claims.right.groups(grid.base)
+    )
     assert (fragile.estimate.low, fragile.estimate.high) == (expected.low, expected.high)
     expected_findings = {
         "fragile": "holds",
@@ -119,30 +83,63 @@ def test_claims_on_made_up_answers() -> None:
         "po-more-fragile": "not run",
         "recovers": "holds",
         "mends": "holds",
-        "keeps-forgetting": "holds",
-        "keeps-retained": "holds",
-        "related": "cannot be told",
-        "free": "cannot be told",  # two pairs of runs
+        "keeps-forgetting": "inconclusive",  # forty questions answered alike do not exclude that 5 % are not
+        "keeps-retained": "inconclusive",
+        "related": "inconclusive",
     }
-    others = dict.fromkeys(CLAIMS, "not run")
+    others = {claim: "not run" for claim in CLAIMS if claim != "family-recovers"}
     assert {key: each.finding for key, each in found.items()} == others | expected_findings
     # at like forgetting: 0.5 of RNA lies at 0.5/0.55 of the way to step 1 without noise, 1.0 at 0.45/0.55 beyond it
     at_half, at_one = -0.5 * 0.5 / 0.55, -0.5 - 0.5 * 0.45 / 0.55
     mends = found["mends"].estimate
     assert mends is not None
     assert mends.value == pytest.approx(((-0.1 - at_half) + (-0.2 - at_one)) / 2)
-    greatest = claims.noise_claims(grid, chosen)
-    assert [each.finding for each in greatest] == ["holds", "holds"]
+    greatest = claims_on_grids.noise_claims(grid, chosen)
+    assert [each.finding for each in greatest] == ["holds", "inconclusive"]
     assert complete([])[0].finding == "not run"
+
+
+@pytest.mark.parametrize(
+    ("bounds", "says"),
+    [
+        (
+            "forget<=0.3 and retain>=0.9*base",
+            "no scale keeps forget accuracy at most 30.0 %: 60.0 % at best (scale 9), 30.0 beyond it",
+        ),
+        (
+            "forget<=0.1 and excess_harm>=0",
+            "no scale keeps forget accuracy at most 10.0 %: 60.0 % at best (scale 9), 50.0 beyond it; no scale keeps "
+            "excess harm at least 0.000 nats: -0.200 nats at best (scale 3), 0.200 beyond it",
+        ),
+        (
+            "forget<=0.7 and excess_harm>=-0.5",
+            "no scale keeps all bounds together: 3 comes nearest, with forget 0.800 > 0.700",
+        ),
+    ],
+)
+def test_where_no_scale_keeps_the_bounds_none_is_chosen(bounds: str, says: str) -> None:
+    models = [
+        replace(model, validation=replace(model.test, forget=model.test.places["option"].right))
+        for model in _grid().models
+    ]
+    grid = replace(_grid(), models=models)
+    choice = choose_noise(load_target("tiny", [f"rule=max perturbed where {bounds}"]), grid)
+    assert choice.scales == {}
+    assert {key: text.replace("−", "-").replace("+", "") for key, text in choice.unkept.items()} == {"tiny/rmu": says}
+    table = noise_table(grid, choice.scales, choice.unkept, "a rule")
+    assert says.split(":")[0] in table.text()
+    stage = load_target("tiny").stages["figure7"].model_copy(update={"recipes": ("tiny/rmu",)})
+    assert {model.noise for model in models_of(stage, grid, choice.scales)} == {0.0}
+    assert {model.noise for model in models_of(stage, grid, {"tiny/rmu": 3.0})} == {0.0, 3.0}
 
 
 def test_what_has_forgotten_nothing_decides_nothing() -> None:
     grid = _grid()
     for model in grid.models:
         model.test.forget_logp[:] = -0.1
-    found = {each.claim: each for each in claims.main_claims(grid, {"tiny/rmu": 3.0})}
+    found = {each.claim: each for each in claims.main_claims(grid, {"tiny/rmu": 3.0}, {})}
     for claim in ("fragile", "forget-token", "recovers", "keeps-forgetting", "keeps-retained"):
-        assert found[claim].finding == "cannot be told"
+        assert found[claim].finding == "inconclusive"
         assert "less than 0.3 nats" in found[claim].undecided
 
 
@@ -153,7 +150,7 @@ def test_the_slope_over_c_is_that_of_least_squares() -> None:
         Model("r", "RMU", 0, 0.0, {"steering_scale": c}, 1, True, "", "", 1.0, _measured(share, 0, 1), None)
         for c, share in shares.items()
     ]
-    (found,) = claims.coefficient_claims(Grid(base, None, 0.25, models, {}))
+    (found,) = claims_on_grids.coefficient_claims(Grid(base, None, 0.25, models, {}))
     slope = np.polyfit(np.log2(list(shares)), list(shares.values()), 1)[0]
     assert found.estimate is not None
     assert found.estimate.value == pytest.approx(slope)
@@ -180,6 +177,22 @@ def test_ngrams_are_compared_by_class_and_by_noise() -> None:
     assert noise.estimate is not None
     assert noise.estimate.value == 0.75
     assert noise.paper == mean.paper == "-0.6 points"
+
+
+def test_the_papers_misprints_are_said() -> None:
+    """Gains that its tables print beside accuracies which differ by something else, by more than rounding."""
+    printed = claims_on_analyses._printed
+    assert printed(2, ["SimNPO+KL"]) == "+13.3 points (of the accuracies; misprint: +6.3)"
+    assert printed(4, ["RSV", "NPO+KL"]) == "+11.1 points (of the accuracies; misprint: RSV)"
+    assert printed(4, ["RMU"]) == "-0.8 points"
+    for (length, title), gain in paper.PRINTED_GAINS.items():
+        assert abs(paper.gain(length, title) - gain) > 0.15
+    grid = _grid()
+    (row,) = noise_table(grid, {"tiny/rmu": 3.0}, {}, "a rule").rows
+    assert list(row.values()) == ["RMU", "3, 9", "3", "0.03", "0.03", "0.03", "0.03", "0.03"]
+    rsv = replace(grid, models=[replace(model, title="RSV") for model in grid.models])
+    (row,) = noise_table(rsv, {}, {"tiny/rmu": "no scale keeps it"}, "a rule").rows
+    assert list(row.values())[2:5] == ["none: no scale keeps it", "0.09", "0.05"]
 
 
 def test_the_closed_form_is_judged_against_what_was_drawn() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import atan, pi, sqrt
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,11 +18,14 @@ from robust_unlearning.analyze.variants import Variants
 from robust_unlearning.data.corpora import collate
 from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate.likelihood import text_nats
+from robust_unlearning.recipe import load_recipe
 from robust_unlearning.reproduce.theory import rejection, shift
 from robust_unlearning.reproduce.theory.curvature import loss_change
 from robust_unlearning.reproduce.theory.latent import Latent
+from robust_unlearning.reproduce.theory.measure import AnswerChange, Measurements
 from robust_unlearning.reproduce.theory.normality import normality, share_rejected, zero_mean
 from robust_unlearning.reproduce.theory.output_change import output_change
+from robust_unlearning.reproduce.theory.report import _trained, without_noise
 from robust_unlearning.stats.paired import holm
 
 pytestmark = pytest.mark.unit
@@ -200,6 +204,37 @@ def test_monte_carlo_confirms_the_exact_form_and_refutes_the_papers() -> None:
         assert simulated.high is not None
         assert simulated.low < rejection.exact_probability(ratio, r) < simulated.high
         assert rejection.paper_probability(ratio, r) > simulated.high
+
+
+def measured(name: str, plain: dict[str, Any], change: float, *words: str) -> Measurements:
+    """Measurements of a run, whose forget-token changes the answers' loss by so much on each of 40 questions."""
+    states = np.random.default_rng(0).standard_normal((40, 6))
+    answers = AnswerChange(np.full(40, change), np.full(40, 1.0), {})
+    forms = {"forget-token": shift.describe(0.5 * states, states)}
+    unasked: Any = None
+    recipe = load_recipe(plain, words) if plain else None
+    return Measurements(name, recipe, {"option": forms}, {}, unasked, {"option": answers})
+
+
+def test_an_rna_run_is_set_against_its_own_recipe_without_noise(plain: dict[str, Any]) -> None:
+    bases = [
+        measured("base", {}, 1.0),
+        measured("weight 3", plain, 1.0, "retain_weight=3"),
+        measured("weight 30", plain, -1.0, "retain_weight=30"),
+        measured("weight 30, seed 1", plain, 1.0, "retain_weight=30", "seed=1"),
+    ]
+    noisy = ["noise_std=0.5", "noise_layers=[6]", "noise_site=mlp", "noise_seed=4", "log_every=3", "snapshots=[100]"]
+    rna = [
+        measured("RNA 30", plain, -1.0, "retain_weight=30", *noisy),
+        measured("RNA 3", plain, -1.0, "retain_weight=3", "noise_variance=0.01"),
+        measured("RNA 5", plain, -1.0, "retain_weight=5", "noise_std=0.5"),
+    ]
+    rows = _trained([*bases, *rna]).rows
+    assert {row["target"]: row["against"] for row in rows} == {"RNA 30": "weight 30", "RNA 3": "weight 3"}
+    assert {row["target"]: row["observed"].value for row in rows} == {"RNA 30": 0.0, "RNA 3": 1.0}
+    recipes = [each.recipe for each in (*bases, *rna)]
+    assert not any(without_noise(one, other) for one in recipes for other in recipes[:4])
+    assert not any(without_noise(one, other) for one in recipes[4:] for other in recipes)
 
 
 # --- Assumption 4.1 -------------------------------------------------------------------------------------------------

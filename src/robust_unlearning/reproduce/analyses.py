@@ -29,6 +29,8 @@ from robust_unlearning.run.folder import open_run
 def models_of(stage: Stage, grid: Grid, chosen: Mapping[str, float]) -> list[Model]:
     """The models an analysis looks at, the first seed's, without and with the chosen noise.
 
+    Where no scale of the noise was chosen, the one without alone.
+
     Raises:
         UserError: the main stage has no model of a recipe.
     """
@@ -56,6 +58,9 @@ def analyse(
         analysis = _analysis(target, stage, variants, lambda name: say(f"  measuring {name}"))
         layers = {model.label: open_run(out / model.run).recipe.layer for model in models}
         more = {"layers": layers, "depth": variants.depth}
+    if without := [grid.recipes[recipe] for recipe in stage.recipes if stage.rna and recipe not in chosen]:
+        text = f"Looked at without RNA only, as no scale of the noise was chosen: {', '.join(without)}."
+        analysis = replace(analysis, notes=[*analysis.notes, text])
     write(analysis, folder)
     data = files.read_json(folder / "analysis" / f"{analysis.name}.json")
     shown = {
@@ -72,11 +77,16 @@ def _analysis(target: Target, stage: Stage, variants: Variants, tick: Callable[[
     if stage.kind == "noise-sensitivity":
         settings = noise_sensitivity.ProbeSettings(probes=stage.probes)
         return noise_sensitivity.analyse(variants, documents["forget"], settings, tick)
-    questions = inputs.prompts(suites_of(target)[0], variants.tokenizer, stage.questions)
+    questions = inputs.prompts(_harmless(target), variants.tokenizer, stage.questions)
     if stage.kind == "activations":
         return activations.analyse(variants, documents, questions, tick)
     used = TheorySettings(variants.layer(None), draws=stage.draws, probes=stage.probes)
     return report.analyse(variants, questions, documents["forget"], used, tick, {})
+
+
+def _harmless(target: Target) -> Suite:
+    """The target's suite, tokens only in what is to be kept."""
+    return inputs.harmless(suites_of(target)[0], target.roles.model_dump(exclude={"related"}))
 
 
 def _ngrams(
@@ -93,7 +103,7 @@ def _ngrams(
     path = folder / "ngrams.json"
     files.write_json(path, record)
     classes = harmfulness.read_classes(str(path))
-    suite = suites_of(target)[0]
+    suite = _harmless(target)
     recipe = open_run(out / models[0].run).recipe
     evaluator = Evaluator(recipe.dtype, recipe.device)
     records: dict[str, list[Record]] = {}

@@ -6,7 +6,7 @@ the rows of a claim can be pooled from. A function returns no row of a claim whe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from robust_unlearning.experiments.matched import LEAST, effect_of, matches
@@ -26,12 +26,13 @@ FAMILIES = {"representation methods": paper.REPRESENTATION, "preference methods"
 def changes(pairs: Pairs, of: Measure) -> Effect:
     """The second of each pair less the first, question by question; one row a pair, that is, a seed."""
     rows = {second.seed: of(second.test) - of(first.test) for first, second in pairs}
-    return Effect(rows, of.groups(pairs[0][0].test))
+    return Effect(rows, of.groups(pairs[0][0].test), answers=of.share)
 
 
 def from_base(grid: Grid, models: Sequence[Model], of: Measure) -> Effect:
     """Models of one method less the base."""
-    return Effect({model.seed: of(model.test) - of(grid.base) for model in models}, of.groups(grid.base))
+    rows = {model.seed: of(model.test) - of(grid.base) for model in models}
+    return Effect(rows, of.groups(grid.base), answers=of.share)
 
 
 def forgotten(grid: Grid, models: Sequence[Model]) -> Estimate:
@@ -60,13 +61,26 @@ def if_forgotten(grid: Grid, outcome: Outcome, plain: Sequence[Model]) -> Outcom
     return replace(outcome, undecided=f"without noise less than {LEAST} nats were forgotten beyond the base")
 
 
-def main_claims(grid: Grid, chosen: dict[str, float]) -> list[Outcome]:
-    """Claims that rest on the main stage."""
+RNA_CLAIMS = ("recovers", "mends", "keeps-forgetting", "keeps-retained", "related", "perturbed-forget")
+
+
+def main_claims(grid: Grid, chosen: Mapping[str, float], unchosen: Mapping[str, str]) -> list[Outcome]:
+    """Claims that rest on the main stage.
+
+    Args:
+        chosen: recipe -> scale of the noise.
+        unchosen: recipe -> why it has none; its rows are undecided.
+    """
     return [
         *_fragility(grid),
         *_families(grid),
         *(row for recipe, noise in chosen.items() for row in _rna(grid, recipe, noise)),
         *_average_recovery(grid, chosen),
+        *(
+            Outcome(claim, grid.recipes[recipe], Estimate(None, note=why), undecided=why)
+            for recipe, why in unchosen.items()
+            for claim in RNA_CLAIMS
+        ),
     ]
 
 
@@ -96,7 +110,9 @@ def family_mean(effects: Iterable[tuple[str, Effect]]) -> list[Effect]:
 def less(first: Effect, second: Effect) -> Effect:
     """One effect less another, on the seeds that both have."""
     seeds = [seed for seed in first.by_seed if seed in second.by_seed]
-    return Effect({seed: first.by_seed[seed] - second.by_seed[seed] for seed in seeds}, first.groups)
+    return Effect(
+        {seed: first.by_seed[seed] - second.by_seed[seed] for seed in seeds}, first.groups, answers=first.answers
+    )
 
 
 def _families(grid: Grid) -> list[Outcome]:
@@ -158,7 +174,7 @@ def like_forgetting(grid: Grid, recipe: str, noise: float) -> Outcome:
     return Outcome("mends", of, effect, "", beside)
 
 
-def _average_recovery(grid: Grid, chosen: dict[str, float]) -> list[Outcome]:
+def _average_recovery(grid: Grid, chosen: Mapping[str, float]) -> list[Outcome]:
     """The paper's averages over representation and over preference methods, each at its chosen noise."""
     rows = []
     for (name, titles), printed in zip(FAMILIES.items(), paper.AVERAGE["recovery"], strict=True):

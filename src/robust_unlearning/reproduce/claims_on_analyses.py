@@ -68,11 +68,15 @@ def _ngrams(data: Data) -> list[Outcome]:
 
 
 def _printed(length: int, titles: Sequence[str]) -> str:
-    """The paper's difference of perturbed accuracy, mean over the methods named."""
+    """The paper's difference of perturbed accuracy, mean over the methods named; where it prints another, that too."""
     if length not in paper.PERTURBED or not all(title in paper.METHODS for title in titles):
         return ""
-    gains = [paper.PERTURBED_RNA[length][title] - paper.PERTURBED[length][title] for title in titles]
-    return f"{np.mean(gains):+.1f} points"
+    text = f"{np.mean([paper.gain(length, title) for title in titles]):+.1f} points"
+    if not (misprints := [title for title in titles if (length, title) in paper.PRINTED_GAINS]):
+        return text
+    if len(titles) == 1:
+        return f"{text} (of the accuracies; misprint: {paper.PRINTED_GAINS[length, titles[0]]:+.1f})"
+    return f"{text} (of the accuracies; misprint: {', '.join(misprints)})"
 
 
 def sensitivity_claims(data: Data) -> list[Outcome]:

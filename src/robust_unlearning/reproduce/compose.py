@@ -30,7 +30,7 @@ def outcomes(target: Target, results: Results) -> list[Outcome]:
     main = grids.get(main_name(target))
     rows: list[Outcome] = []
     if main:
-        rows += claims.main_claims(main, chosen)
+        rows += claims.main_claims(main, chosen, results.unchosen)
     if noises := grids.get("figure3") if "figure3" in target.stages else main:
         rows += claims_on_grids.noise_claims(noises, chosen)
     of_stage: dict[str, Callable[[Grid], list[Outcome]]] = {
@@ -81,6 +81,7 @@ def write_report(name: str, target: Target, results: Results, out: Path, changes
         "changes": list(changes),
         "stages": results.states,
         "chosen_noise": results.chosen,
+        "no_noise_chosen": results.unchosen,
         "claims": {claim: {"text": about.text, "paper": about.paper} for claim, about in CLAIMS.items()},
         "outcomes": [each.as_dict() for each in rows],
         "main": {place: tables.main_table(grid, place).as_json() for place in grid.places} if grid else {},
@@ -118,6 +119,8 @@ def _what(target: Target, results: Results, changes: Sequence[str]) -> Section:
 
 def _verdicts(rows: Sequence[Outcome]) -> Section:
     blocks: list[Block] = [summary_table(rows), RULE]
+    if rates := tables.error_table():
+        blocks.append(Details("How often these rules err, and how often they find what is there", [rates]))
     judged = [row for row in rows if row.finding != "not run"]
     for claim, about in CLAIMS.items():
         if count := sum(row.claim == claim for row in judged):
@@ -137,8 +140,8 @@ def _main(target: Target, grid: Grid, results: Results, out: Path) -> Section:
             grid, figures.noise_key, "the scale of the noise", path / "figure3-seeds.png", figures.ACCURACIES
         ),
     )
-    if results.chosen:
-        blocks.append(tables.noise_table(grid, results.chosen, target.rule))
+    if results.chosen or results.unchosen:
+        blocks.append(tables.noise_table(grid, results.chosen, results.unchosen, target.rule))
     return Section("main", "Methods without and with RNA", blocks, target.stages[main_name(target)].stands_for)
 
 

@@ -14,10 +14,15 @@ from robust_unlearning.reproduce.claims_on_analyses import estimate
 from robust_unlearning.reproduce.grid import Grid
 from robust_unlearning.reproduce.run import Results
 from robust_unlearning.reproduce.target import Target
+from robust_unlearning.results.measures import structure
 from robust_unlearning.run.folder import RECORD
-from robust_unlearning.stats.format import NATS
+from robust_unlearning.stats.format import NATS, PERCENT
 
-COLUMNS = {**study.COLUMNS, "excess_harm": Column("excess harm, nats", NATS)}
+COLUMNS = {
+    **study.COLUMNS,
+    "forgotten": Column("forgotten, nats", NATS),
+    "excess_harm": Column("excess harm, nats", NATS),
+}
 
 
 def main_rows(grid: Grid, place: str) -> list[dict[str, Any]]:
@@ -34,30 +39,56 @@ def main_table(grid: Grid, place: str) -> Table:
     """`main_rows` under headers: accuracies in %, excess harm in nats."""
     rows = main_rows(grid, place)
     columns = {key: column for key, column in COLUMNS.items() if any(key in row for row in rows)}
-    seeds = len({each.seed for each in grid.models})
     notes = (
-        f"Accuracies and rates in %, 95 % intervals over seeds ({seeds}) and questions ({len(grid.base.forget)} to be "
-        f"forgotten, {len(grid.base.near)} kept and close in topic, {len(grid.base.far)} others kept, "
-        f"{len(grid.base.clean)} of the kept with a token in them). Guessing: {100 * grid.chance:.0f} %. Excess harm: "
-        "log p of the right answer with a forget-token less that with an unrelated word; below 0 the forget-token "
-        "harms more."
+        f"Accuracies and rates in %, with 95 % intervals: {len(grid.base.forget)} questions to be forgotten, "
+        f"{len(grid.base.near)} kept and close in topic, {len(grid.base.far)} others kept, {len(grid.base.clean)} of "
+        f"the kept with a token in them. {structure(grid.base, len({each.seed for each in grid.models}))} Guessing: "
+        f"{100 * grid.chance:.0f} %. Forgotten: log p of the right answer to what is to be forgotten, base less model, "
+        "nats. Excess harm: log p of the right answer with a forget-token less that with an unrelated word; below 0 "
+        "the forget-token harms more."
     )
     return Table(f"After the last step, the token in: {place}", columns, rows, notes)
 
 
-def noise_table(grid: Grid, chosen: Mapping[str, float], rule: str) -> Table:
-    """Table 1: the scale of the noise chosen for each method."""
+def noise_table(grid: Grid, chosen: Mapping[str, float], unchosen: Mapping[str, str], rule: str) -> Table:
+    """Table 1: the scale of the noise chosen for each method, or why there is none."""
+    theirs = {"SARS-CoV-2": paper.NOISE_KEYWORD, **{f"{n}-grams": scales for n, scales in paper.NOISE.items()}}
     rows = []
-    for recipe, noise in chosen.items():
-        title, tried = grid.recipes[recipe], ", ".join(f"{scale:g}" for scale in grid.noises(recipe))
-        printed = [f"{scales[title] / 100:g}" for scales in paper.NOISE.values() if title in scales]
-        rows.append([title, tried, f"{noise:g}", " / ".join(printed)])
+    for recipe, title in grid.recipes.items():
+        if recipe not in chosen and recipe not in unchosen:
+            continue
+        tried = ", ".join(f"{scale:g}" for scale in grid.noises(recipe))
+        ours = f"{chosen[recipe]:g}" if recipe in chosen else f"none: {unchosen[recipe]}"
+        printed = [f"{scales[title] / 100:g}" if title in scales else "" for scales in theirs.values()]
+        rows.append([title, tried, ours, *printed])
     where = "validation questions" if grid.base_validation else "the reported questions, as there are no others"
     notes = (
         f"Chosen on {where} by the rule `{rule}` among the scales above 0, on means over seeds; where none keeps the "
-        "bounds, the nearest. The paper's ν is for 2-, 4-, 8- and 16-grams, at Zephyr's hidden states."
+        "bounds, none is chosen, and analyses look at the model without noise alone. "
+        "The paper's ν, read as √ν, is for Zephyr's hidden states: appendix A.4's for SARS-CoV-2, Table 1's by length."
     )
-    return Table.of("Chosen scale of the noise (√ν)", ("method", "tried", "chosen", "paper's ν"), rows, notes)
+    headers = ("method", "tried", "chosen", *(f"paper's, {words}" for words in theirs))
+    return Table.of("Chosen scale of the noise (√ν)", headers, rows, notes)
+
+
+def error_table() -> Table | None:
+    """How often the rules of verdicts err and find, simulated by `benchmarks/verdicts.py`; None before it has run."""
+    path = files.package_dir() / "assets/reproduce/error-rates.json"
+    if not path.exists():
+        return None
+    data = files.read_json(path)
+    rows = [
+        [each["rule"], each["world"], each["seeds"], *(estimate(each[key]) for key in ("false", "found"))]
+        for each in data["rates"]
+    ]
+    notes = (
+        f"{data['runs']} draws of answers a row, no models; intervals are Wilson's. False: how often a verdict comes "
+        "out where there is no effect. Found: how often the right one does where the effect is the paper's (at like "
+        "forgetting: 0.3 nats; n-grams: 0.5 nats). With fewer than three seeds a verdict is of these models, and "
+        "false means that these models have no effect."
+    )
+    rate = {key: Column(f"{key}, %", PERCENT) for key in ("false", "found")}
+    return Table.of("How often these rules err", ("rule", "world", "seeds", *rate.values()), rows, notes)
 
 
 def analysis_tables(data: Mapping[str, Any]) -> list[Table]:

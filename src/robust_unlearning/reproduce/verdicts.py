@@ -93,8 +93,7 @@ def p_of(rule: Criterion, estimate: Estimate) -> float:
     mean = _as_mean(estimate)
     if rule.kind == "within" and abs(estimate.value) < rule.margin:
         return max(mean.p(rule.margin), mean.p(-rule.margin))
-    bounds = (-rule.margin, rule.margin) if rule.kind == "within" else (rule.margin,)
-    return min(mean.p(bound) for bound in bounds)
+    return mean.p(-rule.margin if rule.kind == "within" and estimate.value < 0 else rule.margin)
 
 
 def _as_mean(estimate: Estimate) -> Estimate:
@@ -301,6 +300,8 @@ def whole(rows: Sequence[Outcome]) -> Verdict:
         return Verdict("holds" if alone == {"holds"} else finding, note, of_these)
     if len(there) == 2:
         return Verdict("mixed", note, of_these)
+    if len(single) > 1 and any(count == len(single) for count in counts.values()) and there:
+        return Verdict(next(iter(there)), note, of_these)
     pooled = next((each for each in rows if each.whole), single[0])
     if len(single) > 1 and pooled.whole and pooled.estimate:
         about = Column("", CLAIMS[pooled.claim].form, sized=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from robust_unlearning.stats.estimates import Array, Estimate
 from robust_unlearning.stats.factors import Groups
-from robust_unlearning.stats.means import mean_interval, over_seeds
+from robust_unlearning.stats.means import mean_interval, over_seeds, within_answers
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,8 @@ class Effect:
         place: errors with mean 0 that m other questions add, [m], such as of a place on a curve; None for none.
         place_groups: how those hang together.
         slack: see `Estimate.slack`.
+        answers: the differences are of answers, right (1) or wrong (0). Where there are none at all, the interval is
+            Wilson's for the share of questions that may be answered differently, to both sides.
     """
 
     by_seed: Mapping[int, Array]
@@ -29,10 +31,13 @@ class Effect:
     place: Array | None = None
     place_groups: Groups = field(default_factory=Groups)
     slack: float = 0.0
+    answers: bool = False
 
     def estimate(self) -> Estimate:
         """The mean over seeds and questions with its 95 % interval, seeds as the unit (`means.over_seeds`)."""
         found = over_seeds(np.stack(list(self.by_seed.values())), self.groups)
+        if self.answers:
+            return within_answers(found)
         if self.place is None:
             return found
         placed = mean_interval(self.place, self.place_groups)
@@ -49,7 +54,8 @@ def mean_effect(effects: Sequence[Effect]) -> Effect | None:
     places = [effect.place for effect in effects if effect.place is not None]
     slack = float(np.mean([effect.slack for effect in effects]))
     first = effects[0]
-    return Effect(rows, first.groups, _mean(places) if places else None, first.place_groups, slack)
+    place = _mean(places) if places else None
+    return Effect(rows, first.groups, place, first.place_groups, slack, all(each.answers for each in effects))
 
 
 def _mean(rows: Iterable[Array]) -> Array:

@@ -83,3 +83,15 @@ def share_over_seeds(per_seed_correct: ArrayLike, groups: Groups | None = None, 
     worth = p * (1 - p) / variance if variance else float(share.clusters or share.n)
     low, high = wilson(p, worth, critical(share.parts, level))
     return replace(share, low=low, high=high)
+
+
+def within_answers(difference: Estimate) -> Estimate:
+    """A mean difference of answers, right (1) or wrong (0), with an interval that is not without width.
+
+    Where all questions were answered alike there is no variance to go by, and the share of questions that may be
+    answered differently is bounded by Wilson's interval, to both sides.
+    """
+    if not difference.parts or difference.spread or difference.value is None:
+        return difference
+    _, most = wilson(0.0, difference.clusters or difference.n, critical(difference.parts, 0.95))
+    return replace(difference, low=difference.value - most, high=difference.value + most)

@@ -9,15 +9,16 @@ means and differences of plain lists are in `estimates.py`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import gcd
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from robust_unlearning.errors import UserError
-from robust_unlearning.stats.estimates import NOTHING_TO_LOSE, NOTHING_TO_RECOVER, Estimate, critical, wilson
+from robust_unlearning.stats.estimates import NOTHING_TO_LOSE, NOTHING_TO_RECOVER, Estimate
 from robust_unlearning.stats.factors import Groups, means_of, tables_of
+from robust_unlearning.stats.means import within_answers
 
 MCNEMAR, SIGN_FLIP = "McNemar, exact", "sign flips, exact"
 
@@ -168,16 +169,12 @@ def difference(
 ) -> Estimate:
     """Mean of model - reference over seeds and questions, [seeds, n] each; see `factors.means_of`.
 
-    Where the two have answered every question alike, right or wrong, there is no variance to go by: the interval is
-    then Wilson's for the share of questions that they may answer differently, to both sides.
+    Of right and wrong answers see `means.within_answers`.
     """
     tables = tables_of([reference, model])
     found = means_of(tables, groups, pair_seeds=pair_seeds).weighted([-1.0, 1.0], level)
     answers = all(np.isin(table, (0.0, 1.0)).all() for table in tables)
-    if found.parts and not found.spread and answers:
-        _, most = wilson(0.0, found.clusters or found.n, critical(found.parts, level))
-        return replace(found, low=-most, high=most)
-    return found
+    return within_answers(found) if answers else found
 
 
 def reduction(
