@@ -119,7 +119,7 @@ def test_questions_about_one_thing_hang_together() -> None:
     assert [list(together.clusters).index(each) for each in together.clusters] == [0, 1, 0]
     assert together.words == ["a", "b", "a"]
     twice = groups_of([asked("1"), asked("2"), asked("1", style="letters")])
-    assert [each == "near 1" for each in twice.clusters or ()] == [True, False, True]
+    assert [each == twice.clusters[0] for each in twice.clusters or ()] == [True, False, True]
     row = groups_of([Record(Task(name), name, doc_hash="h") for name in ("wmdp_bio", "wmdp_bio_answers")])
     assert row.clusters == ["h", "h"]
     assert groups_of([asked("1", "a"), asked("2")]).words is None

@@ -28,10 +28,10 @@ CLEAN, FORM, CONTROL, LOST = (
 
 
 @pytest.fixture
-def three(write: Callable[..., str]) -> list[str]:
+def three(write_records: Callable[..., str]) -> list[str]:
     """base, rmu, rna: on the perturbed form 20, 10 and 15 of 20 right; log p −1, −5 and −3 there."""
     for name, right, logp in (("base", 20, -1.0), ("rmu", 10, -5.0), ("rna", 15, -3.0)):
-        write(
+        write_records(
             name,
             rows(LOST, first(20 if name == "base" else 5)),
             rows(CLEAN, first(20)),
@@ -75,11 +75,13 @@ def test_numbers(three: list[str]) -> None:
         ("sars_anatomy", "sars_control_anatomy"),
     ],
 )
-def test_perturbed_sets_are_joined_with_their_controls(form: str, control: str, write: Callable[..., str]) -> None:
+def test_perturbed_sets_are_joined_with_their_controls(
+    form: str, control: str, write_records: Callable[..., str]
+) -> None:
     tokens = {"forget_token": "Nilmor", "control_token": "Guria"}
     for name, logp, right in (("base", -1.0, 20), ("rmu", -5.0, 18)):
         perturbed = rows(form, first(right), [logp] * N, **tokens)
-        write(name, perturbed, rows(control, first(right), [-1.5] * N, **tokens))
+        write_records(name, perturbed, rows(control, first(right), [-1.5] * N, **tokens))
     result = compare(read_models(["base", "rmu"]), flips=4)
     assert row_of(result, form, "rmu").against.added_harm.value == pytest.approx(-2)
     assert row_of(result, control, "rmu").against.added_harm is None
@@ -102,12 +104,12 @@ def test_holm_runs_over_the_whole_table_and_verdicts_know_the_direction(three: l
     assert row_of(other, FORM, "base").against.verdict == "better"
 
 
-def test_seeds(write: Callable[..., str]) -> None:
+def test_seeds(write_records: Callable[..., str]) -> None:
     rng = np.random.default_rng(0)
     base, seeds = rng.random(N) < 0.9, rng.random((3, N)) < 0.5
-    write("base", rows(CLEAN, base.tolist()))
+    write_records("base", rows(CLEAN, base.tolist()))
     for index, right in enumerate(seeds):
-        write(f"s{index}", rows(CLEAN, right.tolist(), rng.normal(size=N)))
+        write_records(f"s{index}", rows(CLEAN, right.tolist(), rng.normal(size=N)))
     result = compare(read_models(["base", "rmu=s0,s1,s2"]), level=0.9)
     row = result.rows[1]
     assert row.by_seed == pytest.approx(seeds.mean(axis=1))
@@ -123,10 +125,12 @@ def test_seeds(write: Callable[..., str]) -> None:
 
 
 @pytest.mark.integration
-def test_runs_with_equal_seeds_are_paired(write: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_with_equal_seeds_are_paired(
+    write_records: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
     for name, more in (("rmu", 0), ("rna", 1)):
         for seed, right in enumerate((4, 9, 14)):
-            write(f"{name}{seed}", rows(CLEAN, first(right + more)))
+            write_records(f"{name}{seed}", rows(CLEAN, first(right + more)))
             Path(f"{name}{seed}/recipe.yaml").write_text(f"seed: {seed}\n")
     words = ["rmu=rmu0,rmu1,rmu2", "rna=rna0,rna1,rna2"]
     paired = compare(read_models(words))
@@ -139,11 +143,11 @@ def test_runs_with_equal_seeds_are_paired(write: Callable[..., str], capsys: pyt
     assert "equal seeds (0, 1, 2) are paired" in capsys.readouterr().out
 
 
-def test_only_questions_that_all_were_asked(write: Callable[..., str]) -> None:
-    write("a", rows(CLEAN, first(12)), rows(FORM, first(20)), rows("extra/x", first(3)))
+def test_only_questions_that_all_were_asked(write_records: Callable[..., str]) -> None:
+    write_records("a", rows(CLEAN, first(12)), rows(FORM, first(20)), rows("extra/x", first(3)))
     other = rows(FORM, first(20))
     other[0]["forget_token"] = "Steror"  # another question, as another word stands in it
-    write("b", list(reversed(rows(CLEAN, first(8))))[:15], other)
+    write_records("b", list(reversed(rows(CLEAN, first(8))))[:15], other)
     result = compare(read_models(["a", "b"]), flips=9)
     clean = result.rows[0].task
     assert (len(clean.records), clean.left_out) == (15, 5)
@@ -155,10 +159,10 @@ def test_only_questions_that_all_were_asked(write: Callable[..., str]) -> None:
     assert [flip.id for flip in result.flips] == ["q:8", "q:9", "q:10", "q:11"]
 
 
-def test_flips_are_sorted_by_the_fall_of_log_p(write: Callable[..., str]) -> None:
+def test_flips_are_sorted_by_the_fall_of_log_p(write_records: Callable[..., str]) -> None:
     falls = np.random.default_rng(1).permutation(N) + 1.0
-    write("base", rows(FORM, first(15)))
-    write("rmu", rows(FORM, [False] * 10 + [True] * 10, -1 - falls))
+    write_records("base", rows(FORM, first(15)))
+    write_records("rmu", rows(FORM, [False] * 10 + [True] * 10, -1 - falls))
     flips = compare(read_models(["base", "rmu"]), flips=5).flips
     expected = np.argsort(-falls[:10])[:5]
     assert [flip.id for flip in flips] == [f"q:{index}" for index in expected]
@@ -169,10 +173,10 @@ def test_flips_are_sorted_by_the_fall_of_log_p(write: Callable[..., str]) -> Non
 
 
 @pytest.mark.integration
-def test_answers_without_choices_are_compared_as_right_and_wrong(write: Callable[..., str]) -> None:
+def test_answers_without_choices_are_compared_as_right_and_wrong(write_records: Callable[..., str]) -> None:
     free = {"answer": "12", "prediction": "|twelve|\nor " + "so " * 40, "logprobs": None, "tokens": None}
-    write("a", rows("gsm8k", first(20), **free))
-    write("b", rows("gsm8k", first(9), **free))
+    write_records("a", rows("gsm8k", first(20), **free))
+    write_records("b", rows("gsm8k", first(9), **free))
     assert main(["compare", "a", "b", "--flips", "1", "--out", "c.md"]) == 0
     assert Path("c.md").read_text(encoding="utf-8").count("\\|twelve\\| or so so") == 2
     result = compare(read_models(["a", "b"]), flips=1)
@@ -262,7 +266,7 @@ def test_seeds_on_the_command_line(three: list[str], capsys: pytest.CaptureFixtu
     ],
 )
 def test_mistakes(
-    words: list[str], says: str, three: list[str], write: Callable[..., str], capsys: pytest.CaptureFixture[str]
+    words: list[str], says: str, three: list[str], write_records: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("empty", "run", "model", "cut", "bare"):
         Path(name).mkdir()
@@ -271,11 +275,11 @@ def test_mistakes(
     Path("base/delta.safetensors").touch()
     Path("cut/records.jsonl").write_text('{"task": "a", "i\n')
     Path("bare/records.jsonl").write_text('{"task": "a", "id": "b", "correct": true}\n')
-    write("other", rows("far/cloze/clean", first(3)))
-    write("apart", rows(CLEAN, first(3), id="elsewhere")[:1])
-    write("changed", rows(CLEAN, first(20), answer=1))
-    write("twice", rows(CLEAN, first(3)))
-    write("twice/scores/again", rows(CLEAN, first(2)))
+    write_records("other", rows("far/cloze/clean", first(3)))
+    write_records("apart", rows(CLEAN, first(3), id="elsewhere")[:1])
+    write_records("changed", rows(CLEAN, first(20), answer=1))
+    write_records("twice", rows(CLEAN, first(3)))
+    write_records("twice/scores/again", rows(CLEAN, first(2)))
     assert main(["compare", *words]) == 2
     printed = capsys.readouterr()
     assert says in printed.err
@@ -283,8 +287,8 @@ def test_mistakes(
     assert not Path("c.txt").exists()
 
 
-def test_both_files_are_named_when_the_data_differ(three: list[str], write: Callable[..., str]) -> None:
-    write("changed", rows(CLEAN, first(20), answer=1))
+def test_both_files_are_named_when_the_data_differ(three: list[str], write_records: Callable[..., str]) -> None:
+    write_records("changed", rows(CLEAN, first(20), answer=1))
     with pytest.raises(UserError, match=r"base/records.jsonl .* changed/records.jsonl"):
         shared_tasks(read_models(["base", "changed"]))
 

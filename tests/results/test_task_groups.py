@@ -49,10 +49,10 @@ def against(result: Comparison, task: str, model: str = "rmu") -> Any:
     return next(row.against for row in every if (row.task.name, row.model) == (task, model))
 
 
-def test_subjects_are_pooled_question_by_question(write: Callable[..., str]) -> None:
-    write("base", benchmark([20, 20, 20]), rows("other/cloze/clean", first(20)))
-    write("rmu", benchmark([20, 14, 2]), rows("other/cloze/clean", first(18)))
-    write("rna", benchmark([20, 17, 11]), rows("other/cloze/clean", first(19)))
+def test_subjects_are_pooled_question_by_question(write_records: Callable[..., str]) -> None:
+    write_records("base", benchmark([20, 20, 20]), rows("other/cloze/clean", first(20)))
+    write_records("rmu", benchmark([20, 14, 2]), rows("other/cloze/clean", first(18)))
+    write_records("rna", benchmark([20, 17, 11]), rows("other/cloze/clean", first(19)))
     result = compare(read_models(["base", "rmu", "rna"]))
     assert groups(result) == {"mmlu": [f"mmlu_{each}" for each in SUBJECTS], "other/cloze/clean": ["other/cloze/clean"]}
     pool = against(result, "mmlu")
@@ -73,11 +73,11 @@ def test_subjects_are_pooled_question_by_question(write: Callable[..., str]) -> 
     ]
 
 
-def test_forms_are_pools_of_their_own_and_harm_is_over_all_subjects(write: Callable[..., str]) -> None:
+def test_forms_are_pools_of_their_own_and_harm_is_over_all_subjects(write_records: Callable[..., str]) -> None:
     for name, logp in (("base", -1.0), ("rmu", -5.0)):
         perturbed = benchmark([20, 18, 16], "sars", logp=logp, **TOKENS)
         control = benchmark([20, 18, 16], "sars", "_control", **TOKENS)
-        write(name, benchmark([20, 18, 16]), benchmark([9, 9, 9], "mmlu", "_continuation"), perturbed, control)
+        write_records(name, benchmark([20, 18, 16]), benchmark([9, 9, 9], "mmlu", "_continuation"), perturbed, control)
     result = compare(read_models(["base", "rmu"]))
     assert list(groups(result)) == ["mmlu", "mmlu_continuation", "sars", "sars_control"]
     assert all(len(tasks) == 3 for tasks in groups(result).values())
@@ -86,11 +86,11 @@ def test_forms_are_pools_of_their_own_and_harm_is_over_all_subjects(write: Calla
     assert against(result, "sars_control").added_harm is None
 
 
-def test_what_an_evaluation_says_of_groups_counts(write: Callable[..., str]) -> None:
+def test_what_an_evaluation_says_of_groups_counts(write_records: Callable[..., str]) -> None:
     """Only groups with an average, and of these the outermost; some of their tasks may not have been asked."""
     names = ["bio_a", "bio_b", "bio_c"]
     for name in ("base", "rmu"):
-        write(name, *(rows(each, first(15)) for each in [*names, "wmdp_x"]))
+        write_records(name, *(rows(each, first(15)) for each in [*names, "wmdp_x"]))
         about = {"groups": {"all": [*names, "wmdp_x"], "bio": [*names, "bio_d"], "bio_ab": names[:2]}}
         files.write_json(Path(name) / "evaluation.json", about)
         files.write_json(Path(name) / "scores.json", {"bio": {}, "bio_ab": {}})
@@ -103,9 +103,9 @@ def test_what_an_evaluation_says_of_groups_counts(write: Callable[..., str]) -> 
     assert groups(mixed) == {"all, to be kept, clean": names, "wmdp_x": ["wmdp_x"]}
 
 
-def test_subjects_to_be_forgotten_stand_apart(write: Callable[..., str]) -> None:
+def test_subjects_to_be_forgotten_stand_apart(write_records: Callable[..., str]) -> None:
     for name in ("base", "rmu"):
-        write(name, benchmark([20, 18, 16]))
+        write_records(name, benchmark([20, 18, 16]))
     result = compare(read_models(["base", "rmu"]), forget=["mmlu_virology"])
     assert groups(result) == {
         "mmlu, to be kept, clean": ["mmlu_anatomy", "mmlu_world_religions"],
@@ -114,22 +114,22 @@ def test_subjects_to_be_forgotten_stand_apart(write: Callable[..., str]) -> None
     assert [row.to_forget for row in result.rows] == [False, False, True, True]
 
 
-def test_one_subject_is_no_group(write: Callable[..., str]) -> None:
+def test_one_subject_is_no_group(write_records: Callable[..., str]) -> None:
     for name in ("base", "rmu"):
-        write(name, benchmark([20, 18, 16]), subject("wmdp_bio", "wmdp-bio", first(9)))
+        write_records(name, benchmark([20, 18, 16]), subject("wmdp_bio", "wmdp-bio", first(9)))
     result = compare(read_models(["base", "rmu"]), tasks=["mmlu_anatomy", "wmdp_bio"])
     assert list(groups(result)) == ["mmlu_anatomy", "wmdp_bio"]
     assert result.subjects == []
 
 
-def test_groups_of_the_user(write: Callable[..., str]) -> None:
+def test_groups_of_the_user(write_records: Callable[..., str]) -> None:
     sets = [
         rows(f"{each}/cloze/{form}", first(15))
         for each in ("near", "far", "forget")
         for form in ("clean", "sentence", "sentence-control")
     ]
     for name in ("base", "rmu"):
-        write(name, *sets)
+        write_records(name, *sets)
     models = read_models(["base", "rmu"])
     result = compare(models, groups={"kept": ["near/*", "far/*"]})
     assert groups(result)["kept/cloze/clean"] == ["near/cloze/clean", "far/cloze/clean"]
@@ -145,14 +145,14 @@ def test_groups_of_the_user(write: Callable[..., str]) -> None:
         compare(models, groups={"a": ["nae/*"]})
 
 
-def test_a_pool_asks_no_question_twice_and_mixes_no_forms(write: Callable[..., str]) -> None:
+def test_a_pool_asks_no_question_twice_and_mixes_no_forms(write_records: Callable[..., str]) -> None:
     for name in ("base", "rmu"):
         same = [
             {**row, "doc_hash": row["id"]}
             for ending in ("", "_continuation")
             for row in benchmark([9] * 3, ending=ending)
         ]
-        write(name, same, benchmark([9] * 3, "mmlu_sars", **TOKENS))
+        write_records(name, same, benchmark([9] * 3, "mmlu_sars", **TOKENS))
     models = read_models(["base", "rmu"])
     with pytest.raises(UserError, match="mmlu_anatomy and mmlu_anatomy_continuation ask the same question"):
         compare(models, groups={"all": ["mmlu_a*", "mmlu_v*"]})
@@ -169,11 +169,11 @@ def test_group_words() -> None:
             parse_groups(words)
 
 
-def test_every_row_of_rates_says_what_was_forgotten(write: Callable[..., str]) -> None:
+def test_every_row_of_rates_says_what_was_forgotten(write_records: Callable[..., str]) -> None:
     """log p of the right answer among four: −9 each for the others."""
     lost = "forget/cloze/clean"
     for name, logp in (("base", -1.0), ("rmu", -8.0), ("rna", -4.0)):
-        write(
+        write_records(
             name,
             rows(lost, first(20), [logp - 0.01 * index for index in range(N)]),
             rows("forget/cloze/sentence", first(20), [-99.0] * N),
@@ -201,13 +201,13 @@ def test_every_row_of_rates_says_what_was_forgotten(write: Callable[..., str]) -
     assert all(row.against.forgotten is None for row in none.rows if row.against)
 
 
-def test_forgotten_needs_log_p(write: Callable[..., str]) -> None:
+def test_forgotten_needs_log_p(write_records: Callable[..., str]) -> None:
     for name in ("base", "rmu"):
-        write(name, rows("forget/x", first(9), logprobs=None, tokens=None), rows("near/x", first(9)))
+        write_records(name, rows("forget/x", first(9), logprobs=None, tokens=None), rows("near/x", first(9)))
     assert compare(read_models(["base", "rmu"])).forgotten == "not scored"
 
 
-def test_entities_count_as_one_also_across_subjects(write: Callable[..., str]) -> None:
+def test_entities_count_as_one_also_across_subjects(write_records: Callable[..., str]) -> None:
     """Forty questions about four things: what the interval and p rest on."""
     about = [f"thing {index % 4}" for index in range(N)]
     for name, right in (("base", [True] * N), ("rmu", [index % 4 > 1 for index in range(N)])):
@@ -215,7 +215,7 @@ def test_entities_count_as_one_also_across_subjects(write: Callable[..., str]) -
             [{**row, "cluster": each} for row, each in zip(subject(f"q_{part}", part, right), about, strict=True)]
             for part in ("a", "b")
         ]
-        write(name, *parts)
+        write_records(name, *parts)
     found = against(compare(read_models(["base", "rmu"])), "q")
     assert (found.difference.n, found.difference.clusters) == (2 * N, 4)
     assert found.test.p < 1e-5
@@ -223,11 +223,11 @@ def test_entities_count_as_one_also_across_subjects(write: Callable[..., str]) -
     assert found.verdict == "inconclusive"
 
 
-def test_of_these_models(write: Callable[..., str]) -> None:
+def test_of_these_models(write_records: Callable[..., str]) -> None:
     clean = "near/cloze/clean"
-    write("base", rows(clean, first(20)))
+    write_records("base", rows(clean, first(20)))
     for seed in range(3):
-        write(f"s{seed}", rows(clean, first(5 + seed)))
+        write_records(f"s{seed}", rows(clean, first(5 + seed)))
 
     def few(*words: str) -> bool:
         return bool(compare(read_models(list(words))).rows[1].against.of_these)  # type: ignore[union-attr]
@@ -241,9 +241,9 @@ def test_of_these_models(write: Callable[..., str]) -> None:
 
 
 @pytest.mark.integration
-def test_groups_on_the_command_line(write: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
-    write("base", benchmark([20, 20, 20]), rows("near/x", first(20)), rows("far/x", first(20)))
-    write("rmu", benchmark([20, 19, 5]), rows("near/x", first(20)), rows("far/x", first(20)))
+def test_groups_on_the_command_line(write_records: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
+    write_records("base", benchmark([20, 20, 20]), rows("near/x", first(20)), rows("far/x", first(20)))
+    write_records("rmu", benchmark([20, 19, 5]), rows("near/x", first(20)), rows("far/x", first(20)))
     words = ["compare", "base", "rmu", "--group", "kept=near/x,far/x"]
     outs = ["--out", "c.md", "--out", "c.html", "--out", "c.json"]
     assert main([*words, *outs]) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import references
+from scipy import stats
 
 from robust_unlearning.stats.effects import Effect, mean_effect, mean_of_ends
 from robust_unlearning.stats.estimates import Estimate
@@ -48,6 +49,18 @@ def test_the_mean_of_effects_is_over_those_that_have_a_seed() -> None:
     assert mean.place == pytest.approx(place)
     assert mean_effect([one, Effect({1: ROWS[1][:5]})]) is None
     assert mean_effect([]) is None
+
+
+def test_answers_without_a_difference_may_differ_elsewhere() -> None:
+    """Wilson's upper end of 0 of 24: t² / (24 + t²)."""
+    none = {seed: np.zeros(24) for seed in (1, 2, 3)}
+    t = stats.t.ppf(0.975, 23)
+    found = Effect(none, answers=True).estimate()
+    assert (found.low, found.high) == (pytest.approx(-(t**2) / (24 + t**2)), pytest.approx(t**2 / (24 + t**2)))
+    assert Effect(none).estimate().high == 0
+    both = mean_effect([Effect(none, answers=True), Effect(none)])
+    assert both is not None
+    assert not both.answers
 
 
 def test_mean_of_ends() -> None:

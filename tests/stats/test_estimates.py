@@ -51,7 +51,7 @@ def test_quantile_of_cochran_and_cox_by_hand() -> None:
     parts = [Part("seeds", 3.0, 2), Part("clusters", 1.0, 99)]
     assert critical(parts, 0.95) == pytest.approx((3 * 4.302653 + 1.984217) / 4, abs=1e-6)
     assert critical(parts[:1], 0.95) == pytest.approx(4.302653, abs=1e-6)
-    assert critical([Part("seeds", 0.0, 2), Part("clusters", 0.0, 99)], 0.95) == pytest.approx(4.302653, abs=1e-6)
+    assert critical([Part("seeds", 0.0, 2), Part("clusters", 0.0, 99)], 0.95) == pytest.approx(1.984217, abs=1e-6)
     assert critical([Part("seeds", 0.0, 2), Part("clusters", 1.0, 99)], 0.95) == pytest.approx(1.984217, abs=1e-6)
 
 

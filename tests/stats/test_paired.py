@@ -196,6 +196,8 @@ def test_answers_that_are_all_alike_may_still_differ_elsewhere() -> None:
     most = stats.t.ppf(0.975, 29) ** 2 / (30 + stats.t.ppf(0.975, 29) ** 2)
     assert (found.value, found.low, found.high) == (0, pytest.approx(-most), pytest.approx(most))
     assert found.p() == 1
+    narrower = stats.t.ppf(0.9, 29) ** 2
+    assert paired.difference(same, same, 0.8).high == pytest.approx(narrower / (30 + narrower))
     clustered = paired.difference(same, same, groups=Groups([index // 5 for index in range(30)]))
     assert clustered.high == pytest.approx(stats.t.ppf(0.975, 5) ** 2 / (6 + stats.t.ppf(0.975, 5) ** 2))
     nats = paired.difference([[0.5] * 30], [[0.5] * 30])

@@ -221,7 +221,7 @@ def groups_of(records: Sequence[Record]) -> Groups:
 
     A question that says nothing of the former is one by itself, in whatever form and style it is asked.
     """
-    about = [each.cluster or each.doc_hash or f"{each.task.set} {each.id}" for each in records]
+    about = [each.cluster or each.doc_hash or f"question {each.question}" for each in records]
     words = [record.forget_token for record in records]
     return Groups(about if len(set(about)) < len(about) else None, None if None in words else words)
 
