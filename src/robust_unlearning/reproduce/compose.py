@@ -207,6 +207,8 @@ def _grid_figure(key: str, grid: Grid, path: Path) -> Figure:
     fields = {name for each in grid.models for name in each.fields}
     if fields & {"steering_scale", "adaptive_scale"}:
         return figures.over_field(grid, figures.coefficient_key, "c or β", path, both, together=True)
+    if "layer" in fields:
+        return figures.over_field(grid, figures.unlearned_layer_key, "the layer l", path, both, together=True)
     if len({tuple(each.fields.get("noise_layers") or ()) for each in grid.models if each.noise}) > 1:
         return figures.over_field(grid, figures.layers_key, "the layers of the noise", path, {PERTURBED: right})
     measures = {PERTURBED: right} if key != "figure10" else {PERTURBED: right, "accuracy on what is kept": retained}

@@ -131,6 +131,11 @@ def layers_key(model: Model) -> str:
     return f"{layers[0]} to {layers[-1]}" if len(layers) > 3 else ",".join(map(str, layers))
 
 
+def unlearned_layer_key(model: Model) -> str:
+    """The layer l that was unlearned at."""
+    return str(model.fields.get("layer", "recipe's"))
+
+
 def coefficient_key(model: Model) -> str:
     """c or β, whichever a model has."""
     scales = [model.fields[key] for key in ("steering_scale", "adaptive_scale") if key in model.fields]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from robust_unlearning.stats.estimates import Array, Estimate
-from robust_unlearning.stats.factors import Groups
+from robust_unlearning.stats.factors import FEWEST_SEEDS, Groups
 from robust_unlearning.stats.means import mean_interval, over_seeds, within_answers
 
 
@@ -45,12 +45,19 @@ class Effect:
 
 
 def mean_effect(effects: Sequence[Effect]) -> Effect | None:
-    """The mean of effects on the same questions: for each seed over those that have it; None where questions differ."""
+    """The mean of effects on the same questions; None where questions differ.
+
+    It is over the seeds that all have. Where these are fewer than `FEWEST_SEEDS`, it is over every seed, each the mean
+    of the effects that have it.
+    """
     sizes = {len(row) for effect in effects for row in effect.by_seed.values()}
     if len(sizes) != 1:
         return None
-    seeds = sorted({seed for effect in effects for seed in effect.by_seed})
-    rows = {seed: _mean(effect.by_seed[seed] for effect in effects if seed in effect.by_seed) for seed in seeds}
+    seeds = set.intersection(*(set(effect.by_seed) for effect in effects))
+    if len(seeds) < FEWEST_SEEDS:
+        seeds = {seed for effect in effects for seed in effect.by_seed}
+    having = {seed: [effect.by_seed[seed] for effect in effects if seed in effect.by_seed] for seed in sorted(seeds)}
+    rows = {seed: _mean(of_seed) for seed, of_seed in having.items()}
     places = [effect.place for effect in effects if effect.place is not None]
     slack = float(np.mean([effect.slack for effect in effects]))
     first = effects[0]
