@@ -249,3 +249,17 @@ def plain() -> dict[str, Any]:
         "retain": "retain.jsonl",
         "steering_scale": 6.5,
     }
+
+
+@pytest.fixture
+def write_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Writes a folder of records below the working directory; returns its name."""
+    monkeypatch.chdir(tmp_path)
+
+    def folder(name: str, *parts: list[dict[str, Any]]) -> str:
+        place = tmp_path / name / "records.jsonl"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text("".join(json.dumps(record) + "\n" for part in parts for record in part), encoding="utf-8")
+        return name
+
+    return folder

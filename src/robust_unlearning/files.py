@@ -22,8 +22,8 @@ BUNDLED = {"demo:": "assets/demo", "reproduce:": "assets/reproduce/suites", "shi
 BUILT: dict[str, Callable[[], Path]] = {}
 """Prefixes of the names of files that are built on first use, and what builds their folder where it is not there yet
 and returns it. The package's `__init__` enters them, as a builder's room comes after this one."""
-RECIPE, RECORDS = "recipe.yaml", "records.jsonl"
-"""Names of a run's recipe and of an evaluation's answers, one line a question."""
+RECIPE, RECORDS, SCORES, ABOUT = "recipe.yaml", "records.jsonl", "scores.json", "evaluation.json"
+"""Names of a run's recipe, and of an evaluation's answers (one line a question), scores and circumstances."""
 
 
 def cache_dir() -> Path:

@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 
 from robust_unlearning import files
-from robust_unlearning.evaluate.record import Record, Task, by_task, control_of, control_tasks, excess_of, read_records
+from robust_unlearning.errors import UserError
+from robust_unlearning.evaluate.record import (
+    Record,
+    Task,
+    by_task,
+    control_of,
+    control_tasks,
+    excess_of,
+    groups_of,
+    read_records,
+)
 
 TOKENS = {"forget_token": None, "control_token": None}
 
@@ -79,3 +89,37 @@ def test_the_prediction_is_the_most_probable_option() -> None:
     record = Record.of_choices(Task("q"), "a", 1, ["yes", "certainly not"], [(-2.0, 1), (-3.0, 3)])
     assert (record.prediction, record.correct, record.correct_norm) == (0, False, True)  # per byte the longer one
     assert (record.logprobs, record.tokens, record.right) == ((-2.0, -3.0), (1, 3), 0.0)
+
+
+def test_excess_is_the_difference_of_the_harms() -> None:
+    rng = np.random.default_rng(0)
+    clean, forget, control = rng.normal(-5, 2, size=(3, 50))
+    tokens = rng.integers(1, 5, size=50)
+
+    def records(logps: Any, counts: Any = tokens) -> list[Record]:
+        pairs = zip(logps, counts, strict=True)
+        return [Record(Task("q"), "1", answer=0, logprobs=(logp,), tokens=(int(count),)) for logp, count in pairs]
+
+    excess = excess_of(records(forget), records(control))
+    assert excess == pytest.approx((forget - control) / tokens)
+    of_forget, of_control = (excess_of(records(each), records(clean)) for each in (forget, control))
+    assert excess == pytest.approx(of_forget - of_control)
+    with pytest.raises(UserError, match="at least 1"):
+        excess_of(records(forget, tokens * 0), records(control))
+
+
+def test_questions_about_one_thing_hang_together() -> None:
+    def asked(id: str, word: str | None = None, style: str = "cloze", **more: Any) -> Record:
+        return Record(Task("near", style, "clean"), id, forget_token=word, **more)
+
+    apart = groups_of([asked("1"), asked("2"), asked("3", cluster="x")])
+    assert (apart.clusters, apart.words) == (None, None)
+    together = groups_of([asked("1", "a", cluster="x"), asked("2", "b"), asked("3", "a", cluster="x")])
+    assert together.clusters is not None
+    assert [list(together.clusters).index(each) for each in together.clusters] == [0, 1, 0]
+    assert together.words == ["a", "b", "a"]
+    twice = groups_of([asked("1"), asked("2"), asked("1", style="letters")])
+    assert [each == twice.clusters[0] for each in twice.clusters or ()] == [True, False, True]
+    row = groups_of([Record(Task(name), name, doc_hash="h") for name in ("wmdp_bio", "wmdp_bio_answers")])
+    assert row.clusters == ["h", "h"]
+    assert groups_of([asked("1", "a"), asked("2")]).words is None

@@ -69,7 +69,7 @@ def written(figures: Path) -> Path:
     rows: list[list[str | Verdict]] = [
         [HOSTILE, "1.5 [1, 2]", Verdict("holds", "n=9")],
         ["b", "-2", Verdict("does not hold")],
-        ["c", "", Verdict("cannot be told", HOSTILE)],
+        ["c", "", Verdict("inconclusive", HOSTILE)],
         ["d", "0.1", Verdict("not run")],
     ]
     table = Table.of(f"Claims {HOSTILE}", ["claim", "number", "verdict"], rows, HOSTILE)
@@ -147,7 +147,7 @@ def test_figures_and_tables_bring_their_numbers(figures: Path, page: Reader) -> 
 def test_tables_say_what_their_cells_belong_to(page: Reader) -> None:
     assert {each.get("scope") for each in page.all("th")} == {"col", "row"}
     text = " ".join("".join(page.text).split())
-    for label in ("✓ holds", "✗ does not hold", "? cannot be told", "– not run"):
+    for label in ("✓ holds", "✗ does not hold", "? inconclusive", "– not run"):
         assert label in text
     boxes = [each for each in page.all("div") if each.get("class") == "scroll"]
     assert len(boxes) == len(page.all("table")) + len(page.all("svg"))

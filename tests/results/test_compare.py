@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from answers import N, first, rows
 
 from robust_unlearning import files
 from robust_unlearning.cli.main import main
@@ -24,54 +25,13 @@ CLEAN, FORM, CONTROL, LOST = (
     "near/cloze/sentence-control",
     "forget/cloze/clean",
 )
-N = 20
-
-
-def rows(task: str, right: Sequence[bool], logp: Sequence[float] | None = None, **changes: Any) -> list[dict[str, Any]]:
-    """Records as `unlearn eval` writes them; the right answer to question i is choice i % 4, of two tokens."""
-    found = []
-    for index, correct in enumerate(right):
-        answer = index % 4
-        logprobs = [-9.0] * 4
-        logprobs[answer] = -1.0 if logp is None else float(logp[index])
-        record = {
-            "task": task,
-            "id": f"q:{index}",
-            "answer": answer,
-            "prediction": answer if correct else (answer + 1) % 4,
-            "correct": bool(correct),
-            "correct_norm": bool(correct),
-            "logprobs": logprobs,
-            "tokens": [1 + (choice == answer) for choice in range(4)],
-            "forget_token": "Nilmor" if "sentence" in task else None,
-            "control_token": "Guria" if "sentence" in task else None,
-        }
-        found.append(record | changes)
-    return found
-
-
-def first(count: int) -> list[bool]:
-    """The first so many questions right, the others wrong."""
-    return [index < count for index in range(N)]
 
 
 @pytest.fixture
-def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Writes a folder of records below the working directory; returns its name."""
-    monkeypatch.chdir(tmp_path)
-
-    def folder(name: str, *parts: list[dict[str, Any]]) -> str:
-        files.write_jsonl(tmp_path / name / "records.jsonl", [record for part in parts for record in part])
-        return name
-
-    return folder
-
-
-@pytest.fixture
-def three(write: Callable[..., str]) -> list[str]:
+def three(write_records: Callable[..., str]) -> list[str]:
     """base, rmu, rna: on the perturbed form 20, 10 and 15 of 20 right; log p −1, −5 and −3 there."""
     for name, right, logp in (("base", 20, -1.0), ("rmu", 10, -5.0), ("rna", 15, -3.0)):
-        write(
+        write_records(
             name,
             rows(LOST, first(20 if name == "base" else 5)),
             rows(CLEAN, first(20)),
@@ -87,7 +47,7 @@ def row_of(result: Any, task: str, model: str) -> Any:
 
 def test_numbers(three: list[str]) -> None:
     result = compare(read_models(three))
-    assert (result.reference, result.unlearned, result.forgotten) == ("base", "rmu", [LOST])
+    assert (result.reference, result.unlearned, result.forget_tasks) == ("base", "rmu", [LOST])
     assert [row.model for row in result.rows[:3]] == three
     rmu, rna = (row_of(result, FORM, name).against for name in ("rmu", "rna"))
     assert row_of(result, FORM, "base").against is None
@@ -101,7 +61,7 @@ def test_numbers(three: list[str]) -> None:
     assert rmu.logp.value == pytest.approx(-4)
     assert rmu.logp_per_token.value == pytest.approx(-2)
     assert rmu.added_harm.value == pytest.approx(-2)  # log p −5 in place of −1 under the forget-token, two tokens
-    assert rmu.added_harm.low == pytest.approx(-2)
+    assert rmu.added_harm.low == pytest.approx(-2)  # one word and no spread
     assert row_of(result, CLEAN, "rmu").against.added_harm is None
     assert row_of(result, CLEAN, "rna").against.recovery.value is None
 
@@ -115,11 +75,13 @@ def test_numbers(three: list[str]) -> None:
         ("sars_anatomy", "sars_control_anatomy"),
     ],
 )
-def test_perturbed_sets_are_joined_with_their_controls(form: str, control: str, write: Callable[..., str]) -> None:
+def test_perturbed_sets_are_joined_with_their_controls(
+    form: str, control: str, write_records: Callable[..., str]
+) -> None:
     tokens = {"forget_token": "Nilmor", "control_token": "Guria"}
     for name, logp, right in (("base", -1.0, 20), ("rmu", -5.0, 18)):
         perturbed = rows(form, first(right), [logp] * N, **tokens)
-        write(name, perturbed, rows(control, first(right), [-1.5] * N, **tokens))
+        write_records(name, perturbed, rows(control, first(right), [-1.5] * N, **tokens))
     result = compare(read_models(["base", "rmu"]), flips=4)
     assert row_of(result, form, "rmu").against.added_harm.value == pytest.approx(-2)
     assert row_of(result, control, "rmu").against.added_harm is None
@@ -129,11 +91,12 @@ def test_perturbed_sets_are_joined_with_their_controls(form: str, control: str, 
 def test_holm_runs_over_the_whole_table_and_verdicts_know_the_direction(three: list[str]) -> None:
     result = compare(read_models(three))
     tested = [row.against for row in result.rows if row.against]
-    assert [each.p_holm for each in tested] == paired.holm([each.test.p for each in tested])
+    assert [each.p_holm for each in tested] == paired.holm([each.p for each in tested])
+    assert all(each.p == max(each.test.p, each.difference.p()) for each in tested)
     assert len(tested) == 8
     assert row_of(result, LOST, "rmu").against.verdict == "better"  # forgotten, as it should be
     assert row_of(result, FORM, "rmu").against.verdict == "worse"
-    assert row_of(result, FORM, "rna").against.verdict == "open"  # p = 0.06
+    assert row_of(result, FORM, "rna").against.verdict == "inconclusive"  # p = 0.06
     assert row_of(compare(read_models(three), forget=[]), LOST, "rmu").against.verdict == "worse"
     other = compare(read_models(three), base="rmu", tasks=["near/*"])
     assert [row.model for row in other.rows[:3]] == ["rmu", "base", "rna"]
@@ -141,12 +104,12 @@ def test_holm_runs_over_the_whole_table_and_verdicts_know_the_direction(three: l
     assert row_of(other, FORM, "base").against.verdict == "better"
 
 
-def test_seeds(write: Callable[..., str]) -> None:
+def test_seeds(write_records: Callable[..., str]) -> None:
     rng = np.random.default_rng(0)
     base, seeds = rng.random(N) < 0.9, rng.random((3, N)) < 0.5
-    write("base", rows(CLEAN, base.tolist()))
+    write_records("base", rows(CLEAN, base.tolist()))
     for index, right in enumerate(seeds):
-        write(f"s{index}", rows(CLEAN, right.tolist(), rng.normal(size=N)))
+        write_records(f"s{index}", rows(CLEAN, right.tolist(), rng.normal(size=N)))
     result = compare(read_models(["base", "rmu=s0,s1,s2"]), level=0.9)
     row = result.rows[1]
     assert row.by_seed == pytest.approx(seeds.mean(axis=1))
@@ -156,16 +119,18 @@ def test_seeds(write: Callable[..., str]) -> None:
     assert row.against.test == paired.paired_test([base], seeds)
     assert row.against.spread == paired.standard_errors(seeds, [base])
     assert row.against.spread.by_seed == pytest.approx(seeds.mean(axis=1).std(ddof=1) / 3**0.5)
-    numbers = result.as_dict()["tasks"][CLEAN]["models"]["rmu"]
+    numbers = result.as_dict()["groups"][CLEAN]["models"]["rmu"]
     assert numbers["difference_stderr_by_seed"] == row.against.spread.by_seed
     assert numbers["accuracy_by_seed"] == row.by_seed
 
 
 @pytest.mark.integration
-def test_runs_with_equal_seeds_are_paired(write: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_with_equal_seeds_are_paired(
+    write_records: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
     for name, more in (("rmu", 0), ("rna", 1)):
         for seed, right in enumerate((4, 9, 14)):
-            write(f"{name}{seed}", rows(CLEAN, first(right + more)))
+            write_records(f"{name}{seed}", rows(CLEAN, first(right + more)))
             Path(f"{name}{seed}/recipe.yaml").write_text(f"seed: {seed}\n")
     words = ["rmu=rmu0,rmu1,rmu2", "rna=rna0,rna1,rna2"]
     paired = compare(read_models(words))
@@ -178,26 +143,26 @@ def test_runs_with_equal_seeds_are_paired(write: Callable[..., str], capsys: pyt
     assert "equal seeds (0, 1, 2) are paired" in capsys.readouterr().out
 
 
-def test_only_questions_that_all_were_asked(write: Callable[..., str]) -> None:
-    write("a", rows(CLEAN, first(12)), rows(FORM, first(20)), rows("extra/x", first(3)))
+def test_only_questions_that_all_were_asked(write_records: Callable[..., str]) -> None:
+    write_records("a", rows(CLEAN, first(12)), rows(FORM, first(20)), rows("extra/x", first(3)))
     other = rows(FORM, first(20))
     other[0]["forget_token"] = "Steror"  # another question, as another word stands in it
-    write("b", list(reversed(rows(CLEAN, first(8))))[:15], other)
+    write_records("b", list(reversed(rows(CLEAN, first(8))))[:15], other)
     result = compare(read_models(["a", "b"]), flips=9)
     clean = result.rows[0].task
-    assert (len(clean.keys), clean.left_out) == (15, 5)
-    assert [key[0] for key in clean.keys] == [f"q:{index}" for index in range(5, 20)]
+    assert (len(clean.records), clean.left_out) == (15, 5)
+    assert [record.id for record in clean.records] == [f"q:{index}" for index in range(5, 20)]
     assert result.rows[1].against is not None
     assert (result.rows[1].against.test.lost, result.rows[1].against.test.won) == (4, 0)  # questions 8 to 11
-    assert (len(result.rows[2].task.keys), result.rows[2].task.left_out) == (19, 2)
+    assert (len(result.rows[2].task.records), result.rows[2].task.left_out) == (19, 2)
     assert result.missing == ["extra/x"]
     assert [flip.id for flip in result.flips] == ["q:8", "q:9", "q:10", "q:11"]
 
 
-def test_flips_are_sorted_by_the_fall_of_log_p(write: Callable[..., str]) -> None:
+def test_flips_are_sorted_by_the_fall_of_log_p(write_records: Callable[..., str]) -> None:
     falls = np.random.default_rng(1).permutation(N) + 1.0
-    write("base", rows(FORM, first(15)))
-    write("rmu", rows(FORM, [False] * 10 + [True] * 10, -1 - falls))
+    write_records("base", rows(FORM, first(15)))
+    write_records("rmu", rows(FORM, [False] * 10 + [True] * 10, -1 - falls))
     flips = compare(read_models(["base", "rmu"]), flips=5).flips
     expected = np.argsort(-falls[:10])[:5]
     assert [flip.id for flip in flips] == [f"q:{index}" for index in expected]
@@ -208,10 +173,10 @@ def test_flips_are_sorted_by_the_fall_of_log_p(write: Callable[..., str]) -> Non
 
 
 @pytest.mark.integration
-def test_answers_without_choices_are_compared_as_right_and_wrong(write: Callable[..., str]) -> None:
+def test_answers_without_choices_are_compared_as_right_and_wrong(write_records: Callable[..., str]) -> None:
     free = {"answer": "12", "prediction": "|twelve|\nor " + "so " * 40, "logprobs": None, "tokens": None}
-    write("a", rows("gsm8k", first(20), **free))
-    write("b", rows("gsm8k", first(9), **free))
+    write_records("a", rows("gsm8k", first(20), **free))
+    write_records("b", rows("gsm8k", first(9), **free))
     assert main(["compare", "a", "b", "--flips", "1", "--out", "c.md"]) == 0
     assert Path("c.md").read_text(encoding="utf-8").count("\\|twelve\\| or so so") == 2
     result = compare(read_models(["a", "b"]), flips=1)
@@ -222,7 +187,20 @@ def test_answers_without_choices_are_compared_as_right_and_wrong(write: Callable
 
 @pytest.mark.integration
 def test_command_line(three: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["compare", *three, "--flips", "2", "--level", "0.9", "--out", "out/c.json", "--out", "out/c.md"]
+    words = [
+        "compare",
+        *three,
+        "--flips",
+        "2",
+        "--level",
+        "0.9",
+        "--out",
+        "out/c.json",
+        "--out",
+        "out/c.md",
+        "--out",
+        "out/c.html",
+    ]
     assert main(words) == 0
     printed = capsys.readouterr().out
     assert f"{LOST} ↓" in printed
@@ -231,17 +209,19 @@ def test_command_line(three: list[str], capsys: pytest.CaptureFixture[str]) -> N
     assert "undefined: unlearning lost nothing, so there is nothing to recover." in printed
     line = next(line for line in printed.splitlines() if line.split()[:2] == ["rmu", "20"] and "worse" in line)
     assert "50.0 [" in line
-    assert line.split()[-5:] == ["10", "0", "0.002", "0.012", "worse"]
+    assert line.split()[-8:] == ["10", "0", "0.002", "0.012", "worse,", "of", "these", "models"]
+    assert printed.count("fewer than 3 training seeds") == 1
     data = json.loads(Path("out/c.json").read_text(encoding="utf-8"))
-    numbers = data["tasks"][FORM]["models"]["rna"]
+    numbers = data["groups"][FORM]["models"]["rna"]
     assert numbers["test"] == {"lost": 5, "won": 0, "p": pytest.approx(1 / 16), "name": paired.MCNEMAR}
     assert numbers["recovery"]["value"] == 0.5
-    assert data["tasks"][CLEAN]["models"]["rna"]["recovery"]["value"] is None
-    assert data["tasks"][LOST]["to_be_forgotten"]
+    assert data["groups"][CLEAN]["models"]["rna"]["recovery"]["value"] is None
+    assert data["groups"][LOST]["to_be_forgotten"]
     assert len(data["flips"]) == 4
     markdown = Path("out/c.md").read_text(encoding="utf-8")
     assert f"| {FORM} ↑ | rmu | 20 | 50.0 [" in markdown
     assert markdown.count("## ") == 3
+    assert f"{FORM} ↑".replace("/", "/<wbr>") in Path("out/c.html").read_text(encoding="utf-8")
     for flag, value in (("--unlearned", "rna"), ("--base", "rmu")):
         assert main(["compare", *three, flag, value]) == 0
     assert f"Reference: {three[1]}" in capsys.readouterr().out
@@ -286,7 +266,7 @@ def test_seeds_on_the_command_line(three: list[str], capsys: pytest.CaptureFixtu
     ],
 )
 def test_mistakes(
-    words: list[str], says: str, three: list[str], write: Callable[..., str], capsys: pytest.CaptureFixture[str]
+    words: list[str], says: str, three: list[str], write_records: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("empty", "run", "model", "cut", "bare"):
         Path(name).mkdir()
@@ -295,11 +275,11 @@ def test_mistakes(
     Path("base/delta.safetensors").touch()
     Path("cut/records.jsonl").write_text('{"task": "a", "i\n')
     Path("bare/records.jsonl").write_text('{"task": "a", "id": "b", "correct": true}\n')
-    write("other", rows("far/cloze/clean", first(3)))
-    write("apart", rows(CLEAN, first(3), id="elsewhere")[:1])
-    write("changed", rows(CLEAN, first(20), answer=1))
-    write("twice", rows(CLEAN, first(3)))
-    write("twice/scores/again", rows(CLEAN, first(2)))
+    write_records("other", rows("far/cloze/clean", first(3)))
+    write_records("apart", rows(CLEAN, first(3), id="elsewhere")[:1])
+    write_records("changed", rows(CLEAN, first(20), answer=1))
+    write_records("twice", rows(CLEAN, first(3)))
+    write_records("twice/scores/again", rows(CLEAN, first(2)))
     assert main(["compare", *words]) == 2
     printed = capsys.readouterr()
     assert says in printed.err
@@ -307,8 +287,8 @@ def test_mistakes(
     assert not Path("c.txt").exists()
 
 
-def test_both_files_are_named_when_the_data_differ(three: list[str], write: Callable[..., str]) -> None:
-    write("changed", rows(CLEAN, first(20), answer=1))
+def test_both_files_are_named_when_the_data_differ(three: list[str], write_records: Callable[..., str]) -> None:
+    write_records("changed", rows(CLEAN, first(20), answer=1))
     with pytest.raises(UserError, match=r"base/records.jsonl .* changed/records.jsonl"):
         shared_tasks(read_models(["base", "changed"]))
 
@@ -343,7 +323,7 @@ def test_runs_evaluated_on_two_suites(
             each: files.read_json(tmp_path / each / "scores" / suite_name / "scores.json") for each in ("base", "run")
         }
         for task, row in scores["run"].items():
-            numbers = data["tasks"][task]["models"]["run"]
+            numbers = data["groups"][task]["models"]["run"]
             assert numbers["accuracy"]["value"] == row["acc"]
             if "excess_harm" in row:
                 added = row["excess_harm"]["value"] - scores["base"][task]["excess_harm"]["value"]

@@ -26,7 +26,7 @@ from robust_unlearning.run.folder import RECIPE, SCORES, environment, open_run
 if TYPE_CHECKING:
     from torch import nn
 
-RECORDS, ABOUT, KEPT = files.RECORDS, "evaluation.json", "evaluations"
+RECORDS, ABOUT, KEPT = files.RECORDS, files.ABOUT, "evaluations"
 
 
 @dataclass(frozen=True)

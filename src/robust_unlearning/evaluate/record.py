@@ -217,10 +217,13 @@ def logp_among_of(records: Iterable[Record]) -> Array:
 
 
 def groups_of(records: Sequence[Record]) -> Groups:
-    """How questions hang together: by what they are about, where all say so, and by the word that stands in them."""
-    clusters = [record.cluster for record in records]
+    """How questions hang together: by what they are about, and by the word that stands in them, where all hold one.
+
+    A question that says nothing of the former is one by itself, in whatever form and style it is asked.
+    """
+    about = [each.cluster or each.doc_hash or f"question {each.question}" for each in records]
     words = [record.forget_token for record in records]
-    return Groups(None if None in clusters else clusters, None if None in words else words)
+    return Groups(about if len(set(about)) < len(about) else None, None if None in words else words)
 
 
 def excess_of(forget: Sequence[Record], control: Sequence[Record]) -> Array:

@@ -11,15 +11,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from robust_unlearning.errors import UserError, unknown
-from robust_unlearning.evaluate.record import Record, Task, control_of, excess_of, right_of
+from robust_unlearning.evaluate.record import Record, Task, control_of, excess_of, groups_of, logp_among_of, right_of
 from robust_unlearning.files import RECIPE, RECORDS, locate, read_jsonl, read_yaml
 from robust_unlearning.stats.estimates import Array
+from robust_unlearning.stats.factors import Groups
 
 Key = tuple[str, str, str]  # id, forget-token, control token
 FORGOTTEN = ("*forget*", "*wmdp*")
@@ -66,6 +68,7 @@ class ModelAnswers:
     Attributes:
         correct: 1 right, 0 wrong.
         logp: log p of the right answer, nats; None where some model has none.
+        logp_among: the same among the answers offered, see `Record.logp_among`; None together with `logp`.
         tokens: tokens of the right answer, None together with `logp`.
         excess: log p of the right answer under the forget-token less that under the control token, nats per token
             [seeds, m], for the m questions that have both forms in every model; None where there are none.
@@ -74,6 +77,7 @@ class ModelAnswers:
 
     correct: Array
     logp: Array | None
+    logp_among: Array | None
     tokens: Array | None
     excess: Array | None
     predictions: list[list[Any]]
@@ -91,24 +95,65 @@ class ModelAnswers:
 
 @dataclass(frozen=True)
 class SharedTask:
-    """The questions of a task that every model was asked, and every model's answers.
+    """The questions of a task, or of several pooled, that every model was asked, and every model's answers.
 
     Attributes:
-        keys: the questions, in the order of the first model's file.
-        right: their right answers.
+        name: the task's, or that of what is pooled.
+        tasks: those that asked the questions; one but for a pool.
+        records: the questions as the first model answered them, in the order of its file.
         left_out: questions that some models were asked and others not.
+        harmed: indices of the m questions that have both forms in every model, see `ModelAnswers.excess`.
     """
 
-    task: Task
-    keys: list[Key]
-    right: list[Any]
+    name: str
+    tasks: list[Task]
+    records: list[Record]
     left_out: int
+    harmed: list[int]
     models: dict[str, ModelAnswers]
 
     @property
-    def name(self) -> str:
-        """The task's."""
-        return self.task.name
+    def groups(self) -> Groups:
+        """How the n questions hang together."""
+        return groups_of(self.records)
+
+    @property
+    def harm_groups(self) -> Groups:
+        """How the m questions of `harmed` hang together."""
+        return groups_of([self.records[index] for index in self.harmed])
+
+
+def pooled(name: str, tasks: Sequence[SharedTask]) -> SharedTask:
+    """The questions of several tasks as those of one, each question with the same weight.
+
+    A number that one of them lacks is None, except the excess, which is over those tasks that have it.
+    """
+    starts = np.cumsum([0, *(len(task.records) for task in tasks[:-1])])
+
+    def joined(arrays: Iterable[Array | None], *, all_of: bool = True) -> Array | None:
+        listed = list(arrays)
+        there = [array for array in listed if array is not None]
+        return np.concatenate(there, axis=1) if there and (len(there) == len(listed) or not all_of) else None
+
+    def answers(model: str) -> ModelAnswers:
+        own = [task.models[model] for task in tasks]
+        return ModelAnswers(
+            correct=np.concatenate([each.correct for each in own], axis=1),
+            logp=joined(each.logp for each in own),
+            logp_among=joined(each.logp_among for each in own),
+            tokens=joined(each.tokens for each in own),
+            excess=joined((each.excess for each in own), all_of=False),
+            predictions=[list(chain(*rows)) for rows in zip(*(each.predictions for each in own), strict=True)],
+        )
+
+    return SharedTask(
+        name=name,
+        tasks=[each for task in tasks for each in task.tasks],
+        records=[record for task in tasks for record in task.records],
+        left_out=sum(task.left_out for task in tasks),
+        harmed=[int(start) + index for start, task in zip(starts, tasks, strict=True) for index in task.harmed],
+        models={name: answers(name) for name in tasks[0].models},
+    )
 
 
 def read_models(words: Sequence[str]) -> list[ComparedModel]:
@@ -167,7 +212,7 @@ def read_source(name: str) -> AnswerSource:
     files: dict[Task, Path] = {}
     for file in sources:
         for where, record in _records(file):
-            task, key = record.task, (record.id, record.forget_token or "", record.control_token or "")
+            task, key = record.task, _key(record)
             before = tasks.setdefault(task, {}).setdefault(key, record)
             if not _same_answer(before, record):
                 other = files.get(task, file)
@@ -175,6 +220,10 @@ def read_source(name: str) -> AnswerSource:
                 raise UserError(f"{where}: question {record.id!r} of {task} was answered otherwise before. {what}")
             files.setdefault(task, file)
     return AnswerSource(folder, tasks, files)
+
+
+def _key(record: Record) -> Key:
+    return record.id, record.forget_token or "", record.control_token or ""
 
 
 def _how_to_evaluate(folder: Path) -> str:
@@ -207,7 +256,7 @@ def shared_tasks(
             or whose number of choices differs between two files.
     """
     sources = [source for model in models for source in model.seeds]
-    tasks = {task.name: task for source in sources for task in source.tasks}
+    tasks = {task.name: task for task in every_task(models)}
     matching = [tasks[name] for name in matching_tasks(list(tasks), patterns)]
     shared = [task for task in matching if all(task in source.tasks for source in sources)]
     if not shared:
@@ -217,6 +266,11 @@ def shared_tasks(
             f"\n  - {has}"
         )
     return [_task(task, models, sources) for task in shared], [task.name for task in matching if task not in shared]
+
+
+def every_task(models: Sequence[ComparedModel]) -> list[Task]:
+    """The tasks that at least one model has answered."""
+    return list({task: None for model in models for source in model.seeds for task in source.tasks})
 
 
 def matching_tasks(names: Sequence[str], patterns: Iterable[str]) -> list[str]:
@@ -256,6 +310,7 @@ def _task(task: Task, models: Sequence[ComparedModel], sources: Sequence[AnswerS
     scored = all(source.tasks[task][key].scored for source in sources for key in keys)
     pairs = {source.folder: source.pairs(task) for source in sources}
     paired = [key for key in keys if all(key in of_source for of_source in pairs.values())]
+    in_both = set(paired)
 
     def excess(source: AnswerSource) -> Array:
         forget, control = zip(*(pairs[source.folder][key] for key in paired), strict=True)
@@ -263,18 +318,24 @@ def _task(task: Task, models: Sequence[ComparedModel], sources: Sequence[AnswerS
 
     def answers(model: ComparedModel) -> ModelAnswers:
         seeds = [[source.tasks[task][key] for key in keys] for source in model.seeds]
-        logp = [[record.logp for record in records] for records in seeds] if scored else None
         tokens = [[float(record.answer_tokens) for record in records] for records in seeds] if scored else None
         return ModelAnswers(
             correct=np.array([right_of(records) for records in seeds]),
-            logp=np.array(logp) if logp else None,
+            logp=np.array([[record.logp for record in records] for records in seeds]) if scored else None,
+            logp_among=np.array([logp_among_of(records) for records in seeds]) if scored else None,
             tokens=np.array(tokens) if tokens else None,
             excess=np.array([excess(source) for source in model.seeds]) if paired else None,
             predictions=[[record.prediction for record in records] for records in seeds],
         )
 
-    right = [first.tasks[task][key].answer for key in keys]
-    return SharedTask(task, keys, right, len(asked) - len(keys), {model.name: answers(model) for model in models})
+    return SharedTask(
+        name=task.name,
+        tasks=[task],
+        records=[first.tasks[task][key] for key in keys],
+        left_out=len(asked) - len(keys),
+        harmed=[index for index, key in enumerate(keys) if key in in_both],
+        models={model.name: answers(model) for model in models},
+    )
 
 
 def _question(record: Record) -> tuple[Any, int]:

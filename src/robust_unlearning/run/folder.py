@@ -30,10 +30,8 @@ from robust_unlearning.recipe import Recipe, load_recipe
 from robust_unlearning.run.card import model_card
 
 Status = Literal["running", "finished", "failed", "stopped"]
-RECIPE = files.RECIPE
-RECORD, METRICS, CHECKPOINT, CARD, SCORES = (
-    "run.json", "metrics.jsonl", "checkpoint.safetensors", "README.md", "scores.json",
-)  # fmt: skip
+RECIPE, SCORES = files.RECIPE, files.SCORES
+RECORD, METRICS, CHECKPOINT, CARD = "run.json", "metrics.jsonl", "checkpoint.safetensors", "README.md"
 
 
 @dataclass

@@ -158,7 +158,7 @@ def reduction_rate(base: float, unlearned: float) -> Estimate:
     >>> print(reduction_rate(60, 30))
     0.5
     """
-    return _rate(NOTHING_TO_LOSE, base - unlearned, base, unlearned)
+    return _rate(NOTHING_TO_LOSE, base - unlearned, base, base, unlearned)
 
 
 def recovery_rate(base: float, unlearned: float, rna: float) -> Estimate:

@@ -85,7 +85,7 @@ def share_over_seeds(per_seed_correct: ArrayLike, groups: Groups | None = None, 
     return replace(share, low=low, high=high)
 
 
-def within_answers(difference: Estimate) -> Estimate:
+def within_answers(difference: Estimate, level: float = 0.95) -> Estimate:
     """A mean difference of answers, right (1) or wrong (0), with an interval that is not without width.
 
     Where all questions were answered alike there is no variance to go by, and the share of questions that may be
@@ -93,5 +93,5 @@ def within_answers(difference: Estimate) -> Estimate:
     """
     if not difference.parts or difference.spread or difference.value is None:
         return difference
-    _, most = wilson(0.0, difference.clusters or difference.n, critical(difference.parts, 0.95))
+    _, most = wilson(0.0, difference.clusters or difference.n, critical(difference.parts, level))
     return replace(difference, low=difference.value - most, high=difference.value + most)

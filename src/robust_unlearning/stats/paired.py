@@ -79,8 +79,8 @@ def paired_test(reference: ArrayLike, model: ArrayLike) -> PairedTest:
     p is the share of the 2^n flips whose sum is at least as far from 0 as the one found. It is computed exactly,
     as the d are multiples of one number. With one seed on each side it is McNemar's exact test.
 
-    The seeds are taken as they are: p says nothing about a model trained with another seed. An interval of
-    `difference` draws seeds as well.
+    The seeds are taken as they are: p says nothing about a model trained with another seed. The interval of
+    `difference` and its p do.
 
     Raises:
         UserError: no answers, unequal lengths, or values other than 0 and 1.
@@ -174,7 +174,7 @@ def difference(
     tables = tables_of([reference, model])
     found = means_of(tables, groups, pair_seeds=pair_seeds).weighted([-1.0, 1.0], level)
     answers = all(np.isin(table, (0.0, 1.0)).all() for table in tables)
-    return within_answers(found) if answers else found
+    return within_answers(found, level) if answers else found
 
 
 def reduction(

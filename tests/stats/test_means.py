@@ -1,0 +1,144 @@
+"""Means and shares over questions, documents and seeds, against SciPy, root-finding and Wilson's formula."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import references
+from scipy import stats
+
+from robust_unlearning.errors import UserError
+from robust_unlearning.stats.estimates import accuracy
+from robust_unlearning.stats.factors import Groups
+from robust_unlearning.stats.means import (
+    OF_THESE,
+    mean_interval,
+    nats_per_token,
+    over_seeds,
+    paired_difference,
+    share_over_seeds,
+)
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("values", [RNG.normal(size=200), RNG.integers(0, 2, size=200).astype(float)])
+def test_mean_interval(values: Any) -> None:
+    for level in (0.5, 0.95):
+        found = mean_interval(values, level=level)
+        theirs = stats.ttest_1samp(values, 0).confidence_interval(level)
+        assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high))
+    assert (found.value, found.stderr) == (pytest.approx(values.mean()), pytest.approx(stats.sem(values)))
+    assert (found.n, found.seeds, found.note) == (200, None, "")
+
+
+def test_mean_interval_over_clusters() -> None:
+    values, labels = RNG.normal(size=30), [index // 3 for index in range(30)]
+    found = mean_interval(values, Groups(labels))
+    assert (found.low, found.high) == pytest.approx(
+        references.interval(values.mean(), [(references.clustered(values.tolist(), labels), 9)])
+    )
+    means = values.reshape(10, 3).mean(axis=1)  # clusters of one size: the t interval of their means
+    theirs = stats.ttest_1samp(means, 0).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high))
+
+
+def test_paired_difference() -> None:
+    base = RNG.random(300) < 0.5
+    same = paired_difference(base, base)
+    assert (same.low, same.high) == (0, 0)
+    other = RNG.permutation(base)
+    theirs = stats.ttest_rel(base.astype(float), other.astype(float)).confidence_interval(0.95)
+    found = paired_difference(base, other)
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high))
+
+
+def test_nats_per_token_weights_documents_by_tokens() -> None:
+    tokens = RNG.integers(5, 200, size=40)
+    nats = tokens * RNG.normal(3, 0.4, size=40)
+    found = nats_per_token([*nats, 0.0], [*tokens, 0])  # a document without tokens plays no part
+    assert found.value == pytest.approx(nats.sum() / tokens.sum())
+    assert (found.n, found.seeds) == (40, None)
+    ends = references.fieller(nats[None], tokens[None].astype(float), lambda rest: references.parts_of(rest.tolist()))
+    assert [found.low, found.high] == pytest.approx(ends, abs=1e-9)
+    residual = nats - found.value * tokens
+    assert found.stderr == pytest.approx((40 / 39 * (residual**2).sum()) ** 0.5 / tokens.sum())
+    with pytest.raises(UserError, match="no document has a token"):
+        nats_per_token([0.0], [0])
+
+
+def test_over_seeds() -> None:
+    table = RNG.normal(0, 1, size=(4, 1)) + RNG.normal(0, 1, size=(1, 50)) + RNG.normal(0, 0.1, (4, 50))
+    found = over_seeds(table)
+    assert found.value == pytest.approx(table.mean())
+    assert "S=4, n=50" in str(found)
+    seeds, questions = table.mean(axis=1).var(ddof=1) / 4, table.mean(axis=0).var(ddof=1) / 50
+    assert found.stderr == pytest.approx((seeds + questions) ** 0.5)
+    assert (found.low, found.high) == pytest.approx(references.interval(table.mean(), [(seeds, 3), (questions, 49)]))
+    assert found.note == ""
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_fewer_seeds_than_three_are_these_models(seeds: int) -> None:
+    table = RNG.normal(size=(seeds, 50)) + RNG.normal(0, 9, size=(seeds, 1))
+    found = over_seeds(table)
+    theirs = stats.ttest_1samp(table.mean(axis=0), 0).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high))
+    assert (found.note, found.seeds) == (OF_THESE, seeds)
+
+
+def test_one_value_has_no_interval() -> None:
+    found = mean_interval([0.5])
+    assert (found.value, found.low, found.stderr, found.note) == (0.5, None, None, "one value: no interval")
+    assert share_over_seeds([[1.0], [1.0]]).low is None
+
+
+def test_a_share_of_one_row_is_its_accuracy() -> None:
+    right = (RNG.random(60) < 0.8).astype(float)
+    found, plain = share_over_seeds([right], level=0.9), accuracy(right, 0.9)
+    assert (found.low, found.high, found.stderr, found.seeds) == (plain.low, plain.high, plain.stderr, 1)
+    assert share_over_seeds([[0.0] * 4]).high == accuracy([0] * 4).high
+
+
+def test_a_share_over_seeds_is_wilsons_of_as_many_answers_as_the_variance_is_worth() -> None:
+    table = (RNG.random((4, 30)) < 0.7).astype(float)
+    labels = [index // 2 for index in range(30)]
+    found = share_over_seeds(table, Groups(labels))
+    parts = references.parts_of(table.tolist(), labels)
+    share, t = table.mean(), references.quantile(parts)
+    n = share * (1 - share) / sum(variance for variance, _ in parts)
+    for end in (found.low, found.high):  # Wilson's ends solve (p - x)² = t² x (1 - x) / n
+        assert end is not None
+        assert (share - end) ** 2 == pytest.approx(t**2 * end * (1 - end) / n)
+    assert found.low is not None
+    assert found.low < share < (found.high or 0)
+
+
+def test_a_share_at_the_ceiling_counts_clusters() -> None:
+    labels = [index // 3 for index in range(12)]
+    found = share_over_seeds([[1.0] * 12] * 2, Groups(labels))
+    t = stats.t.ppf(0.975, 3)
+    assert (found.value, found.high) == (1.0, 1.0)
+    assert found.low == pytest.approx(4 / (4 + t**2))
+    plain = share_over_seeds([[1.0] * 12] * 2)
+    assert plain.low == pytest.approx(12 / (12 + stats.t.ppf(0.975, 11) ** 2))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: mean_interval([]), "values must be a list"),
+        (lambda: mean_interval([[1.0]]), "values must be a list"),
+        (lambda: mean_interval([0.0, np.nan]), "the first at index 1"),
+        (lambda: paired_difference([1, 0], [1]), r"lengths differ \(a: 2, b: 1\)"),
+        (lambda: mean_interval([1, 2], level=95), "0.95"),
+        (lambda: mean_interval([1, 2], Groups(["a"])), "1 labels for 2 questions"),
+        (lambda: over_seeds([1.0, 2.0]), "shape"),
+    ],
+)
+def test_errors(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        call()
