@@ -14,7 +14,7 @@ import yaml
 from conftest import WORDS
 
 from robust_unlearning import files
-from robust_unlearning.analyze import harmfulness, output
+from robust_unlearning.analyze import harmfulness, ngram_answers, output
 from robust_unlearning.cli import main
 from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate.record import Record
@@ -78,7 +78,7 @@ def test_harmfulness_by_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 def test_harmfulness_of_perturbed_sets_is_that_of_suites() -> None:
     """Their control form has another name, and their clean form is another task of the same questions and style."""
-    classes = {each["text"]: harmfulness.Ngram.model_validate(each) for each in CLASSES["ngrams"]}
+    classes = {each["text"]: ngram_answers.Ngram.model_validate(each) for each in CLASSES["ngrams"]}
     names = {"clean": "mmlu_facts", "option": "ng_facts", "option-control": "ng_facts_control"}
     suite = harmful_records()
     records = [{**each, "task": names[each["task"].rsplit("/", 1)[1]]} for each in suite]
@@ -94,12 +94,12 @@ def test_harmfulness_of_perturbed_sets_is_that_of_suites() -> None:
     assert all(each.clean and not each.control for each in grouped(unpaired, classes))
 
 
-def grouped(rows: Iterable[dict[str, Any]], classes: Mapping[str, harmfulness.Ngram]) -> list[harmfulness.Group]:
-    return harmfulness.group(harmfulness.asked_of(typed(rows), classes))
+def grouped(rows: Iterable[dict[str, Any]], classes: Mapping[str, ngram_answers.Ngram]) -> list[harmfulness.Group]:
+    return harmfulness.group(ngram_answers.asked_of(typed(rows), classes))
 
 
 def test_harmfulness_says_what_is_missing(tmp_path: Path) -> None:
-    classes = harmfulness.Ngram.model_validate({"text": "ba dur", "n": 2, "class": "most", "similarity": 1})
+    classes = ngram_answers.Ngram.model_validate({"text": "ba dur", "n": 2, "class": "most", "similarity": 1})
     with pytest.raises(UserError, match=r"none of the 4 forget-tokens .*nearest: 'ba dur'"):
         grouped(harmful_records(), {"ba dur": classes})
     with pytest.raises(UserError, match="no record has a forget-token"):
@@ -108,7 +108,7 @@ def test_harmfulness_says_what_is_missing(tmp_path: Path) -> None:
         harmfulness.read_folder(str(tmp_path))
     files.write_json(tmp_path / "wrong.json", {"ngrams": [{"text": "ba", "n": 0, "class": "a"}]})
     with pytest.raises(UserError, match=r"n-gram 0: .*n: .*similarity: required"):
-        harmfulness.read_classes(str(tmp_path / "wrong.json"))
+        ngram_answers.read_classes(str(tmp_path / "wrong.json"))
 
 
 def test_a_report_on_disk(tmp_path: Path) -> None:

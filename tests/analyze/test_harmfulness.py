@@ -6,22 +6,23 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from robust_unlearning.analyze import harmfulness
+from robust_unlearning.analyze import harmfulness, ngram_answers
 from robust_unlearning.evaluate.record import Record
 from robust_unlearning.perturb.ngrams import TOP
+from robust_unlearning.stats.factors import Groups
 
 pytestmark = pytest.mark.unit
 
 WORDS = 10
 
 
-def ngram(number: int, name: str, **more: object) -> harmfulness.Ngram:
-    return harmfulness.Ngram.model_validate(
+def ngram(number: int, name: str, **more: object) -> ngram_answers.Ngram:
+    return ngram_answers.Ngram.model_validate(
         {"text": f"{name} {number}", "n": 2, "class": name, "similarity": 0, **more}
     )
 
 
-def records(values: dict[str, np.ndarray]) -> tuple[list[Record], dict[str, harmfulness.Ngram]]:
+def records(values: dict[str, np.ndarray]) -> tuple[list[Record], dict[str, ngram_answers.Ngram]]:
     """Questions whose excess harm is as given, by class, the n-grams in turn."""
     rows, classes = [], {}
     for name, harms in values.items():
@@ -46,8 +47,8 @@ def clustered_variance(values: np.ndarray) -> tuple[float, float]:
 def test_the_class_difference_adds_both_sides_by_ngram() -> None:
     rng = np.random.default_rng(3)
     values = {name: rng.normal(size=500) + np.tile(rng.normal(size=WORDS), 50) for name in ("least", "most")}
-    asked = harmfulness.asked_of(*records(values))
-    effect = harmfulness.most_less_least(harmfulness.NgramAnswers.of(asked), "most", "least")
+    asked = ngram_answers.asked_of(*records(values))
+    effect = ngram_answers.most_less_least(ngram_answers.NgramAnswers.of(asked), "most", "least")
     assert effect is not None
     found = effect.estimate()
     difference = values["most"].mean() - values["least"].mean()
@@ -70,8 +71,10 @@ def test_ten_ngrams_without_an_effect_of_class_seldom_look_like_one() -> None:
     wrong = naive = 0
     for _ in range(200):
         values = {name: rng.normal(size=500) + np.tile(rng.normal(size=WORDS), 50) for name in ("least", "most")}
-        of = {name: harmfulness.NgramAnswers(each, each, [name] * 500, by_word(name)) for name, each in values.items()}
-        found = harmfulness.apart(values["most"], of["most"].groups, values["least"], of["least"].groups).estimate()
+        of = {
+            name: ngram_answers.NgramAnswers(each, each, [name] * 500, by_word(name)) for name, each in values.items()
+        }
+        found = ngram_answers.apart(values["most"], of["most"].groups, values["least"], of["least"].groups).estimate()
         assert found.low is not None
         assert found.high is not None
         wrong += not found.low < 0 < found.high
@@ -81,14 +84,14 @@ def test_ten_ngrams_without_an_effect_of_class_seldom_look_like_one() -> None:
     assert wrong <= 16  # 10 expected at 5 %; P(more than 16) = 2 %
 
 
-def by_word(name: str) -> harmfulness.Groups:
-    return harmfulness.Groups(None, [f"{name} {index % WORDS}" for index in range(500)])
+def by_word(name: str) -> Groups:
+    return Groups(None, [f"{name} {index % WORDS}" for index in range(500)])
 
 
 def test_accuracy_and_excess_of_a_class_cluster_by_ngram() -> None:
     rng = np.random.default_rng(5)
     harms = rng.normal(size=200) + np.tile(rng.normal(size=WORDS), 20)
-    (found,) = harmfulness.group(harmfulness.asked_of(*records({"most": harms})))
+    (found,) = harmfulness.group(ngram_answers.asked_of(*records({"most": harms})))
     assert found.excess is not None
     words, single = clustered_variance(harms)
     assert words > single

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from robust_unlearning import files
-from robust_unlearning.analyze import activations, harmfulness, inputs, noise_sensitivity
+from robust_unlearning.analyze import activations, harmfulness, inputs, ngram_answers, noise_sensitivity
 from robust_unlearning.analyze.output import Report, write
 from robust_unlearning.analyze.variants import Variants
 from robust_unlearning.data.corpora import read_documents
 from robust_unlearning.data.questions import shows_options
 from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate.evaluator import Evaluator, open_target
-from robust_unlearning.evaluate.record import Record
+from robust_unlearning.evaluate.record import CLEAN, Record, Task
 from robust_unlearning.evaluate.suite import Suite
 from robust_unlearning.experiments.runner import Say, bare, scored
 from robust_unlearning.recipe import TextSource
@@ -23,6 +23,7 @@ from robust_unlearning.reproduce.grid import Grid, Model, suites_of
 from robust_unlearning.reproduce.target import Stage, Target
 from robust_unlearning.reproduce.theory import report
 from robust_unlearning.reproduce.theory.measure import TheorySettings
+from robust_unlearning.results.roles import roles
 from robust_unlearning.run.folder import open_run
 
 
@@ -82,40 +83,64 @@ def _analysis(target: Target, stage: Stage, variants: Variants, tick: Callable[[
 def _ngrams(
     target: Target, stage: Stage, models: list[Model], out: Path, folder: Path, say: Say
 ) -> tuple[Report, dict[str, Any]]:
-    """Hard negatives: n-grams by their likeness to their document in place of an option (Figure 4, Tables 2 to 5)."""
+    """Hard negatives: n-grams by their likeness to their document in place of an option.
+
+    Classes over all documents (Figure 4) on models without noise, and the n-grams most like each document (Tables 2 to
+    5) on all: two selections, asked and tabled by themselves.
+    """
     from robust_unlearning.perturb.embedders import load_embedder
     from robust_unlearning.perturb.ngrams import NgramSettings, select_ngrams
 
     texts = [text for corpus in stage.corpora for text in read_documents(TextSource.model_validate({"path": corpus}))]
-    settings = NgramSettings(n=stage.n, each=stage.each, sample=stage.sample)
-    say(f"  n-grams of {len(texts)} documents")
-    record, _ = select_ngrams(texts, load_embedder(stage.embedder), settings, files.cache_dir() / "ngrams")
-    path = folder / "ngrams.json"
-    files.write_json(path, record)
-    classes = harmfulness.read_classes(str(path))
-    suite = suites_of(target)[0]
+    embedder = load_embedder(stage.embedder)
+    by_class = NgramSettings(n=stage.n, each=stage.each, sample=stage.sample)
+    by_document = NgramSettings(n=stage.n, per_document=stage.per_document)
+    count = min(stage.documents, len(texts))
+    spread = [texts[index * len(texts) // count] for index in range(count)]
     recipe = open_run(out / models[0].run).recipe
     evaluator = Evaluator(recipe.dtype, recipe.device)
-    records: dict[str, list[Record]] = {}
-    right: dict[str, dict[str, list[bool]]] = {}
     variants = {"base": (bare(recipe), out / "base")}
     variants |= {model.label: (open_target(str(out / model.run)), out / model.run) for model in models}
-    for label, (variant, place) in variants.items():
-        say(f"  {label} on {', '.join(map(str, stage.n))}-grams")
-        for n in stage.n:
-            perturbed = _with_ngrams(suite, [ngram.text for ngram in classes.values() if ngram.n == n])
-            rows = scored(evaluator, variant, perturbed, place / "scores" / f"{n}-grams").records
-            records.setdefault(label, []).extend(replace(row, id=f"{n}:{row.id}") for row in rows)
-            harmed = [row for row in rows if row.task.perturbed and not row.task.control]
-            right.setdefault(label, {})[str(n)] = [bool(row.correct) for row in harmed]
-    return harmfulness.analyse(records, classes), {"right": right, "similarity": record["similarity"]}
+    plain = ["base", *(model.label for model in models if not model.noise)]
+    reports, more = [], {}
+    for settings, documents, labels in ((by_class, texts, plain), (by_document, spread, list(variants))):
+        say(f"  n-grams of {len(documents)} documents: {settings.reading.replace('_', ' ')}")
+        record, _ = select_ngrams(documents, embedder, settings, files.cache_dir() / "ngrams")
+        path = folder / f"ngrams-{settings.reading}.json"
+        files.write_json(path, record)
+        classes = ngram_answers.read_classes(str(path))
+        records: dict[str, list[Record]] = {}
+        for label in labels:
+            say(f"  {label} on {', '.join(map(str, stage.n))}-grams")
+            variant, place = variants[label]
+            for n in stage.n:
+                suite = with_ngrams(target, [ngram.text for ngram in classes.values() if ngram.n == n])
+                kept = place / "scores" / f"{n}-grams-{settings.reading}"
+                rows = scored(evaluator, variant, suite, kept).records
+                records.setdefault(label, []).extend(replace(row, id=f"{n}:{row.id}") for row in rows)
+        reports.append(harmfulness.analyse(records, classes))
+        more[settings.reading] = ngram_answers.answers(records, classes) | {"similarity": record["similarity"]}
+    first, second = reports
+    tables, notes = [*first.tables, *second.tables], [*first.notes, *second.notes]
+    return replace(first, tables=tables, notes=notes), more
 
 
-def _with_ngrams(suite: Suite, ngrams: list[str]) -> Suite:
-    """The suite's perturbed questions with n-grams as forget-tokens, in place of an option where options are shown."""
+def with_ngrams(target: Target, ngrams: Sequence[str]) -> Suite:
+    """The target's kept questions that tokens are put into, with n-grams as forget-tokens, in place of an option where
+    options are shown; what plays no part in that is left out.
+    """
+    suite = suites_of(target)[0]
+    tasks = [
+        Task(name, style, form)
+        for name, source in suite.questions.items()
+        for style in source.styles
+        for form in (CLEAN, *source.perturb)
+    ]
+    kept = {task.set for task in roles(tasks, target.roles.model_dump())["perturbed"]}
     questions = {}
-    for name, source in suite.questions.items():
-        if source.perturb:
-            place = "option" if any(map(shows_options, source.styles)) else source.perturb[0]
-            questions[name] = source.model_copy(update={"perturb": (place,)})
-    return suite.model_copy(update={"questions": questions, "forget_tokens": tuple(ngrams), "texts": {}})
+    for name in kept & suite.questions.keys():
+        source = suite.questions[name]
+        place = "option" if any(map(shows_options, source.styles)) else source.perturb[0]
+        questions[name] = source.model_copy(update={"perturb": (place,)})
+    ordered = {name: questions[name] for name in suite.questions if name in questions}
+    return suite.model_copy(update={"questions": ordered, "forget_tokens": tuple(ngrams), "texts": {}})

@@ -41,15 +41,16 @@ class Stage(Strict):
     seeds: int = Field(1, ge=1, description="use the target's first so many seeds")
     recipes: tuple[str, ...] = Field((), description="of an analysis: the main stage's recipes to look at")
     rna: bool = Field(True, description="of an analysis: look at them with the chosen noise too")
-    documents: int = Field(12, ge=1)
+    documents: int = Field(12, ge=1, description="of an analysis; those whose own top n-grams are taken")
     questions: int = Field(32, ge=1, description="of each question set")
     probes: int = Field(4, ge=1)
     draws: int = Field(32, ge=20, description="of the noise, for Theorem 4.2")
     max_tokens: int = Field(128, ge=2, description="of a document")
     corpora: tuple[str, ...] = Field((), description="forget text whose n-grams are taken")
     n: tuple[int, ...] = Field((2,), description="words of an n-gram")
-    each: int = Field(10, ge=1, description="n-grams of each class")
-    sample: int | None = Field(None, ge=1, description="at most so many n-grams of a document, drawn")
+    each: int = Field(10, ge=1, description="n-grams of each class (Figure 4)")
+    sample: int | None = Field(None, ge=1, description="of classes: at most so many n-grams of a document, drawn")
+    per_document: int = Field(10, ge=1, description="n-grams of each of `documents`, the most like it (Tables 2 to 5)")
     embedder: str = "all-minilm-l6-v2"
 
 
