@@ -9,7 +9,7 @@ from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate.record import Record, Task
 from robust_unlearning.evaluate.suite import Evaluation
 from robust_unlearning.report.tables import Column
-from robust_unlearning.reproduce import claims, claims_on_analyses, paper
+from robust_unlearning.reproduce import claims, paper
 from robust_unlearning.reproduce.grid import Grid, Model, choose_noise
 from robust_unlearning.reproduce.target import Roles, load_target
 from robust_unlearning.reproduce.verdicts import (
@@ -158,38 +158,6 @@ def test_the_slope_over_c_is_that_of_least_squares() -> None:
     assert found.estimate is not None
     assert found.estimate.value == pytest.approx(slope)
     assert found.finding == "holds"
-
-
-def test_ngrams_are_compared_by_class_and_by_noise() -> None:
-    def row(label: str, value: float) -> dict[str, object]:
-        return {"label": label, "task": "near/letters/option", "length": 2,
-                "excess": {"value": value, "low": value, "high": value, "stderr": 0.1, "n": 9}}  # fmt: skip
-
-    data = {
-        "tables": {"classes": [row("base", 0.0), row("base", 1.0), row("RMU", -0.1), row("RMU", -1.0)]},
-        "subjects": [
-            {"label": "RMU", "title": "RMU", "noise": 0.0},
-            {"label": "RMU + RNA 3", "title": "RMU", "noise": 3.0},
-        ],
-        "right": {"RMU": {"2": [0, 0, 1, 0] * 2}, "RMU + RNA 3": {"2": [1, 1, 1, 1] * 2}},
-    }
-    similarity, noise, mean = claims_on_analyses.ngram_claims(data)
-    assert similarity.estimate is not None
-    assert similarity.estimate.low == pytest.approx(-0.9 - 1.96 * 0.1 * 2**0.5)
-    assert similarity.finding == "holds"
-    assert noise.estimate is not None
-    assert noise.estimate.value == 0.75
-    assert noise.paper == mean.paper == "-0.6 points"
-
-
-def test_the_closed_form_is_judged_against_what_was_drawn() -> None:
-    drawn = {"value": 0.305, "low": 0.302, "high": 0.308, "n": 200_000}
-    empty: dict[str, list[object]] = {key: [] for key in ("shift", "output", "rejection", "trace")}
-    row = {"eta_over_nu": 1.0, "r": 1.0, "paper": 0.352, "exact": 0.304, "simulated": drawn}
-    (found,) = claims_on_analyses.theory_claims({"tables": {**empty, "closed-forms": [row]}})
-    assert found.finding == "does not hold"
-    assert found.estimate is not None
-    assert found.estimate.value == pytest.approx(-0.047)
 
 
 def test_answers_by_role() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -40,9 +40,12 @@ class Effect:
 
 
 def mean_effect(effects: Sequence[Effect]) -> Effect | None:
-    """The mean of effects on the same questions: for each seed over those that have it; None where questions differ."""
-    sizes = {len(row) for effect in effects for row in effect.by_seed.values()}
-    if len(sizes) != 1:
+    """The mean of effects on the same questions: for each seed over those that have it; None where questions differ, or
+    how they hang together."""
+    if (
+        len({_questions(effect) for effect in effects}) != 1
+        or len({_places(effect) for effect in effects} - {None}) > 1
+    ):
         return None
     seeds = sorted({seed for effect in effects for seed in effect.by_seed})
     rows = {seed: _mean(effect.by_seed[seed] for effect in effects if seed in effect.by_seed) for seed in seeds}
@@ -50,6 +53,30 @@ def mean_effect(effects: Sequence[Effect]) -> Effect | None:
     slack = float(np.mean([effect.slack for effect in effects]))
     first = effects[0]
     return Effect(rows, first.groups, _mean(places) if places else None, first.place_groups, slack)
+
+
+def mean_of_sets(effects: Sequence[Effect]) -> Estimate | None:
+    """The mean of effects on several sets of questions: those on one set by `mean_effect`, the sets by `mean_of_ends`.
+
+    Each set counts as often as it has effects.
+    """
+    sets: dict[Hashable, list[Effect]] = {}
+    for effect in effects:
+        sets.setdefault((_questions(effect), _places(effect)), []).append(effect)
+    means = [(mean_effect(of_set), len(of_set)) for of_set in sets.values()]
+    return mean_of_ends([found for mean, count in means if mean for found in [mean.estimate()] * count])
+
+
+def _questions(effect: Effect) -> Hashable:
+    return tuple(sorted({len(row) for row in effect.by_seed.values()})), _labels(effect.groups)
+
+
+def _places(effect: Effect) -> Hashable:
+    return None if effect.place is None else (len(effect.place), _labels(effect.place_groups))
+
+
+def _labels(groups: Groups) -> Hashable:
+    return tuple(None if labels is None else tuple(map(str, labels)) for labels in (groups.clusters, groups.words))
 
 
 def _mean(rows: Iterable[Array]) -> Array:
