@@ -28,6 +28,7 @@ Value = TypeVar("Value")
 _OWN = "candidates trained in lockstep may differ here"
 PerCandidate = Annotated[Value, _OWN]
 """The type of a field in which candidates that are trained in lockstep, over the same batches, may differ."""
+_LATER = "no part of the content hash at its default: recipes and runs from before the field keep theirs"
 Format = Literal["auto", "jsonl", "lines", "text", "parquet", "hub"]
 
 
@@ -107,6 +108,9 @@ class Recipe(Strict):
         "sequence", description="what NPO and DPO compare with the reference: sums or means over tokens"
     )
     refusals: Refusals = Field(Refusals(), description="what DPO prefers; drawn with the seed")
+    refusal_after: Annotated[Literal["nothing", "forget_text"], _LATER] = Field(
+        "nothing", description="what a refusal is conditioned on: it stands alone, or follows a forget sequence"
+    )
     recompute_tail: PerCandidate[bool] = Field(False, description="less memory for the layers above l, more time")
 
     noise_std: PerCandidate[float | None] = Field(None, ge=0, description="√ν of RNA; 0 or nothing means no RNA")
@@ -196,7 +200,9 @@ class Recipe(Strict):
 
     def content_hash(self) -> str:
         """SHA-256 of what the recipe says, independent of how its file was written (first 16 hex digits)."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=True)
+        fields = type(self).model_fields.items()
+        later = {name for name, each in fields if _LATER in each.metadata and getattr(self, name) == each.default}
+        text = json.dumps(self.model_dump(mode="json", exclude=later), sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -213,21 +219,11 @@ def _conflicts(recipe: Recipe) -> Iterator[tuple[set[str], str]]:
     """Combinations that cannot work, which no single field can see: the fields that take part, and the sentence."""
     known = recipe.method in METHODS
     if recipe.noise_std is not None and recipe.noise_variance is not None:
-        yield (
-            {"noise_std", "noise_variance"},
-            (
-                f"noise_std ({recipe.noise_std}) and noise_variance ({recipe.noise_variance}) are both given; "
-                "keep one (noise_std is the square root of noise_variance)."
-            ),
-        )
+        given = f"noise_std ({recipe.noise_std}) and noise_variance ({recipe.noise_variance}) are both given"
+        yield {"noise_std", "noise_variance"}, f"{given}; keep one (noise_std is the square root of noise_variance)."
     if not recipe.band_layers or not all(0 <= layer <= recipe.layer for layer in recipe.band_layers):
-        yield (
-            {"train_layers", "layer"},
-            (
-                f"train_layers: {list(recipe.train_layers or ())} must name layers from 0 to layer = {recipe.layer}, "
-                "at least one; the losses see nothing above that."
-            ),
-        )
+        named = f"train_layers: {list(recipe.train_layers or ())} must name layers from 0 to layer = {recipe.layer}"
+        yield {"train_layers", "layer"}, f"{named}, at least one; the losses see nothing above that."
     highest = recipe.layer if known and recipe.retain_kind == "hidden_mse" else math.inf
     if not recipe.noised_layers or not all(0 <= layer <= highest for layer in recipe.noised_layers):
         yield (

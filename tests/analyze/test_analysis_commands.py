@@ -163,12 +163,19 @@ def test_every_analysis_runs_on_a_base_and_two_runs(
     first = [row for row in rows if row["layer"] == 0]
     assert first[0]["applied"] == first[1]["applied"]  # below the band nothing has changed
     assert first[1]["applied_change"]["value"] == 0
+    thirds = files.read_json(tmp_path / "analysis" / "noise-sensitivity.json")["tables"]["thirds"]
+    assert len(thirds) == 2 * 2 * 2  # runs, readings, the two other thirds
 
     sizes = ["--documents", "3", "--draws", "20", "--probes", "1", "--questions", "24"]
     assert main.main(["analyze", "theory", *runs, "--tasks", str(suite), *sizes, *end]) == 0
     tables = files.read_json(tmp_path / "analysis" / "theory.json")["tables"]
     assert {row["n"] for row in tables["shift"]} == {24}
     assert len(tables["output"]) == 3 * 5
+    assert [(row["target"], round(row["first_order"], 3)) for row in tables["growth"]][:2] == [
+        (str(tiny_recipe["model"]), 2.408), (str(tiny_recipe["model"]), 2.197),
+    ]  # fmt: skip
+    assert len(tables["growth"]) == 3 * 3
+    assert {row["difference"]["words"] for row in tables["rejection"]} == {4}
     assert {row["target"] for row in tables["rejection"]} == {str(tiny_recipe["model"]), runs[0]}
     assert [(row["target"], row["against"]) for row in tables["trained"]] == [(runs[1], runs[0])]
 

@@ -106,7 +106,7 @@ def test_answers_are_means_by_question() -> None:
     records = [
         row("forget/letters/clean", "a", [-1, -2], True),
         row("near/letters/clean", "b", [-1, -2], True),
-        row("far/letters/clean", "b", [-1, -2], False),  # another set: another question
+        row("far/letters/clean", "c", [-1, -2], False),
         row("near/letters/option", "b", [-3.0, -1], False),
         row("near/letters/option-control", "b", [-2.0, -1], False),
         row("near/letters/sentence", "b", [-1.0, -2], True),
@@ -120,3 +120,7 @@ def test_answers_are_means_by_question() -> None:
         "excess_harm": [(-0.5 + 0.25) / 2],
     }
     assert found.chance == {"forget": 0.5, "retain": 0.5, "perturbed": 0.5}
+    twice = answers_of(Evaluation({}, [*records, row("part/letters/clean", "c", [-1, -2], False)]), {})
+    assert twice.values["retain"].tolist() == [1.0, 0.0]  # a set that is a part of another
+    tasks = [row("mmlu_a", "0", [-1, -2], True), row("mmlu_b", "0", [-1, -2], False)]  # another harness counts from 0
+    assert answers_of(Evaluation({}, tasks), {}).values["retain"].tolist() == [1.0, 0.0]

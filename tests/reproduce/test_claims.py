@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,8 +11,10 @@ from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate.record import Record, Task
 from robust_unlearning.evaluate.suite import Evaluation
 from robust_unlearning.report.tables import Column
-from robust_unlearning.reproduce import claims, paper
+from robust_unlearning.reproduce import claims, claims_on_ngrams, paper
+from robust_unlearning.reproduce.analyses import models_of
 from robust_unlearning.reproduce.grid import Grid, Model, choose_noise
+from robust_unlearning.reproduce.tables import noise_table
 from robust_unlearning.reproduce.target import Roles, load_target
 from robust_unlearning.reproduce.verdicts import (
     CLAIMS,
@@ -103,8 +107,10 @@ def _grid() -> Grid:
 def test_claims_on_made_up_answers() -> None:
     grid = Grid.from_json(_grid().as_json())
     target = load_target("tiny", ["rule=max perturbed"])
-    chosen = choose_noise(target, grid)
+    choice = choose_noise(target, grid)
+    chosen = dict(choice.scales)
     assert chosen == {"tiny/rmu": 3.0}
+    assert not choice.unkept
     rows = complete(claims.main_claims(grid, chosen))
     found = {each.claim: each for each in rows if each.of != "representation methods, mean"}
     fragile = found["fragile"]
@@ -136,6 +142,40 @@ def test_claims_on_made_up_answers() -> None:
     assert complete([])[0].finding == "not run"
 
 
+@pytest.mark.parametrize(
+    ("bounds", "says"),
+    [
+        (
+            "forget<=0.3 and retain>=0.9*base",
+            "no scale keeps forget accuracy at most 30.0 %: 60.0 % at best (scale 9), 30.0 beyond it",
+        ),
+        (
+            "forget<=0.1 and excess_harm>=0",
+            "no scale keeps forget accuracy at most 10.0 %: 60.0 % at best (scale 9), 50.0 beyond it; no scale keeps "
+            "excess harm at least 0.000 nats: -0.200 nats at best (scale 3), 0.200 beyond it",
+        ),
+        (
+            "forget<=0.7 and excess_harm>=-0.5",
+            "no scale keeps all bounds together: 3 comes nearest, with forget 0.800 > 0.700",
+        ),
+    ],
+)
+def test_where_no_scale_keeps_the_bounds_none_is_chosen(bounds: str, says: str) -> None:
+    models = [
+        replace(model, validation=replace(model.test, forget=model.test.places["option"].right))
+        for model in _grid().models
+    ]
+    grid = replace(_grid(), models=models)
+    choice = choose_noise(load_target("tiny", [f"rule=max perturbed where {bounds}"]), grid)
+    assert choice.scales == {}
+    assert {key: text.replace("−", "-").replace("+", "") for key, text in choice.unkept.items()} == {"tiny/rmu": says}
+    table = noise_table(grid, choice.scales, choice.unkept, "a rule")
+    assert says.split(":")[0] in table.text()
+    stage = load_target("tiny").stages["figure7"].model_copy(update={"recipes": ("tiny/rmu",)})
+    assert {model.noise for model in models_of(stage, grid, choice.scales)} == {0.0}
+    assert {model.noise for model in models_of(stage, grid, {"tiny/rmu": 3.0})} == {0.0, 3.0}
+
+
 def test_what_has_forgotten_nothing_decides_nothing() -> None:
     grid = _grid()
     for model in grid.models:
@@ -158,6 +198,22 @@ def test_the_slope_over_c_is_that_of_least_squares() -> None:
     assert found.estimate is not None
     assert found.estimate.value == pytest.approx(slope)
     assert found.finding == "holds"
+
+
+def test_the_papers_misprints_are_said() -> None:
+    """Gains that its tables print beside accuracies which differ by something else, by more than rounding."""
+    printed = claims_on_ngrams._printed
+    assert printed(2, ["SimNPO+KL"]) == "+13.3 points (of the accuracies; misprint: +6.3)"
+    assert printed(4, ["RSV", "NPO+KL"]) == "+11.1 points (of the accuracies; misprint: RSV)"
+    assert printed(4, ["RMU"]) == "-0.8 points"
+    for (length, title), gain in paper.PRINTED_GAINS.items():
+        assert abs(paper.gain(length, title) - gain) > 0.15
+    grid = _grid()
+    (row,) = noise_table(grid, {"tiny/rmu": 3.0}, {}, "a rule").rows
+    assert list(row.values()) == ["RMU", "3, 9", "3", "0.03", "0.03", "0.03", "0.03", "0.03"]
+    rsv = replace(grid, models=[replace(model, title="RSV") for model in grid.models])
+    (row,) = noise_table(rsv, {}, {"tiny/rmu": "no scale keeps it"}, "a rule").rows
+    assert list(row.values())[2:5] == ["none: no scale keeps it", "0.09", "0.05"]
 
 
 def test_answers_by_role() -> None:

@@ -126,6 +126,7 @@ SMALL = {
     "validation": "planted-validation",
     "roles": {"related": ["near/*/clean"]},
     "seeds": [0],
+    "rule": "max perturbed",
     "limit": 2,
     "set": {"steps": 2, "snapshots": [1], "batch_size": 2},
     "stages": {
@@ -181,6 +182,7 @@ def test_a_small_one_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str], m
         "main": "finished", "figure2": "finished", "figure7": "finished", "theory": "failed",
     }  # fmt: skip
     assert set(numbers["chosen_noise"]) == {"tiny/rmu", "tiny/npo-kl"}
+    assert numbers["no_noise_chosen"] == {}
     assert {each["claim"] for each in numbers["outcomes"]} == set(CLAIMS)
     assert all(each["finding"] == "not run" for each in numbers["outcomes"] if each["claim"] == "trace")
     page = (out / "report.html").read_text(encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -11,9 +12,11 @@ import numpy as np
 from robust_unlearning.data.corpora import TokenBatch, collate, read_documents
 from robust_unlearning.data.questions import STYLES, shows_options
 from robust_unlearning.errors import UserError
+from robust_unlearning.evaluate.record import CLEAN, Task
 from robust_unlearning.evaluate.suite import Suite
 from robust_unlearning.perturb.controls import match_controls
 from robust_unlearning.recipe import Recipe, TextSource
+from robust_unlearning.results.roles import Patterns, roles
 from robust_unlearning.stats.factors import Groups
 
 Arrays = TypeVar("Arrays")
@@ -59,6 +62,33 @@ class Prompt:
             f"question {self.id!r}: the model's tokenizer makes the same tokens of the forget-token and of the control "
             "word, so there is nothing to compare. Choose words that the model knows."
         )
+
+
+def harmless(suite: Suite, patterns: Patterns = MappingProxyType({})) -> Suite:
+    """The suite without tokens in questions that are to be forgotten: what a forget-token does to a *harmless* question
+    is looked at, and a suite may perturb both.
+
+    Args:
+        patterns: of the roles, see `results.roles.roles`; where there are none, the sets' names tell.
+
+    Raises:
+        UserError: a pattern that no task has, or the suite perturbs only what is to be forgotten.
+    """
+    tasks = [
+        Task(name, style, form, control)
+        for name, source in suite.questions.items()
+        for style in source.styles
+        for form in (CLEAN, *source.perturb)
+        for control in (False, True)[: 1 + (form != CLEAN)]
+    ]
+    kept = {task.set for task in roles(tasks, patterns)["perturbed"]}
+    if not kept and any(source.perturb for source in suite.questions.values()):
+        raise UserError("the suite puts tokens only into questions that are to be forgotten: perturb a kept set too.")
+    questions = {
+        name: source if name in kept else source.model_copy(update={"perturb": ()})
+        for name, source in suite.questions.items()
+    }
+    return suite.model_copy(update={"questions": questions})
 
 
 def prompts(suite: Suite, tokenizer: Any, limit: int) -> dict[str, list[Prompt]]:

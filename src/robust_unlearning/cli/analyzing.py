@@ -139,7 +139,7 @@ def _theory(arguments: argparse.Namespace) -> None:
     settings = TheorySettings(
         variants.layer(arguments.layer), draws=arguments.draws, probes=arguments.probes, seed=arguments.seed
     )
-    questions = inputs.prompts(suite, variants.tokenizer, arguments.questions)
+    questions = inputs.prompts(inputs.harmless(suite), variants.tokenizer, arguments.questions)
     documents = _forget_rows(variants, arguments)
     report = analyse(variants, questions, documents, settings, _tick, {"tasks": arguments.tasks})
     _print(report, arguments.out)
@@ -153,7 +153,7 @@ def _activations(arguments: argparse.Namespace) -> None:
     suite, variants = load_suite(arguments.tasks), _variants(arguments)
     sizes = (arguments.documents, arguments.max_tokens)
     texts = {side: variants.documents(side, *sizes) for side in ("forget", "retain")}
-    questions = inputs.prompts(suite, variants.tokenizer, arguments.questions)
+    questions = inputs.prompts(inputs.harmless(suite), variants.tokenizer, arguments.questions)
     _print(analyse(variants, texts, questions, _tick), arguments.out)
 
 

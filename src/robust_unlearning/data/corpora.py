@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from robust_unlearning import files
 from robust_unlearning.errors import UserError, kind, nearest
-from robust_unlearning.recipe import Recipe, TextSource
+from robust_unlearning.recipe import TextSource
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -184,18 +185,31 @@ def read_documents(source: TextSource) -> list[str]:
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Token ids [b, t], padded on the right, and the mask [b, t] that is 1 on tokens and 0 on padding."""
+    """Token ids [b, t], padded on the right, and the mask [b, t] that is 1 on tokens and 0 on padding.
+
+    `given` [b]: so many tokens of each sequence are what it begins with, and are not predicted; None means the first.
+    """
 
     ids: Tensor
     mask: Tensor
+    given: Tensor | None = None
 
     def to(self, device: torch.device) -> TokenBatch:
         """The same batch on a device."""
-        return TokenBatch(self.ids.to(device), self.mask.to(device))
+        given = None if self.given is None else self.given.to(device)
+        return TokenBatch(self.ids.to(device), self.mask.to(device), given)
 
     def rows(self, which: slice) -> TokenBatch:
         """Some of its sequences, padded as they are."""
-        return TokenBatch(self.ids[which], self.mask[which])
+        return TokenBatch(self.ids[which], self.mask[which], None if self.given is None else self.given[which])
+
+    @property
+    def predicted(self) -> Tensor:
+        """[b, t - 1] True where the next token is a real one and is predicted."""
+        real = self.mask[:, 1:].bool()
+        if self.given is None:
+            return real
+        return real & (torch.arange(1, self.ids.shape[1], device=real.device) >= self.given[:, None])
 
     @property
     def tokens(self) -> int:
@@ -219,11 +233,57 @@ def derived_seed(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
 
 
-class Corpus:
-    """A tokenised corpus whose batches are numbered from 0 and go round without end.
+class Sequences(ABC):
+    """Token sequences whose batches are numbered from 0 and go on without end.
+
+    Attributes:
+        pad: the token that sequences are padded with.
+        batch_size: sequences of a batch.
+        size: how many there are; None where their numbers go on without end.
+        documents: how many texts they are made of.
+        fingerprint: hash of those texts.
+    """
+
+    pad: int
+    batch_size: int
+    size: int | None
+    documents: int
+    fingerprint: str
+
+    @property
+    @abstractmethod
+    def identity(self) -> object:
+        """What the sequences depend on: equal reprs, equal sequences."""
+
+    @abstractmethod
+    def row(self, index: int) -> list[int]:
+        """The tokens of a sequence."""
+
+    def given(self, index: int) -> int:
+        """How many tokens of a sequence are given and not predicted."""
+        return 1
+
+    @abstractmethod
+    def row_indices(self, number: int) -> list[int]:
+        """Which sequences batch `number` holds, `batch_size` of them."""
+
+    def collated(self, indices: Sequence[int]) -> TokenBatch:
+        """These sequences, padded on the right."""
+        return collate([self.row(index) for index in indices], self.pad)
+
+    def batch(self, number: int) -> TokenBatch:
+        """Batch `number`, counted from 0."""
+        return self.collated(self.row_indices(number))
+
+
+class Corpus(Sequences):
+    """A tokenised corpus whose batches go round without end.
 
     Each pass over the documents takes them in file order, or in an order drawn from the seed, the corpus's
     name and the pass.
+
+    Args:
+        special: whether the tokenizer puts its own tokens (such as a first one) into each document.
     """
 
     def __init__(
@@ -236,8 +296,9 @@ class Corpus:
         order: str,
         seed: int,
         name: str,
+        special: bool = True,
     ) -> None:
-        encoded = tokenizer(documents, truncation=True, max_length=max_tokens)["input_ids"]
+        encoded = tokenizer(documents, truncation=True, max_length=max_tokens, add_special_tokens=special)["input_ids"]
         self.rows: list[list[int]] = [row for row in encoded if row]
         if not self.rows:
             raise UserError(f"{name}: the tokenizer makes no token of any of {len(documents)} documents.")
@@ -247,7 +308,7 @@ class Corpus:
         self.order = order
         self.seed = derived_seed(seed, name)
         self.fingerprint = hashlib.sha256("\0".join(documents).encode()).hexdigest()[:16]
-        self.documents = len(documents)
+        self.documents, self.size = len(documents), len(self.rows)
         self._pass: tuple[int, list[int]] | None = None
 
     def _ordered(self, number: int) -> list[int]:
@@ -261,41 +322,21 @@ class Corpus:
             self._pass = (number, indices)
         return self._pass[1]
 
+    @property
+    def identity(self) -> object:
+        """The rows themselves."""
+        return self.rows
+
+    def row(self, index: int) -> list[int]:
+        """The tokens of a document."""
+        return self.rows[index]
+
+    def at(self, position: int) -> int:
+        """Which document comes at a position of the endless stream, as an index into `rows`."""
+        turn, index = divmod(position, len(self.rows))
+        return self._ordered(turn)[index]
+
     def row_indices(self, number: int) -> list[int]:
         """Which documents batch `number` holds, as indices into `rows`; always `batch_size` of them."""
         first = number * self.batch_size
-        turns = (divmod(first + offset, len(self.rows)) for offset in range(self.batch_size))
-        return [self._ordered(turn)[index] for turn, index in turns]
-
-    def collated(self, indices: list[int]) -> TokenBatch:
-        """These documents, padded on the right."""
-        return collate([self.rows[index] for index in indices], self.pad)
-
-    def batch(self, number: int) -> TokenBatch:
-        """Batch `number`, counted from 0 over all passes."""
-        return self.collated(self.row_indices(number))
-
-
-def source_of(recipe: Recipe, topic: str, side: str) -> TextSource:
-    """Where a topic's `forget`, `retain` or `refusals` lie: the topic's own, or the recipe's."""
-    source = getattr(recipe.topics[topic], side, None) or getattr(recipe, side)
-    assert source is not None  # load_recipe has seen to it
-    return source
-
-
-def read_corpus(recipe: Recipe, topic: str, side: str, tokenizer: Any) -> Corpus:
-    """A topic's `forget`, `retain` or `refusals`, tokenised.
-
-    Raises:
-        UserError: see `read_documents` and `Corpus`.
-    """
-    source = source_of(recipe, topic, side)
-    return Corpus(
-        read_documents(source),
-        tokenizer,
-        max_tokens=recipe.of_topic(topic, "max_tokens"),
-        batch_size=recipe.batch_size,
-        order=source.order,
-        seed=recipe.seed,
-        name=f"{topic}/{side}",
-    )
+        return [self.at(first + offset) for offset in range(self.batch_size)]

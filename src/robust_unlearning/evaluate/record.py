@@ -93,6 +93,8 @@ class Record:
         cluster: what the question is about, where several are about one thing; see `data.questions`.
         doc_hash: lm-evaluation-harness's hash of the row of data.
         filter: of its filters, the one that the answer went through.
+        across: the question's name among all sets of a suite, where that is not its id: another set's id for the same
+            question, or `SET/ID` where another set's question has this id; see `suite.names_across`.
         metrics: its numbers for a task without choices.
     """
 
@@ -109,6 +111,7 @@ class Record:
     cluster: str | None = None
     doc_hash: str | None = None
     filter: str | None = None
+    across: str | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -121,6 +124,13 @@ class Record:
         prediction, normed = int(np.argmax(logprobs)), int(np.argmax(per_byte))
         tokens = tuple(count for _, count in scored)
         return cls(task, id, answer, prediction, prediction == answer, normed == answer, logprobs, tokens)
+
+    @property
+    def question(self) -> tuple[str, ...]:
+        """Which question it is, whatever set asked it: in a suite, whose sets may hold parts of one another, its id or
+        what stands for it (`across`); elsewhere task and id, as tasks of lm-evaluation-harness number their own.
+        """
+        return (self.across or self.id,) if self.task.style else (self.task.set, self.id)
 
     @property
     def right(self) -> float:
@@ -158,6 +168,7 @@ class Record:
             "doc_hash": self.doc_hash,
             "filter": self.filter,
             "cluster": self.cluster,
+            "across": self.across,
             "answer": self.answer,
             "prediction": self.prediction,
             **self.metrics,

@@ -125,8 +125,10 @@ class Suite(Strict):
         pairs = match_controls(tokenizer, self.forget_tokens, self.control_tokens) if perturbs else {}
         scores: dict[str, dict[str, Any]] = {}
         records: list[Record] = []
+        known: dict[str, Content] = {}
         for name, source in self.questions.items():
             forms = source.forms(pairs, self.seed)
+            across = names_across(name, [question for question, _ in forms["clean", False]], known)
             prompts = [
                 (Task(name, style, form, control), question, pair, *STYLES[style](question))
                 for style in dict.fromkeys(source.styles)
@@ -138,7 +140,7 @@ class Suite(Strict):
             tick = partial(progress, name) if progress else None
             score = partial(option_logprobs, model, tokenizer, token_budget=token_budget, progress=tick)
             set_records = [
-                _record(task, question, pair, options, scored)
+                _record(task, question, pair, options, scored, across.get(question.id))
                 for (task, question, pair, _, options), scored in zip(prompts, map_split(items, score), strict=True)
             ]
             require_finite((logp for record in set_records for logp in record.logprobs), name)
@@ -214,10 +216,48 @@ def _alone(items: Sequence[Any], function: Callable[[Sequence[Any]], Sequence[An
     return list(function(items))
 
 
+Content = tuple[str, tuple[str, ...], int]
+"""A question's text, choices and answer."""
+
+
+def names_across(name: str, questions: Iterable[Question], known: dict[str, Content]) -> dict[str, str]:
+    """Ids of a set's questions that do not tell them among all sets of a suite -> what does.
+
+    A question that an earlier set has under another id gets that one; one whose id an earlier set has for another
+    question gets `SET/ID`. Two questions of one set stay two, whatever they say.
+
+    Args:
+        known: the names so far, each with what it stands for; this set's are added.
+    """
+    earlier: dict[Content, str] = {}
+    for id, content in known.items():
+        earlier.setdefault(content, id)
+    found: dict[str, str] = {}
+    taken: set[str] = set()
+    added: dict[str, Content] = {}
+    for question in questions:
+        id, content = question.id, (question.question, question.choices, question.answer)
+        there = id if known.get(id) == content else earlier.get(content)
+        if there is None or there in taken:
+            there = f"{name}/{id}" if id in known else id
+        taken.add(there)
+        added.setdefault(there, content)
+        if there != id:
+            found[id] = there
+    for there, content in added.items():
+        known.setdefault(there, content)
+    return found
+
+
 def _record(
-    task: Task, question: Question, pair: Form | None, options: Sequence[str], scored: Sequence[tuple[float, int]]
+    task: Task,
+    question: Question,
+    pair: Form | None,
+    options: Sequence[str],
+    scored: Sequence[tuple[float, int]],
+    across: str | None,
 ) -> Record:
-    record = Record.of_choices(task, question.id, question.answer, options, scored)
+    record = replace(Record.of_choices(task, question.id, question.answer, options, scored), across=across)
     return replace(record, cluster=question.cluster or None, **(pair.tokens if pair else {}))
 
 

@@ -93,12 +93,11 @@ def _weights(x: Array, y: Array, at: float) -> tuple[Array, float]:
     The height is homogeneous in y, so that the weights times y sum to it (Euler's theorem).
     """
     step = 1e-5 * max(float(np.ptp(y)), 1e-9)
-    heights = [
-        float(PchipInterpolator(x, y + sign * step * (np.arange(len(y)) == index))(at))
-        for index in range(len(y))
-        for sign in (1, -1)
-    ]
-    return (np.array(heights[::2]) - np.array(heights[1::2])) / (2 * step), float(PchipInterpolator(x, y)(at, 1))
+    moved = step * np.eye(len(y))
+    curves = PchipInterpolator(x, np.column_stack([y[:, None] + moved, y[:, None] - moved, y]))  # a column each
+    heights = curves(at)
+    weights: Array = (heights[: len(y)] - heights[len(y) : -1]) / (2 * step)
+    return weights, float(curves(at, 1)[-1])
 
 
 def matches(

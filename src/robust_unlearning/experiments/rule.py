@@ -159,7 +159,8 @@ def choose(rule: Rule, settings: Sequence[Values | None], bases: Sequence[Values
 class Answers:
     """One model's answers, question by question: measure -> values [n], the same questions for every model.
 
-    Accuracies are right (1) or wrong (0), averaged where a question is asked in several tasks of a role.
+    Accuracies are right (1) or wrong (0), averaged where a question is asked in several tasks of a role, those of
+    several sets that hold it among them: it counts once.
     """
 
     values: Mapping[str, Array]
@@ -190,7 +191,7 @@ def answers_of(evaluation: Evaluation, patterns: Patterns) -> Answers:
 
 def _by_question(records: Sequence[Record], values: Array) -> Array:
     """Means over the values of each question, in order of first mention."""
-    questions: dict[tuple[str, str], list[float]] = {}
+    questions: dict[tuple[str, ...], list[float]] = {}
     for record, value in zip(records, values, strict=True):
-        questions.setdefault((record.task.set, record.id), []).append(value)
+        questions.setdefault(record.question, []).append(value)
     return np.array([np.mean(same) for same in questions.values()])

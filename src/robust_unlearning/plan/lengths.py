@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robust_unlearning import files
-from robust_unlearning.data.corpora import HUB, read_corpus, source_of
+from robust_unlearning.data.corpora import HUB
+from robust_unlearning.data.sides import read_corpora, source_of
 from robust_unlearning.errors import UserError
 from robust_unlearning.methods.table import Preference
 from robust_unlearning.models import checkpoint
@@ -77,18 +78,19 @@ def _not_cheap(sources: list[TextSource]) -> str:
 
 def _from_corpora(recipe: Recipe, base: Checkpoint) -> dict[str, Lengths]:
     tokenizer = checkpoint.load_tokenizer(base)
-    lengths = {}
-    for side in _sides(recipe):
+    lengths, sides = {}, _sides(recipe)
+    corpora = {topic: read_corpora(recipe, topic, sides, tokenizer) for topic in recipe.topics}
+    for side in sides:
         widths, predicted, blocks = [], [], 0
         for position, topic in enumerate(recipe.topics):
-            corpus = read_corpus(recipe, topic, side, tokenizer)
+            corpus = corpora[topic][side]
             turns = len(range(position, recipe.steps, len(recipe.topics)))
             batches = [corpus.row_indices(number) for number in range(turns)]
             blocks += len({index // BLOCK for indices in batches for index in indices})
             for indices in batches:
-                rows = [len(corpus.rows[index]) for index in indices]
+                rows = [len(corpus.row(index)) for index in indices]
                 widths.append(max(rows))
-                predicted.append(sum(rows) - len(rows))
+                predicted.append(sum(rows) - sum(map(corpus.given, indices)))
         lengths[side] = _summary(widths, predicted, blocks)
     return lengths
 

@@ -15,7 +15,7 @@ from robust_unlearning.data.corpora import read_documents
 from robust_unlearning.data.questions import shows_options
 from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate.evaluator import Evaluator, open_target
-from robust_unlearning.evaluate.record import CLEAN, Record, Task
+from robust_unlearning.evaluate.record import Record
 from robust_unlearning.evaluate.suite import Suite
 from robust_unlearning.experiments.runner import Say, bare, scored
 from robust_unlearning.recipe import TextSource
@@ -23,12 +23,13 @@ from robust_unlearning.reproduce.grid import Grid, Model, suites_of
 from robust_unlearning.reproduce.target import Stage, Target
 from robust_unlearning.reproduce.theory import report
 from robust_unlearning.reproduce.theory.measure import TheorySettings
-from robust_unlearning.results.roles import roles
 from robust_unlearning.run.folder import open_run
 
 
 def models_of(stage: Stage, grid: Grid, chosen: Mapping[str, float]) -> list[Model]:
     """The models an analysis looks at, the first seed's, without and with the chosen noise.
+
+    Where no scale of the noise was chosen, the one without alone.
 
     Raises:
         UserError: the main stage has no model of a recipe.
@@ -57,6 +58,9 @@ def analyse(
         analysis = _analysis(target, stage, variants, lambda name: say(f"  measuring {name}"))
         layers = {model.label: open_run(out / model.run).recipe.layer for model in models}
         more = {"layers": layers, "depth": variants.depth}
+    if without := [grid.recipes[recipe] for recipe in stage.recipes if stage.rna and recipe not in chosen]:
+        text = f"Looked at without RNA only, as no scale of the noise was chosen: {', '.join(without)}."
+        analysis = replace(analysis, notes=[*analysis.notes, text])
     write(analysis, folder)
     data = files.read_json(folder / "analysis" / f"{analysis.name}.json")
     shown = {
@@ -73,11 +77,16 @@ def _analysis(target: Target, stage: Stage, variants: Variants, tick: Callable[[
     if stage.kind == "noise-sensitivity":
         settings = noise_sensitivity.ProbeSettings(probes=stage.probes)
         return noise_sensitivity.analyse(variants, documents["forget"], settings, tick)
-    questions = inputs.prompts(suites_of(target)[0], variants.tokenizer, stage.questions)
+    questions = inputs.prompts(_harmless(target), variants.tokenizer, stage.questions)
     if stage.kind == "activations":
         return activations.analyse(variants, documents, questions, tick)
     used = TheorySettings(variants.layer(None), draws=stage.draws, probes=stage.probes)
     return report.analyse(variants, questions, documents["forget"], used, tick, {})
+
+
+def _harmless(target: Target) -> Suite:
+    """The target's suite, tokens only in what is to be kept."""
+    return inputs.harmless(suites_of(target)[0], target.roles.model_dump(exclude={"related"}))
 
 
 def _ngrams(
@@ -102,7 +111,7 @@ def _ngrams(
     variants = {"base": (bare(recipe), out / "base")}
     variants |= {model.label: (open_target(str(out / model.run)), out / model.run) for model in models}
     plain = ["base", *(model.label for model in models if not model.noise)]
-    reports, more = [], {}
+    reports, more, suite = [], {}, _harmless(target)
     for settings, documents, labels in ((by_class, texts, plain), (by_document, spread, list(variants))):
         say(f"  n-grams of {len(documents)} documents: {settings.reading.replace('_', ' ')}")
         record, _ = select_ngrams(documents, embedder, settings, files.cache_dir() / "ngrams")
@@ -114,9 +123,9 @@ def _ngrams(
             say(f"  {label} on {', '.join(map(str, stage.n))}-grams")
             variant, place = variants[label]
             for n in stage.n:
-                suite = with_ngrams(target, [ngram.text for ngram in classes.values() if ngram.n == n])
+                asked = with_ngrams(suite, [ngram.text for ngram in classes.values() if ngram.n == n])
                 kept = place / "scores" / f"{n}-grams-{settings.reading}"
-                rows = scored(evaluator, variant, suite, kept).records
+                rows = scored(evaluator, variant, asked, kept).records
                 records.setdefault(label, []).extend(replace(row, id=f"{n}:{row.id}") for row in rows)
         reports.append(harmfulness.analyse(records, classes))
         more[settings.reading] = ngram_answers.answers(records, classes) | {"similarity": record["similarity"]}
@@ -125,22 +134,13 @@ def _ngrams(
     return replace(first, tables=tables, notes=notes), more
 
 
-def with_ngrams(target: Target, ngrams: Sequence[str]) -> Suite:
-    """The target's kept questions that tokens are put into, with n-grams as forget-tokens, in place of an option where
+def with_ngrams(suite: Suite, ngrams: Sequence[str]) -> Suite:
+    """The suite's questions that tokens are put into, with n-grams as forget-tokens, in place of an option where
     options are shown; what plays no part in that is left out.
     """
-    suite = suites_of(target)[0]
-    tasks = [
-        Task(name, style, form)
-        for name, source in suite.questions.items()
-        for style in source.styles
-        for form in (CLEAN, *source.perturb)
-    ]
-    kept = {task.set for task in roles(tasks, target.roles.model_dump())["perturbed"]}
     questions = {}
-    for name in kept & suite.questions.keys():
-        source = suite.questions[name]
-        place = "option" if any(map(shows_options, source.styles)) else source.perturb[0]
-        questions[name] = source.model_copy(update={"perturb": (place,)})
-    ordered = {name: questions[name] for name in suite.questions if name in questions}
-    return suite.model_copy(update={"questions": ordered, "forget_tokens": tuple(ngrams), "texts": {}})
+    for name, source in suite.questions.items():
+        if source.perturb:
+            place = "option" if any(map(shows_options, source.styles)) else source.perturb[0]
+            questions[name] = source.model_copy(update={"perturb": (place,)})
+    return suite.model_copy(update={"questions": questions, "forget_tokens": tuple(ngrams), "texts": {}})

@@ -96,9 +96,15 @@ def _mean(rows: Iterable[Array]) -> Array:
 
 
 def _printed(length: int, titles: Sequence[str], others: Sequence[str] = ()) -> str:
-    """The paper's gain of perturbed accuracy, mean over the methods named, less that of others."""
+    """The paper's gain of perturbed accuracy, mean over the methods named, less that of others; where it prints another
+    gain, that too.
+    """
     if length not in paper.PERTURBED or not {*titles, *others} <= set(paper.METHODS):
         return ""
-    before, after = paper.PERTURBED[length], paper.PERTURBED_RNA[length]
-    first, second = (float(np.mean([after[each] - before[each] for each in side] or [0])) for side in (titles, others))
-    return f"{first - second:+.1f} points"
+    ours, theirs = (float(np.mean([paper.gain(length, each) for each in side] or [0])) for side in (titles, others))
+    text = f"{ours - theirs:+.1f} points"
+    if not (misprints := [title for title in (*titles, *others) if (length, title) in paper.PRINTED_GAINS]):
+        return text
+    if len(titles) == 1 and not others:
+        return f"{text} (of the accuracies; misprint: {paper.PRINTED_GAINS[length, titles[0]]:+.1f})"
+    return f"{text} (of the accuracies; misprint: {', '.join(misprints)})"

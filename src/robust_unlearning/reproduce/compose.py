@@ -81,6 +81,7 @@ def write_report(name: str, target: Target, results: Results, out: Path, changes
         "changes": list(changes),
         "stages": results.states,
         "chosen_noise": results.chosen,
+        "no_noise_chosen": results.unchosen,
         "claims": {claim: {"text": about.text, "paper": about.paper} for claim, about in CLAIMS.items()},
         "outcomes": [each.as_dict() for each in rows],
         "main": {place: tables.main_table(grid, place).as_json() for place in grid.places} if grid else {},
@@ -137,8 +138,8 @@ def _main(target: Target, grid: Grid, results: Results, out: Path) -> Section:
             grid, figures.noise_key, "the scale of the noise", path / "figure3-seeds.png", figures.ACCURACIES
         ),
     )
-    if results.chosen:
-        blocks.append(tables.noise_table(grid, results.chosen, target.rule))
+    if results.chosen or results.unchosen:
+        blocks.append(tables.noise_table(grid, results.chosen, results.unchosen, target.rule))
     return Section("main", "Methods without and with RNA", blocks, target.stages[main_name(target)].stands_for)
 
 

@@ -15,11 +15,20 @@ from typing import Any, Self, Union, get_args, get_origin, get_type_hints
 import numpy as np
 
 from robust_unlearning.evaluate.suite import Evaluation, Suite, load_suite
-from robust_unlearning.experiments.rule import Answers, choose, parse_rule
+from robust_unlearning.experiments.rule import Answers, Rule, Values, choose, parse_rule
 from robust_unlearning.experiments.runner import Runner, Say
 from robust_unlearning.reproduce.target import Stage, Target, points_of
 from robust_unlearning.results.measures import Measured, excess, retained, right
 from robust_unlearning.run.folder import RunFolder
+from robust_unlearning.stats.format import NATS, PERCENT, shown
+
+MEASURES = {
+    "forget": ("forget accuracy", PERCENT, "%"),
+    "retain": ("retain accuracy", PERCENT, "%"),
+    "perturbed": ("accuracy with a forget-token", PERCENT, "%"),
+    "excess_harm": ("excess harm", NATS, "nats"),
+}
+"""A rule's measures as a sentence names them, how their numbers are written, and their unit."""
 
 
 @dataclass(frozen=True)
@@ -199,22 +208,60 @@ def run_grid(target: Target, stage: Stage, out: Path, say: Say) -> Grid:
     return Grid(base, checks[0][0] if checks else None, chance, models, runner.failed)
 
 
-def choose_noise(target: Target, grid: Grid) -> dict[str, float]:
+@dataclass(frozen=True)
+class NoiseChoice:
+    """What a rule chose among the scales of the noise.
+
+    Attributes:
+        scales: recipe -> the chosen scale, which keeps the rule's bounds.
+        unkept: recipe -> why none was chosen, a sentence: which bound no scale keeps, and by how much.
+    """
+
+    scales: Mapping[str, float]
+    unkept: Mapping[str, str]
+
+
+def choose_noise(target: Target, grid: Grid) -> NoiseChoice:
     """The scale of the noise for each method: the rule's choice among those above 0, on validation questions.
 
-    Where no scale keeps the rule's bounds, the one that comes nearest; methods without RNA models have none.
+    A method of which no scale keeps the rule's bounds has none: what breaks them is no RNA that could be judged.
+    Methods without RNA models stand in neither part.
     """
     rule = parse_rule(target.rule)
-    chosen = {}
+    scales, unkept = {}, {}
     base = selection_values(grid.base_validation or grid.base)
+    chance = dict.fromkeys(base, grid.chance)
     for recipe in grid.recipes:
         noises = grid.noises(recipe)
         values = [_mean(grid, recipe, noise) for noise in noises]
-        if values:
-            choice = choose(rule, values, [base] * len(values), dict.fromkeys(base, grid.chance))
-            assert choice.nearest is not None
-            chosen[recipe] = noises[choice.nearest]
-    return chosen
+        if not values:
+            continue
+        choice = choose(rule, values, [base] * len(values), chance)
+        if choice.index is not None:
+            scales[recipe] = noises[choice.index]
+            continue
+        assert choice.nearest is not None
+        apart = f"{noises[choice.nearest]:g} comes nearest, with {' and '.join(choice.broken[choice.nearest])}"
+        unkept[recipe] = _unkept(rule, noises, values, base, chance) or f"no scale keeps all bounds together: {apart}"
+    return NoiseChoice(scales, unkept)
+
+
+def _unkept(rule: Rule, noises: Sequence[float], values: Sequence[Values], base: Values, chance: Values) -> str:
+    """The bounds that no scale keeps, each with the scale that comes nearest; nothing where each is kept by one."""
+    parts = []
+    for bound in rule.bounds:
+        beyond, noise, value = min(
+            (bound.excess(each, base, chance), noise, each[bound.measure])
+            for noise, each in zip(noises, values, strict=True)
+        )
+        if beyond > 0:
+            name, form, unit = MEASURES[bound.measure]
+            limit, found, by = (shown(number, form) for number in (bound.limit(base, chance), value, beyond))
+            parts.append(
+                f"no scale keeps {name} {'at most' if bound.at_most else 'at least'} {limit} {unit}: "
+                f"{found} {unit} at best (scale {noise:g}), {by} beyond it"
+            )
+    return "; ".join(parts)
 
 
 def _mean(grid: Grid, recipe: str, noise: float) -> Mapping[str, float]:

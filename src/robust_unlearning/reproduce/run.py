@@ -39,12 +39,14 @@ class Results:
         grids: of stages that trained something.
         analyses: numbers of the others.
         chosen: recipe -> scale of the noise chosen for it on validation questions.
+        unchosen: recipe -> why none was chosen: no scale kept the rule's bounds.
         states: stage -> what its `stage.json` says; `status` is there always.
     """
 
     grids: dict[str, Grid] = field(default_factory=dict)
     analyses: dict[str, dict[str, Any]] = field(default_factory=dict)
     chosen: dict[str, float] = field(default_factory=dict)
+    unchosen: dict[str, str] = field(default_factory=dict)
     states: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def take(self, target: Target, name: str, result: Mapping[str, Any]) -> None:
@@ -55,7 +57,8 @@ class Results:
             return
         self.grids[name] = Grid.from_json(result)
         if stage.kind == "main":
-            self.chosen = choose_noise(target, self.grids[name])
+            choice = choose_noise(target, self.grids[name])
+            self.chosen, self.unchosen = dict(choice.scales), dict(choice.unkept)
 
 
 def key_of(target: Target, stage: Stage) -> str:

@@ -45,19 +45,25 @@ def main_table(grid: Grid, place: str) -> Table:
     return Table(f"After the last step, the token in: {place}", columns, rows, notes)
 
 
-def noise_table(grid: Grid, chosen: Mapping[str, float], rule: str) -> Table:
-    """Table 1: the scale of the noise chosen for each method."""
+def noise_table(grid: Grid, chosen: Mapping[str, float], unchosen: Mapping[str, str], rule: str) -> Table:
+    """Table 1: the scale of the noise chosen for each method, or why there is none."""
+    theirs = {"SARS-CoV-2": paper.NOISE_KEYWORD, **{f"{n}-grams": scales for n, scales in paper.NOISE.items()}}
     rows = []
-    for recipe, noise in chosen.items():
-        title, tried = grid.recipes[recipe], ", ".join(f"{scale:g}" for scale in grid.noises(recipe))
-        printed = [f"{scales[title] / 100:g}" for scales in paper.NOISE.values() if title in scales]
-        rows.append([title, tried, f"{noise:g}", " / ".join(printed)])
+    for recipe, title in grid.recipes.items():
+        if recipe not in chosen and recipe not in unchosen:
+            continue
+        tried = ", ".join(f"{scale:g}" for scale in grid.noises(recipe))
+        ours = f"{chosen[recipe]:g}" if recipe in chosen else f"none: {unchosen[recipe]}"
+        printed = [f"{scales[title] / 100:g}" if title in scales else "" for scales in theirs.values()]
+        rows.append([title, tried, ours, *printed])
     where = "validation questions" if grid.base_validation else "the reported questions, as there are no others"
     notes = (
         f"Chosen on {where} by the rule `{rule}` among the scales above 0, on means over seeds; where none keeps the "
-        "bounds, the nearest. The paper's ν is for 2-, 4-, 8- and 16-grams, at Zephyr's hidden states."
+        "bounds, none is chosen, and analyses look at the model without noise alone. "
+        "The paper's ν, read as √ν, is for Zephyr's hidden states: appendix A.4's for SARS-CoV-2, Table 1's by length."
     )
-    return Table.of("Chosen scale of the noise (√ν)", ("method", "tried", "chosen", "paper's ν"), rows, notes)
+    headers = ("method", "tried", "chosen", *(f"paper's, {words}" for words in theirs))
+    return Table.of("Chosen scale of the noise (√ν)", headers, rows, notes)
 
 
 def analysis_tables(data: Mapping[str, Any]) -> list[Table]:

@@ -61,7 +61,7 @@ class Asked:
         def coded(labels: Iterable[str | None]) -> Array:
             return np.array([numbers.setdefault(label, float(len(numbers))) for label in labels])
 
-        clusters = {key: coded(each.cluster or f"{each.task.set} {each.id}" for each in of) for key, of in sets.items()}
+        clusters = {key: coded(each.cluster or f"question {each.question}" for each in of) for key, of in sets.items()}
         tokens = (coded(each.forget_token for each in of) for of in (words, forget_words))
         return cls(**clusters, **dict(zip(("words", "forget_words"), tokens, strict=True)))
 
@@ -70,11 +70,14 @@ class Asked:
 class Measured:
     """One model's answers.
 
+    A question that occurs in several retained sets, as a subject of its own and within a whole, counts once in each
+    style: among `near` where one of its sets is close in topic, else among `far`; see `Record.question`.
+
     Attributes:
         forget: right or wrong on forget questions, [96] in the default planted world.
         forget_logp: log p of the right option there, in nats: finer than right or wrong.
         near: right or wrong on retain questions close in topic.
-        far: right or wrong on the other retain questions.
+        far: right or wrong on the other retain questions, none of which is in `near`.
         clean: right or wrong on the perturbed questions as they are.
         places: place of the token -> what it did to them.
         forget_perturbed: right or wrong on forget questions with a forget-token in them, mean over places; empty where
@@ -122,8 +125,9 @@ class Measured:
             return Perturbed(right_of(forget), right_of(control), logp_among_of(forget) - logp_among_of(control))
 
         forget = records(by_role["forget"])
-        near = records(task for task in by_role["retain"] if task in related)
-        far = records(task for task in by_role["retain"] if task not in related)
+        close = _once(records(task for task in by_role["retain"] if task in related))
+        others = _once(records(task for task in by_role["retain"] if task not in related))
+        near, far = list(close.values()), [record for question, record in others.items() if question not in close]
         clean = records(dict.fromkeys(task.clean_form for task in by_role["perturbed"]))
         at_places = [records(of) for of in places.values()]
         forget_places: dict[str, list[Task]] = {}
@@ -150,6 +154,14 @@ class Measured:
                 forget_perturbed=with_tokens[0],
             ),
         )
+
+
+def _once(records: Iterable[Record]) -> dict[tuple[str, ...], Record]:
+    """Question and style -> its record, the first where several sets hold the question."""
+    found: dict[tuple[str, ...], Record] = {}
+    for record in records:
+        found.setdefault((record.task.style, *record.question), record)
+    return found
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, stats
+from scipy import optimize, special
 
 from robust_unlearning.errors import UserError
 
@@ -43,7 +43,7 @@ class Part:
 
 def critical(parts: Sequence[Part], level: float) -> float:
     """t' = Σ V_k t(d_k) / Σ V_k, the two-sided quantile of Cochran and Cox; the largest t(d_k) where all V_k are 0."""
-    quantiles = [float(stats.t.ppf(0.5 + level / 2, part.df)) for part in parts]
+    quantiles = [float(special.stdtrit(part.df, 0.5 + level / 2)) for part in parts]
     total = sum(part.variance for part in parts)
     if not total:
         return max(quantiles)
@@ -113,7 +113,7 @@ class Estimate:
         ratio, highest = distance / self.spread, 1 - SMALLEST_P
         if critical(self.parts, highest) <= ratio:
             return SMALLEST_P
-        return 1 - float(optimize.brentq(lambda level: critical(self.parts, level) - ratio, 0.0, highest))
+        return 1 - float(optimize.brentq(lambda level: critical(self.parts, level) - ratio, 0.0, highest, xtol=1e-9))
 
     @property
     def spread(self) -> float:

@@ -179,7 +179,8 @@ def _codes(labels: Labels, n: int) -> NDArray[np.int64]:
     """Labels [n] as numbers from 0."""
     if len(labels) != n:
         raise UserError(f"{len(labels)} labels for {n} questions: give one for each.")
-    return np.unique(np.array([str(label) for label in labels]), return_inverse=True)[1].reshape(-1)
+    numbers = labels if isinstance(labels, np.ndarray) and labels.dtype.kind in "if" else [str(each) for each in labels]
+    return np.unique(np.asarray(numbers), return_inverse=True)[1].reshape(-1)
 
 
 def tables_of(tables: Sequence[ArrayLike]) -> list[Array]:

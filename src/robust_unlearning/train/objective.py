@@ -62,13 +62,13 @@ class BatchForward:
 
     @cached_property
     def predictions(self) -> int:
-        """Tokens predicted in the whole batch: all but each sequence's first."""
-        return int(self.whole.mask[:, 1:].sum())
+        """Tokens predicted in the whole batch: all but what is given of each sequence."""
+        return int(self.whole.predicted.sum())
 
     @cached_property
     def predicted(self) -> Tensor:
-        """[b, t - 1] True where the next token is a real one and so is predicted; n of them in all."""
-        return self.mask[:, 1:].bool()
+        """[b, t - 1] True where the next token is predicted; n of them in all."""
+        return self.batch.predicted.to(self.engine.device)
 
     @cached_property
     def trunk(self) -> Trunk:
@@ -117,7 +117,7 @@ class BatchForward:
         return losses_by_row(self.predicting(final), self.engine.head, loss, self.engine.vocabulary)
 
     def sequence_logp(self, final: Tensor) -> LogProbs:
-        """log p of each sequence from what the LM head reads [b, t, d]; its first token is given, pads do not count."""
+        """log p of each sequence after what is given of it, from what the LM head reads [b, t, d]; no pad counts."""
         targets = self.trunk.ids[:, 1:][self.predicted]
         logp = self.losses(final, lambda logits, rows: token_logp(logits, targets[rows]))
         sums = torch.zeros(len(self.predicted), dtype=logp.dtype, device=logp.device)

@@ -1,6 +1,7 @@
 """Reference log-probabilities of a corpus: computed once, kept on disk, read by every later run.
 
-They depend on the model, the texts' tokens and the type of the forward pass, and on nothing else of a recipe.
+They depend on the model, the sequences' tokens (and what of them is given) and the type of the forward pass, and on
+nothing else of a recipe.
 Sequences are scored in fixed blocks, so that a value never depends on which run asked for it first.
 
 Shapes: b sequences of a batch.
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from robust_unlearning import files
-from robust_unlearning.data.corpora import Corpus
+from robust_unlearning.data.corpora import Sequences
 from robust_unlearning.models.checkpoint import read_tensors, write_tensors
 from robust_unlearning.parallel.processes import Processes
 from robust_unlearning.train.engine import BandEngine
@@ -30,26 +31,30 @@ class References:
     """log p of each sequence of a corpus under the base, in nats.
 
     Args:
-        corpus: the sequences.
+        corpus: the sequences; where their numbers go on without end, values are kept as far as they were asked for.
         model: fingerprint of every tensor of the base.
         dtype: type of the forward pass.
         processes: they share the work, and know the same values afterwards.
     """
 
-    def __init__(self, engine: BandEngine, corpus: Corpus, model: str, dtype: str, processes: Processes) -> None:
+    def __init__(self, engine: BandEngine, corpus: Sequences, model: str, dtype: str, processes: Processes) -> None:
         self.engine, self.corpus, self.processes = engine, corpus, processes
-        key = repr((model, dtype, engine.device.type, corpus.rows))
+        key = repr((model, dtype, engine.device.type, corpus.identity))
         self.path = folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
         self.logp = processes.on_rank_zero(self._read)
 
     def _read(self) -> Tensor:
         """What is on disk, or NaN for every sequence."""
         if not self.path.exists():
-            return torch.full((len(self.corpus.rows),), float("nan"), dtype=torch.float64)
+            return _unknown(self.corpus.size or 0)
         return read_tensors(self.path)[0]["logp"]
 
     def prepare(self, rows: Iterable[int]) -> int:
         """Score those of `rows` that are not known yet, and keep them on disk; returns how many were scored."""
+        rows = list(rows)
+        if self.corpus.size is None:  # whole blocks, as far as is asked for
+            missing = -(-(max(rows, default=-1) + 1) // BLOCK) * BLOCK - len(self.logp)
+            self.logp = torch.cat([self.logp, _unknown(max(0, missing))])
         blocks = sorted({row // BLOCK for row in rows if self.logp[row].isnan()})
         padded = blocks + blocks[-1:] * (-len(blocks) % self.processes.count)  # sharded layers are run equally often
         for block, logp in zip(padded, self.processes.map_split(padded, self._scored), strict=True):
@@ -72,6 +77,10 @@ class References:
         """log p [b] of these sequences, in float32 on the engine's device."""
         self.prepare(rows)
         return self.logp[rows].float().to(self.engine.device)
+
+
+def _unknown(count: int) -> Tensor:
+    return torch.full((count,), float("nan"), dtype=torch.float64)
 
 
 def folder() -> Path:

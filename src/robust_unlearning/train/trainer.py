@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from robust_unlearning.data.corpora import Corpus, read_corpus
+from robust_unlearning.data.corpora import Sequences
+from robust_unlearning.data.sides import read_corpora
 from robust_unlearning.errors import UserError
 from robust_unlearning.methods.noise import SharedNoise
 from robust_unlearning.methods.table import Preference
@@ -77,7 +78,9 @@ class Trainer:
         asking = [run.recipe.spec for run in runs if isinstance(run.recipe.spec, Preference)]
         self.sides = ["forget", "retain", *(["refusals"] if any(spec.needs_refusals for spec in asking) else [])]
         self.corpora = {
-            (topic, side): read_corpus(recipe, topic, side, tokenizer) for topic in recipe.topics for side in self.sides
+            (topic, side): corpus
+            for topic in recipe.topics
+            for side, corpus in read_corpora(recipe, topic, self.sides, tokenizer).items()
         }
         read = time.perf_counter()
         tail = any(run.recipe.needs_tail for run in runs)
@@ -275,7 +278,7 @@ class Trainer:
             "environment": environment(str(self.device)),
         }
 
-    def _by_topic(self, value: Callable[[Corpus], Any]) -> dict[str, dict[str, Any]]:
+    def _by_topic(self, value: Callable[[Sequences], Any]) -> dict[str, dict[str, Any]]:
         """Topic -> side -> the value of its corpus."""
         return {topic: {side: value(self.corpora[topic, side]) for side in self.sides} for topic in self.recipe.topics}
 

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from robust_unlearning.analyze.inputs import Prompt, clusters_of, groups_of, structure
 from robust_unlearning.analyze.output import Panel, Report, side
 from robust_unlearning.analyze.variants import Variants
+from robust_unlearning.recipe import Recipe
 from robust_unlearning.report.tables import Table
 from robust_unlearning.reproduce.theory.measure import Measurements, TheorySettings, first_prompts, measure
 from robust_unlearning.reproduce.theory.rejection import closed_forms, exact_probability, paper_probability, rejects
@@ -288,14 +289,14 @@ def _rejection_note(table: Table) -> str:
 
 
 def _trained(targets: Sequence[Measurements], groups: Mapping[str, Groups]) -> Table:
-    """RNA models against the same method without noise: how often does training with RNA reject the change?"""
+    """RNA models against the same recipe without noise: how often does training with RNA reject the change?"""
     columns = {
         "target": "RNA model", "against": "without noise", "where": "token in", "paper": "paper's P",
         "exact": "exact P", "observed": "observed", "n": "n",
     }  # fmt: skip
     rows = []
     for rna in targets:
-        plain = next((target for target in targets if _without_noise(target, rna)), None)
+        plain = next((target for target in targets if without_noise(target.recipe, rna.recipe)), None)
         if plain is None or rna.recipe is None:
             continue
         for where, answers in rna.answers.items():
@@ -307,11 +308,23 @@ def _trained(targets: Sequence[Measurements], groups: Mapping[str, Groups]) -> T
     return Table("Theorem 5.2 for models trained with RNA: P[ΔJ_rna / ΔJ_u ≤ 0]", columns, rows, key="trained")
 
 
-def _without_noise(plain: Measurements, rna: Measurements) -> bool:
-    """Whether `plain` was trained by the same method without noise."""
-    if plain.recipe is None or rna.recipe is None or not rna.recipe.rna_std or plain.recipe.rna_std:
+ASIDE = {
+    *(name for name in Recipe.model_fields if name.startswith("noise_")),
+    "snapshots", "log_every", "checkpoint_every", "recompute_tail",
+}  # fmt: skip
+"""Fields in which an RNA run may differ from the run without noise that it is set against: those of the noise, and
+those that leave the weights as they are.
+"""
+
+
+def without_noise(plain: Recipe | None, rna: Recipe | None) -> bool:
+    """Whether `plain` is what `rna` would be without noise: equal in every field but `ASIDE`.
+
+    The method's name is not enough: two runs of it may differ in retain weight, steps, seed or texts.
+    """
+    if plain is None or rna is None or plain.rna_std or not rna.rna_std:
         return False
-    return plain.recipe.title == rna.recipe.title
+    return plain.model_dump(exclude=ASIDE) == rna.model_dump(exclude=ASIDE)
 
 
 def _lines(table: Table, field: str) -> dict[str, list[tuple[float, Estimate]]]:
