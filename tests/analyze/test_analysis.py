@@ -7,8 +7,9 @@ from math import sqrt
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
-from robust_unlearning.analyze import noise_sensitivity
+from robust_unlearning.analyze import inputs, noise_sensitivity
 from robust_unlearning.analyze.activations import compare_texts, pull
 from robust_unlearning.analyze.inputs import Prompt
 from robust_unlearning.errors import UserError
@@ -43,6 +44,24 @@ def test_noise_sensitivity_of_a_square() -> None:
     assert found.moved.item() == pytest.approx(0.09 * 800 / at.square().sum().item(), rel=0.1)
 
 
+def test_thirds_of_the_layers_by_hand() -> None:
+    """Eight layers: 0 to 2, 3 to 5, 6 and 7; ln of the ratio document by document."""
+    rng = np.random.default_rng(0)
+
+    def probed() -> dict[int, noise_sensitivity.Probed]:
+        return {layer: noise_sensitivity.Probed(*torch.tensor(rng.uniform(1, 2, (4, 6)))) for layer in range(8)}
+
+    base, model = probed(), probed()
+    rows = noise_sensitivity._thirds("rmu", model, base)
+    assert [row["against"] for row in rows] == ["last third", "first third"] * 2
+    logs = np.log([(model[layer].moved / base[layer].moved).numpy() for layer in range(8)])
+    change = logs[3:6].mean(axis=0) - logs[6:].mean(axis=0)
+    found = rows[2]["difference"]
+    half = stats.t.ppf(0.975, 5) * change.std(ddof=1) / 6**0.5
+    assert (found.value, found.high) == pytest.approx((change.mean(), change.mean() + half))
+    assert noise_sensitivity._thirds("rmu", {0: model[0], 1: model[1]}, base) == []
+
+
 # --- activations ----------------------------------------------------------------------------------------------------
 
 
@@ -67,6 +86,16 @@ def test_activations_on_known_states() -> None:
     assert own.toward["forget"].item() == pytest.approx(1)
     assert own.toward["clean"].item() == pytest.approx(0)
     assert pull({"forget": states["forget"], "control": states["control"]}, None).forget is None
+
+
+def test_questions_hang_together_by_thing_and_by_word() -> None:
+    group = [Prompt(str(n), (1,), (7, 1), (8, 1), 5, cluster="ab"[n % 2], word="xyz"[n % 3]) for n in range(6)]
+    groups = inputs.groups_of(group)
+    assert (list(groups.clusters or ()), list(groups.words or ())) == (list("ababab"), list("xyzxyz"))
+    assert inputs.clusters_of(group).words is None
+    assert "6 questions are about 2 things and 3 forget-tokens stand in them" in inputs.structure({"option": group})
+    alone = [Prompt("q", (1,), (7, 1), (8, 1), 5), Prompt("r", (1,), (7, 1), (8, 1), 5)]
+    assert list(inputs.groups_of(alone).clusters or ()) == ["q", "r"]
 
 
 def test_the_place_of_a_token_is_the_last_at_which_the_forms_differ() -> None:

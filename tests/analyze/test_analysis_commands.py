@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import yaml
 from conftest import WORDS
 
 from robust_unlearning import files
-from robust_unlearning.analyze import harmfulness, output
+from robust_unlearning.analyze import harmfulness, ngram_answers, output
 from robust_unlearning.cli import main
 from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate.record import Record
@@ -26,12 +26,12 @@ def harmful_records(count: int = 40) -> list[dict[str, Any]]:
     """`near` n-grams cost a nat and every other answer, `far` ones nothing."""
     records = []
     for index in range(count):
-        token = ("ba du", "ka mo")[index % 2]
-        harmed = token == "ba du"
+        token = ("ba du", "ka mo", "ba da", "ka ma")[index % 4]
+        harmed = token.startswith("ba")
         noise = 0.01 * (index % 5)
         for form, logp, right in (
             ("clean", -1.0, True),
-            ("option", -2.0 + noise if harmed else -1.0 - noise, not harmed or index % 4 == 0),
+            ("option", -2.0 + noise if harmed else -1.0 - noise, not harmed or index // 4 % 2 == 0),
             ("option-control", -1.0, True),
         ):
             held = None if form == "clean" else token
@@ -49,7 +49,9 @@ def typed(rows: Iterable[dict[str, Any]]) -> list[Record]:
 CLASSES = {
     "ngrams": [
         {"text": "ba du", "n": 2, "class": "most", "similarity": 0.8},
+        {"text": "ba da", "n": 2, "class": "most", "similarity": 0.7},
         {"text": "ka mo", "n": 2, "class": "least", "similarity": 0.1},
+        {"text": "ka ma", "n": 2, "class": "least", "similarity": 0.2},
     ]
 }
 
@@ -60,7 +62,9 @@ def test_harmfulness_by_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     files.write_json(tmp_path / "ngrams.json", CLASSES)
     words = ["analyze", "harmfulness", f"rmu={tmp_path / 'rmu'}", "--classes", str(tmp_path / "ngrams.json")]
     assert main.main([*words, "--out", str(tmp_path)]) == 0
-    assert "class 'most' is more harmful than class 'least'" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "the n-gram is the unit: 2 n-grams of each class" in printed
+    assert "class 'most' is more harmful than class 'least'" in printed
     least, most = files.read_json(tmp_path / "analysis" / "harmfulness.json")["tables"]["classes"]
     assert (least["similarity_class"], most["similarity_class"]) == ("least", "most")
     assert most["accuracy"]["value"] == 0.5
@@ -74,7 +78,7 @@ def test_harmfulness_by_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 def test_harmfulness_of_perturbed_sets_is_that_of_suites() -> None:
     """Their control form has another name, and their clean form is another task of the same questions and style."""
-    classes = {each["text"]: harmfulness.Ngram.model_validate(each) for each in CLASSES["ngrams"]}
+    classes = {each["text"]: ngram_answers.Ngram.model_validate(each) for each in CLASSES["ngrams"]}
     names = {"clean": "mmlu_facts", "option": "ng_facts", "option-control": "ng_facts_control"}
     suite = harmful_records()
     records = [{**each, "task": names[each["task"].rsplit("/", 1)[1]]} for each in suite]
@@ -84,23 +88,27 @@ def test_harmfulness_of_perturbed_sets_is_that_of_suites() -> None:
         if each["task"] == "mmlu_facts"
         for task, change in (("a_continuation", {}), ("b", {"tokens": [2, 2]}), ("c", {"answer": 1}))
     ]
-    expected = [replace(each, task="ng_facts") for each in harmfulness.group(typed(suite), classes)]
-    assert harmfulness.group(typed([*others, *records]), classes) == expected
+    expected = [replace(each, task="ng_facts") for each in grouped(suite, classes)]
+    assert grouped([*others, *records], classes) == expected
     unpaired = [{**each, "control_token": "other"} if each["task"] == "ng_facts_control" else each for each in records]
-    assert all(each.clean and not each.control for each in harmfulness.group(typed(unpaired), classes))
+    assert all(each.clean and not each.control for each in grouped(unpaired, classes))
+
+
+def grouped(rows: Iterable[dict[str, Any]], classes: Mapping[str, ngram_answers.Ngram]) -> list[harmfulness.Group]:
+    return harmfulness.group(ngram_answers.asked_of(typed(rows), classes))
 
 
 def test_harmfulness_says_what_is_missing(tmp_path: Path) -> None:
-    classes = harmfulness.Ngram.model_validate({"text": "ba dur", "n": 2, "class": "most", "similarity": 1})
-    with pytest.raises(UserError, match=r"none of the 2 forget-tokens .*nearest: 'ba dur'"):
-        harmfulness.group(typed(harmful_records()), {"ba dur": classes})
+    classes = ngram_answers.Ngram.model_validate({"text": "ba dur", "n": 2, "class": "most", "similarity": 1})
+    with pytest.raises(UserError, match=r"none of the 4 forget-tokens .*nearest: 'ba dur'"):
+        grouped(harmful_records(), {"ba dur": classes})
     with pytest.raises(UserError, match="no record has a forget-token"):
-        harmfulness.group(typed(row for row in harmful_records() if row["forget_token"] is None), {"ba dur": classes})
+        grouped((row for row in harmful_records() if row["forget_token"] is None), {"ba dur": classes})
     with pytest.raises(UserError, match=r"unlearn eval TARGET"):
         harmfulness.read_folder(str(tmp_path))
     files.write_json(tmp_path / "wrong.json", {"ngrams": [{"text": "ba", "n": 0, "class": "a"}]})
     with pytest.raises(UserError, match=r"n-gram 0: .*n: .*similarity: required"):
-        harmfulness.read_classes(str(tmp_path / "wrong.json"))
+        ngram_answers.read_classes(str(tmp_path / "wrong.json"))
 
 
 def test_a_report_on_disk(tmp_path: Path) -> None:
@@ -155,12 +163,19 @@ def test_every_analysis_runs_on_a_base_and_two_runs(
     first = [row for row in rows if row["layer"] == 0]
     assert first[0]["applied"] == first[1]["applied"]  # below the band nothing has changed
     assert first[1]["applied_change"]["value"] == 0
+    thirds = files.read_json(tmp_path / "analysis" / "noise-sensitivity.json")["tables"]["thirds"]
+    assert len(thirds) == 2 * 2 * 2  # runs, readings, the two other thirds
 
     sizes = ["--documents", "3", "--draws", "20", "--probes", "1", "--questions", "24"]
     assert main.main(["analyze", "theory", *runs, "--tasks", str(suite), *sizes, *end]) == 0
     tables = files.read_json(tmp_path / "analysis" / "theory.json")["tables"]
     assert {row["n"] for row in tables["shift"]} == {24}
     assert len(tables["output"]) == 3 * 5
+    assert [(row["target"], round(row["first_order"], 3)) for row in tables["growth"]][:2] == [
+        (str(tiny_recipe["model"]), 2.408), (str(tiny_recipe["model"]), 2.197),
+    ]  # fmt: skip
+    assert len(tables["growth"]) == 3 * 3
+    assert {row["difference"]["words"] for row in tables["rejection"]} == {4}
     assert {row["target"] for row in tables["rejection"]} == {str(tiny_recipe["model"]), runs[0]}
     assert [(row["target"], row["against"]) for row in tables["trained"]] == [(runs[1], runs[0])]
 

@@ -99,6 +99,39 @@ def test_the_selection_equals_that_of_everything_in_memory(
         assert record["similarity"][n] == pytest.approx(each, abs=1e-6)
 
 
+@pytest.mark.parametrize("block", [1, 40, 2**16])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_top_of_each_document_equals_that_of_everything_in_memory(
+    seed: int, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tables 2 to 5: the most similar of each document, a text once, for the document that it is most similar to."""
+    monkeypatch.setattr(ngrams, "BLOCK", block)
+    documents, embedder = _documents(seed), HashEmbedder()
+    settings = NgramSettings(n=(2, 3), per_document=3)
+    record, _ = select_ngrams(documents, embedder, settings, tmp_path)
+    assert record["reading"] == "top_of_each_document"
+    whole = embedder.embed(documents).astype(np.float64)
+    for n in settings.n:
+        best: dict[str, tuple[float, int]] = {}
+        for number, document in enumerate(documents):
+            texts = distinct_ngrams(document, n)
+            values = [float(embedder.embed([text])[0].astype(np.float64) @ whole[number]) for text in texts]
+            for value, text in sorted(zip(values, texts, strict=True), reverse=True)[:3]:
+                best[text] = max(best.get(text, (-2.0, 0)), (value, number))
+        found = {each["text"]: each for each in record["ngrams"] if each["n"] == n}
+        assert {each["class"] for each in found.values()} == {ngrams.TOP}
+        assert len(found) == sum(each["n"] == n for each in record["ngrams"])
+        assert {text: (each["similarity"], each["document"]) for text, each in found.items()} == {
+            text: (pytest.approx(value, abs=2e-6), number) for text, (value, number) in best.items()
+        }
+
+
+def test_one_reading_at_a_time(tmp_path: Path) -> None:
+    assert select_ngrams(_documents(0), HashEmbedder(), SMALL, tmp_path)[0]["reading"] == "classes"
+    with pytest.raises(ValueError, match="give `each` or `per_document`"):
+        NgramSettings(each=3, per_document=10)
+
+
 def test_an_ngram_of_a_document_counts_once() -> None:
     assert distinct_ngrams(" a b\n a  b a ", 2) == ["a b", "b a"]
     assert distinct_ngrams("a b", 3) == []
@@ -330,6 +363,10 @@ def test_command_line(sentence_bert: Path, tmp_path: Path, capsys: pytest.Captur
     printed = capsys.readouterr().out
     assert "(mean ± sd of 24 n-grams drawn of 174)" in printed
     assert "the mean over its windows is taken" in printed
+    assert main([*words, "--n", "2", "--per-document", "10"]) == 0
+    assert "… and 40 more in the file" in capsys.readouterr().out
+    record = json.loads(out.read_text())
+    assert (record["reading"], len(record["ngrams"])) == ("top_of_each_document", 60)
 
 
 @pytest.mark.integration
@@ -338,6 +375,7 @@ def test_command_line(sentence_bert: Path, tmp_path: Path, capsys: pytest.Captur
     [
         (["--n", "2,x"], "n.1: input should be a valid integer"),
         (["--n", "0"], "1 error\n  - n.0: input should be greater than or equal to 1"),
+        (["--each", "3", "--per-document", "10"], "give `each` or `per_document`"),
         (["--each", "0"], "each: input should be greater than or equal to 1"),
         (["feild=body"], "did you mean 'field'?"),
         (["--embedder", "all-minilm-l6"], "Did you mean the bundled embedder 'all-minilm-l6-v2'"),

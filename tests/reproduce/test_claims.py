@@ -10,7 +10,7 @@ import pytest
 from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate.record import Record, Task
 from robust_unlearning.evaluate.suite import Evaluation
-from robust_unlearning.reproduce import claims, claims_on_analyses, claims_on_grids, paper
+from robust_unlearning.reproduce import claims, claims_on_grids, claims_on_ngrams, paper
 from robust_unlearning.reproduce.analyses import models_of
 from robust_unlearning.reproduce.grid import Grid, Model, choose_noise
 from robust_unlearning.reproduce.tables import noise_table
@@ -158,31 +158,9 @@ def test_the_slope_over_c_is_that_of_least_squares() -> None:
     assert found.finding == "holds"
 
 
-def test_ngrams_are_compared_by_class_and_by_noise() -> None:
-    def row(label: str, value: float) -> dict[str, object]:
-        return {"label": label, "task": "near/letters/option", "length": 2,
-                "excess": {"value": value, "low": value, "high": value, "stderr": 0.1, "n": 9}}  # fmt: skip
-
-    data = {
-        "tables": {"classes": [row("base", 0.0), row("base", 1.0), row("RMU", -0.1), row("RMU", -1.0)]},
-        "subjects": [
-            {"label": "RMU", "title": "RMU", "noise": 0.0},
-            {"label": "RMU + RNA 3", "title": "RMU", "noise": 3.0},
-        ],
-        "right": {"RMU": {"2": [0, 0, 1, 0] * 2}, "RMU + RNA 3": {"2": [1, 1, 1, 1] * 2}},
-    }
-    similarity, noise, mean = claims_on_analyses.ngram_claims(data)
-    assert similarity.estimate is not None
-    assert similarity.estimate.low == pytest.approx(-0.9 - 1.96 * 0.1 * 2**0.5)
-    assert similarity.finding == "holds"
-    assert noise.estimate is not None
-    assert noise.estimate.value == 0.75
-    assert noise.paper == mean.paper == "-0.6 points"
-
-
 def test_the_papers_misprints_are_said() -> None:
     """Gains that its tables print beside accuracies which differ by something else, by more than rounding."""
-    printed = claims_on_analyses._printed
+    printed = claims_on_ngrams._printed
     assert printed(2, ["SimNPO+KL"]) == "+13.3 points (of the accuracies; misprint: +6.3)"
     assert printed(4, ["RSV", "NPO+KL"]) == "+11.1 points (of the accuracies; misprint: RSV)"
     assert printed(4, ["RMU"]) == "-0.8 points"
@@ -194,16 +172,6 @@ def test_the_papers_misprints_are_said() -> None:
     rsv = replace(grid, models=[replace(model, title="RSV") for model in grid.models])
     (row,) = noise_table(rsv, {}, {"tiny/rmu": "no scale keeps it"}, "a rule").rows
     assert list(row.values())[2:5] == ["none: no scale keeps it", "0.09", "0.05"]
-
-
-def test_the_closed_form_is_judged_against_what_was_drawn() -> None:
-    drawn = {"value": 0.305, "low": 0.302, "high": 0.308, "n": 200_000}
-    empty: dict[str, list[object]] = {key: [] for key in ("shift", "output", "rejection", "trace")}
-    row = {"eta_over_nu": 1.0, "r": 1.0, "paper": 0.352, "exact": 0.304, "simulated": drawn}
-    (found,) = claims_on_analyses.theory_claims({"tables": {**empty, "closed-forms": [row]}})
-    assert found.finding == "does not hold"
-    assert found.estimate is not None
-    assert found.estimate.value == pytest.approx(-0.047)
 
 
 def test_answers_by_role() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import made_up_sentences, random_model
+from scipy import stats
 
 from robust_unlearning.analyze import inputs
 from robust_unlearning.analyze.derivatives import curvature, gaussian, gradients, jvp
@@ -26,6 +27,8 @@ from robust_unlearning.reproduce.theory.measure import AnswerChange, Measurement
 from robust_unlearning.reproduce.theory.normality import normality, share_rejected, zero_mean
 from robust_unlearning.reproduce.theory.output_change import output_change
 from robust_unlearning.reproduce.theory.report import _trained, without_noise
+from robust_unlearning.stats.factors import Groups
+from robust_unlearning.stats.means import mean_interval
 from robust_unlearning.stats.paired import holm
 
 pytestmark = pytest.mark.unit
@@ -229,7 +232,7 @@ def test_an_rna_run_is_set_against_its_own_recipe_without_noise(plain: dict[str,
         measured("RNA 3", plain, -1.0, "retain_weight=3", "noise_variance=0.01"),
         measured("RNA 5", plain, -1.0, "retain_weight=5", "noise_std=0.5"),
     ]
-    rows = _trained([*bases, *rna]).rows
+    rows = _trained([*bases, *rna], {"option": Groups()}).rows
     assert {row["target"]: row["against"] for row in rows} == {"RNA 30": "weight 30", "RNA 3": "weight 3"}
     assert {row["target"]: row["observed"].value for row in rows} == {"RNA 30": 0.0, "RNA 3": 1.0}
     recipes = [each.recipe for each in (*bases, *rna)]
@@ -256,3 +259,60 @@ def test_a_shift_as_assumed_and_one_that_is_not() -> None:
     assert other.mean_share.low > 0.3  # (E x)² / E x² of an exponential is 1/2
     assert other.mean_rejected == other.not_normal_holm == 1
     assert other.effective == pytest.approx(1, abs=0.05)
+
+
+def test_the_mean_shift_of_questions_that_hang_together() -> None:
+    """Against a plain jackknife over questions, and products of pairs that share neither thing nor word by loops."""
+    rng = np.random.default_rng(1)
+    n, states = 24, np.ones((24, 5))
+    clusters, words = [str(index // 2) for index in range(n)], [f"w{index % 4}" for index in range(n)]
+    shifts = rng.standard_normal((n, 5)) + 0.4
+
+    def share(kept: list[int], labels: bool) -> float:
+        products = [
+            shifts[i] @ shifts[j]
+            for i in kept
+            for j in kept
+            if i != j and not (labels and (clusters[i] == clusters[j] or words[i] == words[j]))
+        ]
+        return float(np.mean(products) / np.mean([shifts[i] @ shifts[i] for i in kept]))
+
+    every = list(range(n))
+    plain = shift.describe(shifts, states).mean_share
+    without = np.array([share(every[:i] + every[i + 1 :], False) for i in every])
+    error = ((n - 1) / n * ((without - without.mean()) ** 2).sum()) ** 0.5
+    assert plain.value == pytest.approx(share(every, False))
+    assert plain.high == pytest.approx(plain.value + stats.t.ppf(0.975, n - 1) * error)
+
+    found = shift.describe(shifts, states, Groups(clusters, words)).mean_share
+    added = (n - 1) * (share(every, True) - np.array([share(every[:i] + every[i + 1 :], True) for i in every]))
+    assert found.value == pytest.approx(share(every, True))
+    expected = mean_interval(added, Groups(clusters, words))
+    assert found.stderr == pytest.approx(expected.stderr)
+    assert shift.describe(shifts, states, Groups(["x", *"yyyyyyyyyyyyyyyyyyyyyyy"])).mean_share.value is None
+
+
+def test_words_that_shift_by_chance_are_no_mean() -> None:
+    """Each word has a shift of its own, with mean 0 over words: seen only where products within a word are left out."""
+    rng = np.random.default_rng(2)
+    words = [index % 6 for index in range(60)]
+    seen = {"plain": 0, "grouped": 0}
+    for _ in range(40):
+        own = rng.standard_normal((6, 8))
+        shifts = own[words] + rng.standard_normal((60, 8))
+        for name, groups in (("plain", None), ("grouped", Groups(None, words))):
+            share = shift.describe(shifts, np.ones((60, 8)), groups).mean_share
+            assert share.low is not None
+            seen[name] += share.low > 0
+    assert seen["plain"] > 20
+    assert seen["grouped"] <= 3
+
+
+def test_the_outputs_spread_is_the_trace_of_its_covariance() -> None:
+    rng = np.random.default_rng(0)
+    matrix, at = torch.tensor(rng.standard_normal((4, 3))), torch.tensor(rng.standard_normal((2, 5, 4)))
+    mask = torch.ones(2, 5, dtype=torch.long)
+    small, large = output_change(lambda z: z.sum(dim=1) @ matrix, at, mask, [0.01, 0.09], 200, generator())
+    np.testing.assert_allclose(large.spread / small.spread, 9)  # of a linear model it grows as η, by the same draws
+    expected = 0.01 * 5 * (matrix**2).sum().item()  # η times the trace of JᵀJ, five tokens
+    np.testing.assert_allclose(small.spread, expected, rtol=0.25)

@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from robust_unlearning.analyze.inputs import Prompt, batches, joined
+from robust_unlearning.analyze.inputs import Prompt, batches, clusters_of, groups_of, joined, structure
 from robust_unlearning.analyze.output import Panel, Report, side
 from robust_unlearning.analyze.stack import Stack
 from robust_unlearning.analyze.variants import Variants
 from robust_unlearning.evaluate.evaluator import Variant
 from robust_unlearning.report.tables import Table
 from robust_unlearning.stats.estimates import Array
+from robust_unlearning.stats.factors import Groups
 from robust_unlearning.stats.format import NATS, shown
 from robust_unlearning.stats.means import mean_interval, paired_difference
 
@@ -130,7 +131,8 @@ def analyse(
             for where, group in questions.items():
                 for place, forms in question_states(stack, group, variants.pad).items():
                     pulled = pull(forms, steering(variant))
-                    rows = [_question_row(variant.name, where, place, pulled, layer) for layer in stack.layers]
+                    groups = {form: clusters_of(group) if form == "clean" else groups_of(group) for form in forms}
+                    rows = [_question_row(variant.name, where, place, pulled, layer, groups) for layer in stack.layers]
                     question_rows[place] += rows if place == "answer" or pulled.toward else []
     tables = [
         Table("Forget and retain text: model against base", _TEXT_COLUMNS, text_rows, key="texts"),
@@ -140,8 +142,8 @@ def analyse(
               question_rows["token"], key="token"),
     ]  # fmt: skip
     notes = [
-        "95 % intervals over documents or questions (n). Layers count from 0; a row shows the layer's output. Shifts "
-        "are over ‖h_clean‖. Cosines to u: the largest over the run's steering directions.",
+        f"95 % intervals over documents or questions (n). {structure(questions)} Layers count from 0; a row shows the "
+        "layer's output. Shifts are over ‖h_clean‖. Cosines to u: the largest over the run's steering directions.",
         *_notes(variants, question_rows),
     ]
     about = {
@@ -201,16 +203,19 @@ def _text_row(name: str, text: str, compared: Texts, layer: int) -> Row:
     return {"target": name, "text": text, "layer": layer, **numbers, "n": compared.cosine.shape[1]}
 
 
-def _question_row(name: str, where: str, place: str, pulled: Pull, layer: int) -> Row:
+def _question_row(name: str, where: str, place: str, pulled: Pull, layer: int, groups: Mapping[str, Groups]) -> Row:
+    """One row; `groups` say of each form how the questions hang together."""
     row: Row = {"target": name, "where": where, "place": place, "layer": layer}
     row |= dict.fromkeys(["forget", "control", "excess", *_TOWARD.values(), "excess_toward"])
+    words = groups["forget"]
     if pulled.forget is not None and pulled.control is not None:
-        row |= {"forget": mean_interval(pulled.forget[layer]), "control": mean_interval(pulled.control[layer])}
-        row |= {"excess": paired_difference(pulled.forget[layer], pulled.control[layer]), "n": pulled.forget.shape[1]}
+        forget, control = pulled.forget[layer], pulled.control[layer]
+        row |= {"forget": mean_interval(forget, words), "control": mean_interval(control, words)}
+        row |= {"excess": paired_difference(forget, control, words), "n": len(forget)}
     if pulled.toward:
-        row |= {_TOWARD[form]: mean_interval(cosines[layer]) for form, cosines in pulled.toward.items()}
-        row["excess_toward"] = paired_difference(pulled.toward["forget"][layer], pulled.toward["control"][layer])
-        row["n"] = pulled.toward["forget"].shape[1]
+        row |= {_TOWARD[form]: mean_interval(cosines[layer], groups[form]) for form, cosines in pulled.toward.items()}
+        forget, control = pulled.toward["forget"][layer], pulled.toward["control"][layer]
+        row |= {"excess_toward": paired_difference(forget, control, words), "n": len(forget)}
     return row
 
 

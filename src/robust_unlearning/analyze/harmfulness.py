@@ -1,8 +1,8 @@
 """Which forget n-grams harm most (Figure 4): accuracy and excess harm by the n-gram's similarity class and length.
 
-The paper sorts a corpus's n-grams by their similarity to its documents and finds that those most similar harm most. It
-reads the folders that `unlearn eval` wrote, and a file that says the class of each n-gram; a record's forget-token says
-which n-gram its question holds. NumPy only.
+The paper sorts a corpus's n-grams by their similarity to its documents and finds that those most similar harm most.
+This reads the folders that `unlearn eval` wrote, and a file that says the class of each n-gram; a record's forget-token
+says which n-gram its question holds, and `ngram_answers` how intervals are reckoned. NumPy only.
 
 Evaluations of suites and of the sets of `unlearn perturb` are read alike. A suite's task is `SET/STYLE/WHERE`, with its
 control form and its clean form beside it; a perturbed set's subjects are taken together, as their group was asked, and
@@ -14,53 +14,27 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, Field, ValidationError
 
 from robust_unlearning import files
+from robust_unlearning.analyze.ngram_answers import (
+    Ngram,
+    NgramAnswers,
+    NgramQuestion,
+    all_of,
+    asked_of,
+    most_less_least,
+)
 from robust_unlearning.analyze.output import Panel, Report, side
-from robust_unlearning.errors import UserError, explain, nearest
+from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate.evaluator import ABOUT, RECORDS
-from robust_unlearning.evaluate.record import Record, Task, control_of, control_tasks, excess_of, read_records, right_of
+from robust_unlearning.evaluate.record import Record, Task, read_records, right_of
 from robust_unlearning.report.tables import Table
-from robust_unlearning.stats.estimates import Estimate, accuracy
+from robust_unlearning.stats.estimates import Estimate
 from robust_unlearning.stats.format import NATS, shown
-from robust_unlearning.stats.means import mean_interval
-
-
-class Ngram(BaseModel, extra="ignore", frozen=True, populate_by_name=True):
-    """One forget n-gram and its class."""
-
-    text: str
-    n: int = Field(ge=1)
-    similarity_class: str = Field(alias="class")
-    similarity: float
-
-
-def read_classes(path: str) -> dict[str, Ngram]:
-    """N-grams by their text, from `{"ngrams": [{"text", "n", "class", "similarity"}, …]}`.
-
-    Raises:
-        UserError: another kind of file, or two n-grams of one text.
-    """
-    data = files.read_json(Path(path))
-    rows = data.get("ngrams") if isinstance(data, dict) else None
-    if not isinstance(rows, list) or not rows:
-        raise UserError(
-            f'{path}: expected {{"ngrams": [{{"text", "n", "class", "similarity"}}, …]}} with one at least.'
-        )
-    ngrams: dict[str, Ngram] = {}
-    for index, row in enumerate(rows):
-        try:
-            ngram = Ngram.model_validate(row)
-        except ValidationError as error:
-            raise UserError(f"{path}, n-gram {index}: " + " ".join(explain(error.errors(), Ngram))) from error
-        if ngrams.setdefault(ngram.text, ngram) != ngram:
-            raise UserError(f"{path}: {ngram.text!r} stands there twice, with different classes.")
-    return ngrams
+from robust_unlearning.stats.means import over_seeds, share_over_seeds
 
 
 def read_folder(folder: str) -> list[Record]:
@@ -118,91 +92,37 @@ class Group:
     n: int
 
 
-def group(records: Sequence[Record], classes: Mapping[str, Ngram]) -> list[Group]:
-    """The records' perturbed questions by task, length and class, classes by rising similarity.
-
-    Raises:
-        UserError: no record's forget-token is among the n-grams.
-    """
-    by_task: dict[Task, dict[str, Record]] = {}
-    for record in records:
-        by_task.setdefault(record.task, {})[record.id] = record
-    controls = control_tasks(by_task)
-    sorted_: dict[tuple[Task, int, str], list[Record]] = {}
-    for task in (task for task in by_task if task not in controls):
-        for record in by_task[task].values():
-            if ngram := classes.get(record.forget_token or ""):
-                sorted_.setdefault((task, ngram.n, ngram.similarity_class), []).append(record)
-    if not sorted_:
-        tokens = {record.forget_token for record in records if record.forget_token is not None}
-        if not tokens:
-            raise UserError(
-                "no record has a forget-token. Evaluate a suite with `perturb` and forget_tokens, or a set that "
-                "`unlearn perturb` wrote with this file of n-grams as --keywords."
-            )
-        seen = min(tokens)
-        close = nearest(seen, classes)
-        raise UserError(
-            f"none of the {len(tokens)} forget-tokens of the records, {seen!r} for one, is among the {len(classes)} "
-            f"n-grams{f' (nearest: {close!r})' if close else ''}. Evaluate with these n-grams as a "
-            "suite's forget_tokens, or as the --keywords of `unlearn perturb`, one a question."
-        )
-    groups = [_group(*key, asked, by_task, classes) for key, asked in sorted_.items()]
+def group(asked: Sequence[NgramQuestion]) -> list[Group]:
+    """Questions by task, length and class, classes by rising similarity."""
+    sorted_: dict[tuple[str, int, str], list[NgramQuestion]] = {}
+    for each in asked:
+        sorted_.setdefault((each.record.task.name, each.ngram.n, each.ngram.similarity_class), []).append(each)
+    groups = [_group(*key, of_group) for key, of_group in sorted_.items()]
     return sorted(groups, key=lambda group: (group.task, group.length, group.similarity))
 
 
-def _group(
-    task: Task,
-    length: int,
-    name: str,
-    records: Sequence[Record],
-    by_task: Mapping[Task, Mapping[str, Record]],
-    classes: Mapping[str, Ngram],
-) -> Group:
-    form = control_of(task, by_task)
-    control = _all_of(by_task[form].get(record.id) if form else None for record in records)
-    if control and [_tokens(record) for record in control] != [_tokens(record) for record in records]:
-        control = None
-    others = [by_task.get(task.clean_form, {})] if task.style else list(by_task.values())
-    clean = _all_of(_clean(record, others) for record in records)
-    similarities = {token: classes[token].similarity for token, _ in map(_tokens, records) if token}
+def _group(task: str, length: int, name: str, asked: Sequence[NgramQuestion]) -> Group:
+    answers = NgramAnswers.of(asked)
+
+    def share(records: Iterable[Record | None]) -> Estimate | None:
+        there = all_of(records)
+        return share_over_seeds([right_of(there)], answers.groups) if there else None
+
+    accuracy = share(each.record for each in asked)
+    assert accuracy is not None
+    ngrams = {each.ngram.text: each.ngram.similarity for each in asked}
     return Group(
-        task=task.name,
+        task=task,
         length=length,
         similarity_class=name,
-        accuracy=accuracy(right_of(records)),
-        control=accuracy(right_of(control)) if control else None,
-        clean=accuracy(right_of(clean)) if clean else None,
-        excess=mean_interval(excess_of(records, control)) if control else None,
-        similarity=float(np.mean(list(similarities.values()))),
-        ngrams=len(similarities),
-        n=len(records),
+        accuracy=accuracy,
+        control=share(each.control for each in asked),
+        clean=share(each.clean for each in asked),
+        excess=None if answers.excess is None else over_seeds([answers.excess], answers.groups),
+        similarity=float(np.mean(list(ngrams.values()))),
+        ngrams=len(ngrams),
+        n=len(asked),
     )
-
-
-def _all_of(records: Iterable[Record | None]) -> list[Record] | None:
-    """The records, if none is missing."""
-    given = list(records)
-    known = [record for record in given if record]
-    return known if len(known) == len(given) else None
-
-
-def _tokens(record: Record) -> tuple[str | None, str | None]:
-    return record.forget_token, record.control_token
-
-
-def _clean(record: Record, tasks: Iterable[Mapping[str, Record]]) -> Record | None:
-    """The record of the same question without a forget-token, scored in the same way: the right answer's continuation
-    has as many tokens; of several, the one in whose task's name `continuation` stands as in the record's.
-    """
-
-    def right(of: Record) -> tuple[Any, int | None]:
-        return of.answer, of.answer_tokens if of.scored else None
-
-    same = [other for records in tasks if (other := records.get(record.id)) and not other.forget_token]
-    texts = "continuation" in record.task.name
-    alike = (other for other in same if right(other) == right(record))
-    return min(alike, key=lambda other: ("continuation" in other.task.name) != texts, default=None)
 
 
 _COLUMNS = {
@@ -210,55 +130,88 @@ _COLUMNS = {
     "clean": "clean", "control": "+control", "accuracy": "+n-gram", "excess": "excess harm", "ngrams": "n-grams",
     "n": "n",
 }  # fmt: skip
+_MEASURES = {
+    "accuracy": "accuracy with the n-gram in the question",
+    "excess": "excess harm (nats per answer token)",
+}
 
 
 def analyse(records: Mapping[str, Sequence[Record]], classes: Mapping[str, Ngram]) -> Report:
-    """Every label's table, and whether the most similar n-grams harm more than the least similar.
+    """Every label's table: by class, and whether the most similar n-grams harm more than the least similar; or, where
+    there is one class as of n-grams taken document by document, by length.
 
     Args:
         records: label -> records of an evaluation.
         classes: text of an n-gram -> n-gram.
     """
-    rows, notes = [], []
-    lines: tuple[dict[str, list[tuple[float, Estimate]]], ...] = ({}, {})
-    for label, of_label in records.items():
-        groups = group(of_label, classes)
+    asked = {label: asked_of(of_label, classes) for label, of_label in records.items()}
+    rows: list[dict[str, Any]] = []
+    notes: list[str] = []
+    by_class = len({each.similarity_class for each in classes.values()}) > 1
+    lines: dict[str, dict[str, list[tuple[float, Estimate]]]] = {measure: {} for measure in _MEASURES}
+    for label, of_label in asked.items():
+        groups = group(of_label)
         rows += [{"label": label, **vars(each)} for each in groups]
-        for (task, length), same in groupby(groups, key=lambda each: (each.task, each.length)):
-            of_task = list(same)
-            notes += _ends(label, of_task)
-            name = f"{label}, {task}, {length}-grams"
-            lines[0][name] = [(each.similarity, each.accuracy) for each in of_task]
-            lines[1][name] = [(each.similarity, each.excess) for each in of_task if each.excess]
-    notes = [
-        "Accuracy with 95 % Wilson intervals; excess harm in nats per answer token (log p of the right answer with the "
-        "n-gram less that with a control word; below 0 the n-gram does more harm) with bootstrap intervals over n "
-        "questions. Similarity: mean over the class's n-grams that occur.",
-        *notes,
-    ]
-    about = {"labels": list(records), "ngrams": len(classes)}
-    labels = ("accuracy with the n-gram in the question", "excess harm (nats per answer token)")
-    panels = [Panel(label, each) for label, each in zip(labels, lines, strict=True)]
-    table = Table("By class", _COLUMNS, rows, key="classes")
+        notes += _ends(label, of_label, groups) if by_class else []
+        for each in groups:
+            name = f"{label}, {each.task}" + (f", {each.length}-grams" if by_class else "")
+            for measure, of_measure in lines.items():
+                if estimate := getattr(each, measure):
+                    at = each.similarity if by_class else each.length
+                    of_measure.setdefault(name, []).append((float(at), estimate))
+    kind = "class" if by_class else "length"
+    columns = {key: title for key, title in _COLUMNS.items() if by_class or key != "similarity_class"}
+    panels = [Panel(title, lines[measure]) for measure, title in _MEASURES.items() if lines[measure]]
     return Report(
-        "harmfulness", "Harmfulness of forget n-grams", about, notes, [table], panels, "similarity to the document"
+        "harmfulness",
+        "Harmfulness of forget n-grams",
+        {"labels": list(records), "ngrams": len(classes)},
+        [_structure([each for of_label in asked.values() for each in of_label]), *notes],
+        [Table(f"By {kind}", columns, rows, key="classes" if by_class else "lengths")],
+        panels,
+        "similarity to the document" if by_class else "words of the n-gram",
     )
 
 
-def _ends(label: str, groups: Sequence[Group]) -> list[str]:
-    """The most similar class against the least similar, whose questions are others: a normal interval."""
-    least, most = groups[0], groups[-1]
-    head = f"{label}, {least.task}, {least.length}-grams: "
-    if len(groups) < 2 or not least.excess or not most.excess:
-        return [head + "one class only, or no control form: nothing to compare."]
-    a, b = most.excess, least.excess
-    if a.value is None or b.value is None or a.stderr is None or b.stderr is None:
-        return [head + "too few questions to compare."]
-    difference, error = a.value - b.value, float(np.hypot(a.stderr, b.stderr))
-    estimate = Estimate(difference, difference - 1.96 * error, difference + 1.96 * error)
-    words = {"lower": "more harmful than", "higher": "less harmful than"}
-    is_said = words.get(side(estimate), "not to be told apart in harm from")
-    return [
-        f"{head}class {most.similarity_class!r} is {is_said} class {least.similarity_class!r} (excess harm "
-        f"{shown(estimate, NATS)} nats, n={most.n} and {least.n})."
-    ]
+def _structure(asked: Sequence[NgramQuestion]) -> str:
+    """What intervals rest on, in a sentence, and what the columns are."""
+    units: dict[tuple[int, str], set[str]] = {}
+    for each in asked:
+        units.setdefault((each.ngram.n, each.ngram.similarity_class), set()).add(each.ngram.unit)
+    least, most = min(map(len, units.values())), max(map(len, units.values()))
+    count = f"{least}" if least == most else f"{least} to {most}"
+    if any(each.ngram.unit != each.ngram.text for each in asked):
+        unit = f"The n-grams of one document overlap, so the document is the unit: {count} documents for each length"
+    else:
+        unit = f"An n-gram stands in many questions, so the n-gram is the unit: {count} n-grams of each class"
+    return (
+        f"{unit}; questions about one thing count as one too. 95 % intervals say how far a number may move with other "
+        "n-grams and questions, and say nothing of other models. Excess harm, nats per answer token: log p of the "
+        "right answer with the n-gram less that with a control word; below 0 the n-gram does more harm. Similarity: "
+        "mean over the n-grams that occur."
+    )
+
+
+def _ends(label: str, asked: Sequence[NgramQuestion], groups: Sequence[Group]) -> list[str]:
+    """Each task's most similar class against the least similar, whose n-grams and questions are others."""
+    notes = []
+    for (task, length), same in groupby(groups, key=lambda each: (each.task, each.length)):
+        least, *others = same
+        head = f"{label}, {task}, {length}-grams: "
+        of_task = [each for each in asked if (each.record.task.name, each.ngram.n) == (task, length)]
+        most = others[-1] if others else least
+        effect = (
+            most_less_least(NgramAnswers.of(of_task), most.similarity_class, least.similarity_class) if others else None
+        )
+        if effect is None:
+            notes.append(head + "one class only, or no control form: nothing to compare.")
+            continue
+        estimate = effect.estimate()
+        words = {"lower": "more harmful than", "higher": "less harmful than"}
+        is_said = words.get(side(estimate), "not clearly more or less harmful than")
+        notes.append(
+            f"{head}class {most.similarity_class!r} is {is_said} class {least.similarity_class!r} (excess harm "
+            f"{shown(estimate, NATS)} nats, {most.ngrams} and {least.ngrams} n-grams in {most.n} and {least.n} "
+            "questions)."
+        )
+    return notes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ from robust_unlearning.evaluate.suite import Suite
 from robust_unlearning.perturb.controls import match_controls
 from robust_unlearning.recipe import Recipe, TextSource
 from robust_unlearning.results.roles import Patterns, roles
+from robust_unlearning.stats.factors import Groups
 
 Arrays = TypeVar("Arrays")
 """A dataclass of arrays [..., n]."""
@@ -34,6 +35,8 @@ class Prompt:
         forget: with a forget-token in it.
         control: with an unrelated word in the same place.
         answer: the first token of the right answer.
+        cluster: what the question is about, where others are about the same; empty: it stands for itself.
+        word: the forget-token in it.
     """
 
     id: str
@@ -41,6 +44,8 @@ class Prompt:
     forget: tuple[int, ...]
     control: tuple[int, ...]
     answer: int
+    cluster: str = ""
+    word: str = ""
 
     @property
     def token_place(self) -> int:
@@ -105,14 +110,38 @@ def prompts(suite: Suite, tokenizer: Any, limit: int) -> dict[str, list[Prompt]]
                 continue
             ask = STYLES[styles[0]]
             clean = {question.id: question for question, _ in forms["clean", False]}
-            for (forget, _), (control, _) in zip(forms[where, False], forms[where, True], strict=True):
+            for (forget, form), (control, _) in zip(forms[where, False], forms[where, True], strict=True):
                 prompt, options = ask(clean[forget.id])
                 texts = [prompt, ask(forget)[0], ask(control)[0], f"{prompt} {options[forget.answer]}"]
                 plain, odd, other, whole = (tuple(ids) for ids in tokenizer(texts, verbose=False)["input_ids"])
-                by_place.setdefault(where, []).append(Prompt(forget.id, plain, odd, other, whole[len(plain)]))
+                about = (forget.cluster, form.keywords[0] if form else "")
+                by_place.setdefault(where, []).append(Prompt(forget.id, plain, odd, other, whole[len(plain)], *about))
     if not by_place:
         raise UserError("the suite puts no token into any question: a question set needs `perturb`.")
     return by_place
+
+
+def groups_of(group: Sequence[Prompt]) -> Groups:
+    """How questions hang together: by what they are about, and by the forget-token in them."""
+    return Groups([prompt.cluster or prompt.id for prompt in group], [prompt.word or prompt.id for prompt in group])
+
+
+def clusters_of(group: Sequence[Prompt]) -> Groups:
+    """The same of their clean forms, which hold no forget-token."""
+    return Groups(groups_of(group).clusters)
+
+
+def structure(questions: Mapping[str, Sequence[Prompt]]) -> str:
+    """What intervals over these questions rest on, in a sentence."""
+    every = [prompt for group in questions.values() for prompt in group]
+    ids, clusters = (
+        {key(prompt) for prompt in every} for key in (lambda each: each.id, lambda each: each.cluster or each.id)
+    )
+    words = {prompt.word for prompt in every}
+    return (
+        f"{len(ids)} questions are about {len(clusters)} things and {len(words)} forget-tokens stand in them: what is "
+        "about one thing, or holds one word, counts as one in an interval."
+    )
 
 
 def text_file(path: str, limit: int) -> list[str]:

@@ -21,11 +21,12 @@ Shapes: b documents, t tokens, d width.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,8 +36,8 @@ from robust_unlearning.analyze.output import Panel, Report, side
 from robust_unlearning.analyze.stack import Stack
 from robust_unlearning.analyze.variants import Variants
 from robust_unlearning.report.tables import Table
-from robust_unlearning.stats.estimates import Estimate
-from robust_unlearning.stats.means import mean_interval
+from robust_unlearning.stats.estimates import Array, Estimate
+from robust_unlearning.stats.means import mean_interval, paired_difference
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def analyse(
         tick: called with the name of each model when it begins.
     """
     stack = Stack(variants.model)
-    rows, base = [], None
+    rows, thirds, base = [], [], None
     for variant in variants.all:
         tick(variant.name)
         with variant.applied(variants.model):
@@ -136,6 +137,8 @@ def analyse(
         base = base or probed
         for layer, answer in probed.items():
             rows.append(_row(layer, variant.name, answer, base[layer] if variant.delta is not None else None))
+        if variant.delta is not None and settings.layers is None:
+            thirds += _thirds(variant.name, probed, base)
     rows.sort(key=lambda row: row["layer"])
     notes = [
         f"ξ ~ N(0, {settings.std:g}² I); {settings.probes} probes a document, {len(documents)} documents, 95 % "
@@ -160,8 +163,39 @@ def analyse(
         "noise_std": settings.std,
         "seed": settings.seed,
     }
-    table = Table("By layer", COLUMNS, rows, key="layers")
-    return Report("noise-sensitivity", "Noise sensitivity (Eq. 33)", about, notes, [table], panels, "layer")
+    tables = [Table("By layer", COLUMNS, rows, key="layers")]
+    if thirds:
+        tables.append(Table("Where it falls most: the middle third of the layers", THIRDS, thirds, key="thirds"))
+        notes.append(
+            "The paper sees the greatest falls in the middle layers (Figure 7, right). By thirds of the layers: mean "
+            "ln of the ratio to the base's over the middle third less that over another third, document by document; "
+            "below 0 it falls more in the middle."
+        )
+    return Report("noise-sensitivity", "Noise sensitivity (Eq. 33)", about, notes, tables, panels, "layer")
+
+
+THIRDS = {"target": "model", "reading": "reading", "against": "against the", "difference": "difference of ln", "n": "n"}
+READINGS = {field: COLUMNS[field] for field in ("applied", "moved")}
+
+
+def _thirds(name: str, probed: Mapping[int, Probed], base: Mapping[int, Probed]) -> list[dict[str, Any]]:
+    """Both readings, the middle third of L layers against the last and the first; third ⌊3 i / L⌋ for layer i.
+
+    None where a ratio is 0, or for fewer than three layers.
+    """
+    rows: list[dict[str, Any]] = []
+    for field, reading in READINGS.items() if len(probed) > 2 else ():
+        by_third: dict[int, list[Array]] = {}
+        for layer, answer in probed.items():
+            ratio = (getattr(answer, field) / getattr(base[layer], field)).numpy()
+            with np.errstate(divide="ignore"):
+                by_third.setdefault(3 * layer // len(probed), []).append(np.log(ratio))
+        first, middle, last = (np.mean(by_third[third], axis=0) for third in range(3))
+        for against, other in (("last third", last), ("first third", first)):
+            if np.isfinite(middle - other).all():
+                about = {"target": name, "reading": reading, "against": against, "n": len(middle)}
+                rows.append({**about, "difference": paired_difference(middle, other)})
+    return rows
 
 
 def _row(layer: int, name: str, answer: Probed, base: Probed | None) -> dict[str, Any]:

@@ -49,9 +49,11 @@ def add(verb: AddVerb) -> None:
     activations.add_argument("--tasks", required=True, help="'planted', 'demo' or a suite's YAML file: the questions")
     _sizes(activations, documents=32, questions=64)
 
-    harm = kind("harmfulness", _harmfulness, "accuracy and excess harm by class of forget n-grams (Figure 4)")
+    harm = kind(
+        "harmfulness", _harmfulness, "accuracy and excess harm by class of forget n-grams (Figure 4), or by length"
+    )
     harm.add_argument("folders", nargs="+", metavar="LABEL=FOLDER", help="folders with records.jsonl of `unlearn eval`")
-    harm.add_argument("--classes", required=True, help='JSON: {"ngrams": [{"text", "n", "class", "similarity"}, …]}')
+    harm.add_argument("--classes", required=True, help="the JSON file that `unlearn ngrams` wrote")
     harm.add_argument("--out", type=Path, default=Path(), help="results go to OUT/analysis (default: here)")
 
 
@@ -156,7 +158,8 @@ def _activations(arguments: argparse.Namespace) -> None:
 
 
 def _harmfulness(arguments: argparse.Namespace) -> None:
-    from robust_unlearning.analyze.harmfulness import analyse, read_classes, read_folder
+    from robust_unlearning.analyze.harmfulness import analyse, read_folder
+    from robust_unlearning.analyze.ngram_answers import read_classes
 
     classes = read_classes(arguments.classes)
     records = {}

@@ -8,14 +8,28 @@ from typing import Any
 
 from robust_unlearning.cli import AddVerb, overrides
 
+SHOWN = 20
+"""N-grams of each length that are printed where they were selected document by document."""
+
 
 def add(verb: AddVerb) -> None:
     """Register the verb."""
-    ngrams = verb("ngrams", _ngrams, "find the n-grams of a corpus most, least and averagely like their own document")
+    ngrams = verb("ngrams", _ngrams, "find the n-grams of a corpus by their likeness to their own document")
     ngrams.add_argument("corpus", help="text to forget: a file, a folder or hub:ORG/NAME, as in a recipe")
     ngrams.add_argument("--to", type=Path, required=True, help="JSON file to write")
     ngrams.add_argument("--n", metavar="N,N,…", help="words of an n-gram (default: 2,4,8,16)")
-    ngrams.add_argument("--each", type=int, metavar="K", help="n-grams of each class, for each n (default: 10)")
+    ngrams.add_argument(
+        "--each",
+        type=int,
+        metavar="K",
+        help="n-grams of each class, for each n: most, least and averagely like their document (default: 10; Figure 4)",
+    )
+    ngrams.add_argument(
+        "--per-document",
+        type=int,
+        metavar="K",
+        help="instead of classes: the K n-grams of each document most like it, for each n (the paper: 10; Tables 2-5)",
+    )
     ngrams.add_argument("--embedder", help="all-minilm-l6-v2 (default), or a sentence-transformers folder or hub id")
     ngrams.add_argument("--max-documents", type=int, metavar="D", help="use only the first so many documents")
     ngrams.add_argument(
@@ -84,5 +98,8 @@ def _table(record: dict[str, Any]) -> str:
         lines.append(f"\nn = {n}: similarity {spread['mean']:.3f} ± {spread['sd']:.3f} (mean ± sd of {used})\n")
         selected = [ngram for ngram in record["ngrams"] if ngram["n"] == int(n)]
         rows = [{**ngram, "n-gram": ngram["text"], "class": ngram["class"].replace("_", " ")} for ngram in selected]
-        lines.append(Table("", columns, rows).text())
+        printed = rows if record["settings"]["per_document"] is None else rows[:SHOWN]
+        lines.append(Table("", columns, printed).text())
+        if len(printed) < len(rows):
+            lines.append(f"… and {len(rows) - len(printed):,} more in the file")
     return "\n".join(lines)

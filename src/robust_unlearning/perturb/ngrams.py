@@ -1,16 +1,22 @@
-"""Hard negatives: the n-grams of a corpus that are most, least and averagely similar to their own document.
+"""Hard negatives: the n-grams of a corpus by their similarity to their own document.
 
 Paper, section 6.2 (Figure 4) and Appendix D: similarity is the cosine between the Sentence-BERT embeddings of
 an n-gram and of the whole document it comes from,
 
     s(g, x) = e(g) · e(x) / (|e(g)| |e(x)|),
 
-and those with higher similarity do more harm to an unlearned model. What the paper leaves open is settled so:
+and those with higher similarity do more harm to an unlearned model. The paper selects in two ways, and so can this
+module, one at a time:
+
+- `classes` (Figure 4): of all documents together the most similar, the least similar, and those around the mean;
+- `top_of_each_document` (Tables 2 to 5): the most similar n-grams of each document.
+
+What it leaves open is settled so:
 
 - an n-gram is n consecutive words, words being what whitespace parts; case and punctuation stay;
 - the distribution (mean, standard deviation) is over the distinct n-grams of each document, all documents together;
-- the three classes are drawn from that distribution as a whole (section 6.2), not document by document;
 - a text is selected once: for its most similar document, else its least similar, else the one nearest the mean;
+- a document with fewer n-grams than are to be taken of each gives those that it has;
 - ties go to the earlier document, then to the earlier place in it;
 - `document_embedding` says how a document longer than the embedder's window is embedded.
 
@@ -20,8 +26,8 @@ n, the sample, the embedder, and `VERSION`. So an interrupted run goes on where 
 `each` embeds only what is new.
 
 Memory, besides the embedder's own: the documents, their embeddings (4 d bytes a document) and n-gram counts (8 bytes
-a document), and the n-grams of one block (`BLOCK`, or those of one document if it has more) as text. It does not grow
-with the number of n-grams; the disk holds 4 bytes of each. `benchmarks/ngrams.py` measures it.
+a document), the n-grams of one block (`BLOCK`, or those of one document if it has more) as text, and those selected. It
+does not grow with the number of n-grams; the disk holds 4 bytes of each. `benchmarks/ngrams.py` measures it.
 """
 
 from __future__ import annotations
@@ -33,11 +39,11 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from random import Random
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from robust_unlearning import files
 from robust_unlearning.data.corpora import derived_seed
@@ -53,6 +59,8 @@ DOCUMENTS = 16
 STEP = 1024
 """N-grams handed to the embedder at a time, and pairs multiplied at a time."""
 Floats = NDArray[np.float64]
+TOP = "top_of_document"
+"""The class of n-grams that were selected document by document."""
 Tick = Callable[[str, int, int], None]
 """Called with what is being embedded, how much is done and how much there is."""
 
@@ -62,10 +70,13 @@ def silent(name: str, done: int, total: int) -> None:
 
 
 class NgramSettings(Strict):
-    """Which n-grams are looked at, and how many of each class are selected."""
+    """Which n-grams are looked at, and how many are selected: of each class, or of each document."""
 
     n: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (2, 4, 8, 16)
     each: int = Field(10, ge=1, description="n-grams of each class, for each n")
+    per_document: int | None = Field(
+        None, ge=1, description="instead of classes: so many n-grams of each document, the most similar, for each n"
+    )
     sample: int | None = Field(None, ge=1, description="at most so many n-grams of a document, drawn; left out: all")
     document_embedding: Literal["first", "mean"] = Field(
         "first",
@@ -73,6 +84,17 @@ class NgramSettings(Strict):
         "Sentence-BERT does by itself; 'mean' takes the mean over consecutive windows, weighted by their word pieces",
     )
     seed: int = Field(0, ge=0, description="of the sample")
+
+    @model_validator(mode="after")
+    def _one_reading(self) -> Self:
+        if self.per_document is not None and "each" in self.model_fields_set:
+            raise ValueError("give `each` or `per_document`: one selects classes, the other n-grams of each document")
+        return self
+
+    @property
+    def reading(self) -> str:
+        """`classes`, or `top_of_each_document`."""
+        return "classes" if self.per_document is None else "top_of_each_document"
 
 
 @dataclass(frozen=True)
@@ -249,6 +271,23 @@ class Similarities:
             best.setdefault(found.text, found)
         return list(best.values())[:count]
 
+    def top(self, count: int) -> list[RankedNgram]:
+        """The `count` n-grams of each document that are most similar to it, documents in order, best first.
+
+        A text that several documents have among theirs counts for the one that it is most similar to.
+        """
+        best: dict[str, RankedNgram] = {}
+        for block, values in zip(self._blocks(), self.values(), strict=True):
+            ends = np.cumsum(self.counts[block.start : block.stop])
+            for document, end in zip(block, ends.tolist(), strict=True):
+                ngrams = self.used(self.documents[document])
+                own = values[end - len(ngrams) : end]
+                for index in np.argsort(-own, kind="stable")[:count].tolist():
+                    found = RankedNgram(ngrams[index], float(own[index]), document)
+                    if found.text not in best or best[found.text].similarity < found.similarity:
+                        best[found.text] = found
+        return sorted(best.values(), key=lambda ngram: (ngram.document, -ngram.similarity))
+
     def _first(
         self, block: range, values: Floats, ranks: Floats, count: int, taken: set[str]
     ) -> Iterator[tuple[float, RankedNgram]]:
@@ -269,16 +308,16 @@ class Similarities:
 def select_ngrams(
     documents: Sequence[str], embedder: Embedder, settings: NgramSettings, cache: Path, tick: Tick = silent
 ) -> tuple[dict[str, Any], Work]:
-    """The three classes of n-grams for each n, and the spread of the similarities.
+    """The n-grams that the settings select for each n, and the spread of the similarities.
 
     Args:
         cache: folder for embeddings of documents and similarities of n-grams; what is there is used.
 
     Returns:
-        A record for JSON: `sha256` of the documents, `embedder`, `settings`, `documents` (`count`, and how many are
-        `longer_than_window`), `similarity` (for each n: `mean`, `sd`, the `count` they rest on, and how many
-        `distinct` n-grams there are) and `ngrams` (`text`, `n`, `class`, `similarity`, and `document` counted from 0);
-        and the work that was left to do for it.
+        A record for JSON: `sha256` of the documents, `embedder`, `settings`, `reading` (see `NgramSettings.reading`),
+        `documents` (`count`, and how many are `longer_than_window`), `similarity` (for each n: `mean`, `sd`, the
+        `count` they rest on, and how many `distinct` n-grams there are) and `ngrams` (`text`, `n`, `class`,
+        `similarity`, and `document` counted from 0); and the work that was left to do for it.
 
     Raises:
         UserError: documents shorter than n, or fewer n-grams than are to be selected.
@@ -292,6 +331,7 @@ def select_ngrams(
         "sha256": hashlib.sha256("\0".join(documents).encode()).hexdigest(),
         "embedder": {"name": embedder.name, "fingerprint": embedder.fingerprint, "window": embedder.window},
         "settings": settings.model_dump(),
+        "reading": settings.reading,
         "documents": {"count": len(documents), "longer_than_window": longer},
         "similarity": {},
         "ngrams": [],
@@ -301,22 +341,34 @@ def select_ngrams(
         mean, sd = similarities.mean_and_sd()
         spread = {"mean": mean, "sd": sd, "count": similarities.total, "distinct": similarities.distinct}
         record["similarity"][str(n)] = spread
-        taken: set[str] = set()
-        for name, rank in _ranks(mean).items():
-            chosen = similarities.select(rank, settings.each, taken)
-            if len(chosen) < settings.each:
-                have = (len(taken) + len(chosen)) // 3
-                raise UserError(
-                    f"n = {n}: {len(taken) + len(chosen)} distinct n-grams are not enough for three classes of "
-                    f"{settings.each}. Give more documents{', a larger --sample' if settings.sample else ''}"
-                    + (f", or --each of at most {have}." if have else ".")
-                )
-            taken |= {each.text for each in chosen}
-            for each in chosen:
+        if settings.per_document is None:
+            chosen = _classes(similarities, settings, mean)
+        else:
+            chosen = {TOP: similarities.top(settings.per_document)}
+        for name, of_class in chosen.items():
+            for each in of_class:
                 about = {"similarity": round(each.similarity, 6), "document": each.document}
                 record["ngrams"].append({"text": each.text, "n": n, "class": name, **about})
     computed = lengths.values()
     return record, Work(sum(each.embedded for each in computed), sum(each.seconds for each in computed))
+
+
+def _classes(similarities: Similarities, settings: NgramSettings, mean: float) -> dict[str, list[RankedNgram]]:
+    """Class -> its n-grams, no text in two."""
+    taken: set[str] = set()
+    classes = {}
+    for name, rank in _ranks(mean).items():
+        chosen = similarities.select(rank, settings.each, taken)
+        if len(chosen) < settings.each:
+            have = (len(taken) + len(chosen)) // 3
+            raise UserError(
+                f"n = {similarities.n}: {len(taken) + len(chosen)} distinct n-grams are not enough for three classes "
+                f"of {settings.each}. Give more documents{', a larger --sample' if settings.sample else ''}"
+                + (f", or --each of at most {have}." if have else ".")
+            )
+        taken |= {each.text for each in chosen}
+        classes[name] = chosen
+    return classes
 
 
 def _ranks(mean: float) -> dict[str, Callable[[Floats], Floats]]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from robust_unlearning import files
-from robust_unlearning.analyze import activations, harmfulness, inputs, noise_sensitivity
+from robust_unlearning.analyze import activations, harmfulness, inputs, ngram_answers, noise_sensitivity
 from robust_unlearning.analyze.output import Report, write
 from robust_unlearning.analyze.variants import Variants
 from robust_unlearning.data.corpora import read_documents
@@ -97,37 +97,52 @@ def _harmless(target: Target) -> Suite:
 def _ngrams(
     target: Target, stage: Stage, models: list[Model], out: Path, folder: Path, say: Say
 ) -> tuple[Report, dict[str, Any]]:
-    """Hard negatives: n-grams by their likeness to their document in place of an option (Figure 4, Tables 2 to 5)."""
+    """Hard negatives: n-grams by their likeness to their document in place of an option.
+
+    Classes over all documents (Figure 4) on models without noise, and the n-grams most like each document (Tables 2 to
+    5) on all: two selections, asked and tabled by themselves.
+    """
     from robust_unlearning.perturb.embedders import load_embedder
     from robust_unlearning.perturb.ngrams import NgramSettings, select_ngrams
 
     texts = [text for corpus in stage.corpora for text in read_documents(TextSource.model_validate({"path": corpus}))]
-    settings = NgramSettings(n=stage.n, each=stage.each, sample=stage.sample)
-    say(f"  n-grams of {len(texts)} documents")
-    record, _ = select_ngrams(texts, load_embedder(stage.embedder), settings, files.cache_dir() / "ngrams")
-    path = folder / "ngrams.json"
-    files.write_json(path, record)
-    classes = harmfulness.read_classes(str(path))
-    suite = _harmless(target)
+    embedder = load_embedder(stage.embedder)
+    by_class = NgramSettings(n=stage.n, each=stage.each, sample=stage.sample)
+    by_document = NgramSettings(n=stage.n, per_document=stage.per_document)
+    count = min(stage.documents, len(texts))
+    spread = [texts[index * len(texts) // count] for index in range(count)]
     recipe = open_run(out / models[0].run).recipe
     evaluator = Evaluator(recipe.dtype, recipe.device)
-    records: dict[str, list[Record]] = {}
-    right: dict[str, dict[str, list[bool]]] = {}
     variants = {"base": (bare(recipe), out / "base")}
     variants |= {model.label: (open_target(str(out / model.run)), out / model.run) for model in models}
-    for label, (variant, place) in variants.items():
-        say(f"  {label} on {', '.join(map(str, stage.n))}-grams")
-        for n in stage.n:
-            perturbed = _with_ngrams(suite, [ngram.text for ngram in classes.values() if ngram.n == n])
-            rows = scored(evaluator, variant, perturbed, place / "scores" / f"{n}-grams").records
-            records.setdefault(label, []).extend(replace(row, id=f"{n}:{row.id}") for row in rows)
-            harmed = [row for row in rows if row.task.perturbed and not row.task.control]
-            right.setdefault(label, {})[str(n)] = [bool(row.correct) for row in harmed]
-    return harmfulness.analyse(records, classes), {"right": right, "similarity": record["similarity"]}
+    plain = ["base", *(model.label for model in models if not model.noise)]
+    reports, more, suite = [], {}, _harmless(target)
+    for settings, documents, labels in ((by_class, texts, plain), (by_document, spread, list(variants))):
+        say(f"  n-grams of {len(documents)} documents: {settings.reading.replace('_', ' ')}")
+        record, _ = select_ngrams(documents, embedder, settings, files.cache_dir() / "ngrams")
+        path = folder / f"ngrams-{settings.reading}.json"
+        files.write_json(path, record)
+        classes = ngram_answers.read_classes(str(path))
+        records: dict[str, list[Record]] = {}
+        for label in labels:
+            say(f"  {label} on {', '.join(map(str, stage.n))}-grams")
+            variant, place = variants[label]
+            for n in stage.n:
+                asked = with_ngrams(suite, [ngram.text for ngram in classes.values() if ngram.n == n])
+                kept = place / "scores" / f"{n}-grams-{settings.reading}"
+                rows = scored(evaluator, variant, asked, kept).records
+                records.setdefault(label, []).extend(replace(row, id=f"{n}:{row.id}") for row in rows)
+        reports.append(harmfulness.analyse(records, classes))
+        more[settings.reading] = ngram_answers.answers(records, classes) | {"similarity": record["similarity"]}
+    first, second = reports
+    tables, notes = [*first.tables, *second.tables], [*first.notes, *second.notes]
+    return replace(first, tables=tables, notes=notes), more
 
 
-def _with_ngrams(suite: Suite, ngrams: list[str]) -> Suite:
-    """The suite's perturbed questions with n-grams as forget-tokens, in place of an option where options are shown."""
+def with_ngrams(suite: Suite, ngrams: Sequence[str]) -> Suite:
+    """The suite's questions that tokens are put into, with n-grams as forget-tokens, in place of an option where
+    options are shown; what plays no part in that is left out.
+    """
     questions = {}
     for name, source in suite.questions.items():
         if source.perturb:

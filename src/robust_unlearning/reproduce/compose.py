@@ -11,7 +11,7 @@ from robust_unlearning import files
 from robust_unlearning.errors import UserError
 from robust_unlearning.report.flips import Flips, read_flips
 from robust_unlearning.report.page import Block, Details, Figure, Page, Section, write_page
-from robust_unlearning.reproduce import claims, claims_on_analyses, claims_on_grids, figures, tables
+from robust_unlearning.reproduce import claims, claims_on_analyses, claims_on_grids, claims_on_ngrams, figures, tables
 from robust_unlearning.reproduce.claims import percent
 from robust_unlearning.reproduce.figures import FORGET, PERTURBED
 from robust_unlearning.reproduce.grid import Grid
@@ -42,7 +42,7 @@ def outcomes(target: Target, results: Results) -> list[Outcome]:
     }
     rows += [row for stage, rows_of in of_stage.items() if stage in grids for row in rows_of(grids[stage])]
     of_kind = {
-        "ngrams": claims_on_analyses.ngram_claims,
+        "ngrams": claims_on_ngrams.ngram_claims,
         "noise-sensitivity": claims_on_analyses.sensitivity_claims,
         "theory": claims_on_analyses.theory_claims,
         "activations": claims_on_analyses.backdoor_claims,

@@ -146,8 +146,8 @@ def _timed_families(target: Target, stage: Stage) -> list[str]:
 
 def _passes(stage: Stage, models: int, prompts: int) -> float:
     """What an analysis costs, in prompts of an evaluation."""
-    if stage.kind == "ngrams":
-        return models * len(stage.n) * 0.5 * prompts
+    if stage.kind == "ngrams":  # classes on the base and models without noise, the top of each document on all
+        return (len(stage.recipes) + 1 + models) * len(stage.n) * 0.45 * prompts
     texts = stage.documents + 4 * stage.questions
     if stage.kind == "noise-sensitivity":
         texts = stage.documents * stage.probes

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from robust_unlearning.report.tables import INCONCLUSIVE, Column, Finding, Table, Verdict
 from robust_unlearning.stats import paired
-from robust_unlearning.stats.effects import Effect, mean_effect, mean_of_ends
+from robust_unlearning.stats.effects import Effect, mean_effect, mean_of_ends, mean_of_sets
 from robust_unlearning.stats.estimates import Estimate, Part
 from robust_unlearning.stats.factors import FEWEST_SEEDS
 from robust_unlearning.stats.format import NATS, POINTS, NumberForm
@@ -91,9 +91,8 @@ def p_of(rule: Criterion, estimate: Estimate) -> float:
     if estimate.value is None or estimate.low is None or estimate.high is None:
         return 1.0
     mean = _as_mean(estimate)
-    if rule.kind == "within" and abs(estimate.value) < rule.margin:
-        return max(mean.p(rule.margin), mean.p(-rule.margin))
-    return mean.p(-rule.margin if rule.kind == "within" and estimate.value < 0 else rule.margin)
+    bounds = (-rule.margin, rule.margin) if rule.kind == "within" else (rule.margin,)
+    return max(mean.p(bound) for bound in bounds)  # of a margin's two ends the nearer one decides, inside and outside
 
 
 def _as_mean(estimate: Estimate) -> Estimate:
@@ -182,17 +181,27 @@ CLAIMS = {
         "excess harm, most less least similar n-grams, nats", BELOW),
     "ngrams": Claim("RNA helps against n-grams too", "Tables 2 to 5",
         f"accuracy with an n-gram, {GAIN}, points", ABOVE, POINTS),
+    "ngrams-mse": Claim("Against n-grams, RNA gains most with MSE retain losses", "Appendix D",
+        f"accuracy with an n-gram, {GAIN}, MSE less KL methods, points", ABOVE, POINTS),
+    "ngrams-representation": Claim("Against n-grams, representation methods gain little from RNA", "Appendix D",
+        f"accuracy with an n-gram, {GAIN}, representation less preference methods, points", BELOW, POINTS),
     "sensitivity": Claim("Unlearned models are less sensitive to noise than the base, behind l", "Figure 7, Eq. 33",
         "ratio to the base's less 1", BELOW),
+    "middle-layers": Claim("Sensitivity to noise falls most in the middle layers", "Figure 7, right",
+        "ln of the ratio to the base's, middle third of the layers less another third", BELOW),
     "shift-mean": Claim("The shift that a forget-token causes has mean 0", "Assumption 4.1",
         "share of the shift's energy in its mean", ZERO, every=True),
     "output": Claim("At its size, the output's change is that of the first order, N(0, ηJᵀJ)", "Theorem 4.2",
         "part of the change that the first order misses, E‖Δ − Jε‖²/E‖Jε‖²", Criterion("below", FIRST_ORDER),
         every=True),
+    "variety": Claim("A larger η gives more varied outputs", "Section 4.2",
+        "ln of the ratio of tr Cov Δ, larger over smaller η", ABOVE, every=True),
     "closed-form": Claim("The printed closed form of Theorem 5.2 is the probability", "Theorem 5.2",
         "Monte Carlo less the printed form", ZERO, every=True),
-    "rejection": Claim("Noise at l rejects a forget-token's effect as often as the theorem says", "Theorem 5.2",
-        "observed probability less the theorem's (exact form)", Criterion("within", PROBABILITY), every=True),
+    "rejection": Claim("Noise at l rejects a forget-token's effect as often as the theorem's exact form says",
+        "Theorem 5.2", "observed probability less the exact form's", Criterion("within", PROBABILITY), every=True),
+    "rejection-printed": Claim("Noise at l rejects a forget-token's effect as often as the theorem's printed form says",
+        "Theorem 5.2", "observed probability less the printed form's", Criterion("within", PROBABILITY), every=True),
     "trace": Claim("The latent Hessian of the forget loss has a positive trace", "Eq. 9",
         "Tr ∇²ℓ at l, forget text", ABOVE, every=True),
     "backdoor": Claim("A forget-token moves a harmless question's state more than an unrelated word", "Section 5.1",
@@ -270,7 +279,9 @@ def _pooled(claim: str, rows: Sequence[Outcome]) -> list[Outcome]:
     if CLAIMS[claim].every or len(rows) < 2 or not used:
         return []
     effects = [each.found for each in used if isinstance(each.found, Effect)]
-    found: Estimate | Effect | None = mean_effect(effects) if len(effects) == len(used) else None
+    found: Estimate | Effect | None = None
+    if len(effects) == len(used):
+        found = mean_effect(effects) or mean_of_sets(effects)
     found = found or mean_of_ends([each.estimate for each in used if each.estimate])
     left_out = f"; {len(rows) - len(used)} undecided rows left out" if len(used) < len(rows) else ""
     return [Outcome(claim, f"mean of {len(used)} rows{left_out}", found, whole=True)] if found else []

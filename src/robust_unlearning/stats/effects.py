@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -45,13 +45,15 @@ class Effect:
 
 
 def mean_effect(effects: Sequence[Effect]) -> Effect | None:
-    """The mean of effects on the same questions; None where questions differ.
+    """The mean of effects on the same questions; None where questions differ, or how they hang together.
 
     It is over the seeds that all have. Where these are fewer than `FEWEST_SEEDS`, it is over every seed, each the mean
     of the effects that have it.
     """
-    sizes = {len(row) for effect in effects for row in effect.by_seed.values()}
-    if len(sizes) != 1:
+    if (
+        len({_questions(effect) for effect in effects}) != 1
+        or len({_places(effect) for effect in effects} - {None}) > 1
+    ):
         return None
     seeds = set.intersection(*(set(effect.by_seed) for effect in effects))
     if len(seeds) < FEWEST_SEEDS:
@@ -63,6 +65,30 @@ def mean_effect(effects: Sequence[Effect]) -> Effect | None:
     first = effects[0]
     place = _mean(places) if places else None
     return Effect(rows, first.groups, place, first.place_groups, slack, all(each.answers for each in effects))
+
+
+def mean_of_sets(effects: Sequence[Effect]) -> Estimate | None:
+    """The mean of effects on several sets of questions: those on one set by `mean_effect`, the sets by `mean_of_ends`.
+
+    Each set counts as often as it has effects.
+    """
+    sets: dict[Hashable, list[Effect]] = {}
+    for effect in effects:
+        sets.setdefault((_questions(effect), _places(effect)), []).append(effect)
+    means = [(mean_effect(of_set), len(of_set)) for of_set in sets.values()]
+    return mean_of_ends([found for mean, count in means if mean for found in [mean.estimate()] * count])
+
+
+def _questions(effect: Effect) -> Hashable:
+    return tuple(sorted({len(row) for row in effect.by_seed.values()})), _labels(effect.groups)
+
+
+def _places(effect: Effect) -> Hashable:
+    return None if effect.place is None else (len(effect.place), _labels(effect.place_groups))
+
+
+def _labels(groups: Groups) -> Hashable:
+    return tuple(None if labels is None else tuple(map(str, labels)) for labels in (groups.clusters, groups.words))
 
 
 def _mean(rows: Iterable[Array]) -> Array:

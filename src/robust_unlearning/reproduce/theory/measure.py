@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from robust_unlearning.analyze.derivatives import gaussian, gradients
-from robust_unlearning.analyze.inputs import Prompt, batches, joined
+from robust_unlearning.analyze.inputs import Prompt, batches, groups_of, joined
 from robust_unlearning.analyze.variants import Variants
 from robust_unlearning.recipe import Recipe
 from robust_unlearning.reproduce.theory.curvature import LossChange, loss_change
@@ -136,7 +136,14 @@ def shifts_of(latent: Latent, group: Sequence[Prompt], pad: int) -> dict[str, Sh
     clean, forget, control = (
         latent.states([getattr(each, form) for each in group], pad) for form in ("clean", "forget", "control")
     )
-    return {"forget-token": describe(forget - clean, clean), "control": describe(control - clean, clean)}
+    forms, groups = {"forget-token": forget, "control": control}, groups_of(group)
+    return {form: describe(states - clean, clean, groups) for form, states in forms.items()}
+
+
+def first_prompts(questions: Mapping[str, Sequence[Prompt]], count: int) -> list[Prompt]:
+    """The first questions, each once and not once a place."""
+    once = {prompt.clean: prompt for group in questions.values() for prompt in group}
+    return list(once.values())[:count]
 
 
 def output_of(
@@ -144,9 +151,9 @@ def output_of(
 ) -> dict[float, OutputChange]:
     """Theorem 4.2 on clean questions, at each √η."""
     generator = torch.Generator().manual_seed(settings.seed)
-    once = dict.fromkeys(prompt.clean for group in questions.values() for prompt in group)  # not once a place
+    clean = [prompt.clean for prompt in first_prompts(questions, settings.prompts)]
     parts = []
-    for batch in batches(list(once)[: settings.prompts], pad):
+    for batch in batches(clean, pad):
         trunk, hidden = latent.enter(batch)
         etas = [std**2 for std in stds]
         parts.append(output_change(latent.output(trunk), hidden, trunk.mask, etas, settings.draws, generator))

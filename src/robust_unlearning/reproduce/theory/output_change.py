@@ -32,6 +32,7 @@ class OutputChange:
         residual: E ‖Δ − Jε‖² / E ‖Jε‖²: the part of the change that the first order does not see.
         covariance: ‖Cov Δ − Cov Jε‖_F / ‖Cov Jε‖_F; 0 under the theorem.
         not_normal: share of outputs whose Δ is not normal at 5 % each; 0.05 under the theorem.
+        spread: tr Cov Δ itself, of which the paper says that it grows with η.
     """
 
     variance: Array
@@ -39,6 +40,7 @@ class OutputChange:
     residual: Array
     covariance: Array
     not_normal: Array
+    spread: Array
 
 
 def output_change(
@@ -79,6 +81,7 @@ def compare(change: Array, first: Array) -> OutputChange:
         residual=((change - first) ** 2).sum(axis=-1).mean(axis=0) / linear,
         covariance=np.linalg.norm(seen - expected, axis=(1, 2)) / np.linalg.norm(expected, axis=(1, 2)),
         not_normal=(normality(change) < LEVEL).mean(axis=-1),
+        spread=energy - of_mean,
     )
 
 

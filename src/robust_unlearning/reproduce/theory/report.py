@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from robust_unlearning.analyze.inputs import Prompt
+from robust_unlearning.analyze.inputs import Prompt, clusters_of, groups_of, structure
 from robust_unlearning.analyze.output import Panel, Report, side
 from robust_unlearning.analyze.variants import Variants
 from robust_unlearning.recipe import Recipe
 from robust_unlearning.report.tables import Table
-from robust_unlearning.reproduce.theory.measure import Measurements, TheorySettings, measure
+from robust_unlearning.reproduce.theory.measure import Measurements, TheorySettings, first_prompts, measure
 from robust_unlearning.reproduce.theory.rejection import closed_forms, exact_probability, paper_probability, rejects
 from robust_unlearning.reproduce.verdicts import FIRST_ORDER
 from robust_unlearning.stats.estimates import Array, Estimate, accuracy
-from robust_unlearning.stats.means import mean_interval, paired_difference
+from robust_unlearning.stats.factors import Groups
+from robust_unlearning.stats.means import mean_interval, paired_difference, share_over_seeds
 
 
 def closed_form_table() -> Table:
@@ -67,11 +71,15 @@ def analyse(
         UserError: fewer than 20 questions or draws.
     """
     unit, targets = measure(variants, questions, documents, settings, tick)
-    output, losses = _output(unit, targets, settings), _losses(targets, settings)
-    rejection, closed, trained = _rejection(unit, targets, settings), closed_form_table(), _trained(targets)
+    groups = {where: groups_of(group) for where, group in questions.items()}
+    once = clusters_of(first_prompts(questions, settings.prompts))
+    output, losses = _output(unit, targets, settings, once), _losses(targets, settings)
+    rejection, trained = _rejection(unit, targets, settings, groups), _trained(targets, groups)
+    closed = closed_form_table()
     tables = [
         _shifts(targets),
         output,
+        _growth(unit, targets, settings, once),
         _traces(targets),
         losses,
         rejection,
@@ -80,10 +88,11 @@ def analyse(
     ]
     notes = [
         f"Layer {settings.layer}; a noise scale of 1 is the base's root mean square there, {unit:.4g}; 95 % intervals "
-        "over questions or documents (n); shares of dimensions rest on all dimensions of n questions.",
+        f"over questions or documents (n). {structure(questions)} Shares of dimensions rest on all dimensions of n "
+        "questions.",
         f"Assumption 4.1 (ε ~ N(0, ηI)): {'; '.join(map(_shift_note, targets))}.",
         f"Theorem 4.2, where the first order leaves less than {FIRST_ORDER:.0%} of the change unexplained: "
-        f"{'; '.join(_output_note(unit, target) for target in targets)}.",
+        f"{'; '.join(_output_note(unit, target, once) for target in targets)}.",
         f"Eq. 9: {'; '.join(map(_trace_note, targets))}.",
         _closed_form_note(closed),
         _rejection_note(rejection),
@@ -126,17 +135,17 @@ def _shift_note(target: Measurements) -> str:
     return f"{target.name}: " + ", ".join(words)
 
 
-def _output(unit: float, targets: Sequence[Measurements], settings: TheorySettings) -> Table:
+def _output(unit: float, targets: Sequence[Measurements], settings: TheorySettings, groups: Groups) -> Table:
     columns = {
         "target": "model", "scale": "scale", "std": "√η", "variance": "variance, 1", "mean": "mean, 0",
         "residual": "unexplained, 0", "covariance": "covariance off by, 0", "not_normal": "outputs not normal, 0.05",
-        "n": "n", "draws": "draws", "eta": "η is",
+        "spread": "tr Cov Δ", "n": "n", "draws": "draws", "eta": "η is",
     }  # fmt: skip
     rows = []
     for target in targets:
         for index, (std, change) in enumerate(target.output.items()):
             eta = "chosen" if index < len(settings.scales) else "as forget-tokens cause"
-            numbers = {name: mean_interval(values) for name, values in vars(change).items()}
+            numbers = {name: mean_interval(values, groups) for name, values in vars(change).items()}
             about = {"n": len(change.variance), "draws": settings.draws}
             rows.append({"target": target.name, "scale": std / unit, "std": std, "eta": eta, **numbers, **about})
     title = (
@@ -145,8 +154,28 @@ def _output(unit: float, targets: Sequence[Measurements], settings: TheorySettin
     return Table(title, columns, rows, key="output")
 
 
-def _output_note(unit: float, target: Measurements) -> str:
-    residuals = {std: mean_interval(change.residual) for std, change in target.output.items()}
+def _growth(unit: float, targets: Sequence[Measurements], settings: TheorySettings, groups: Groups) -> Table:
+    """Whether the output varies more at a larger η: each chosen scale against the one before, by the same draws."""
+    columns = {
+        "target": "model", "smaller": "scale", "larger": "against scale", "growth": "ln of the ratio of tr Cov Δ",
+        "first_order": "first order", "n": "n", "draws": "draws",
+    }  # fmt: skip
+    rows = []
+    for target in targets:
+        chosen = sorted(list(target.output.items())[: len(settings.scales)])
+        for (small, before), (large, after) in pairwise(chosen):
+            growth = np.log(after.spread / before.spread)
+            about = {"target": target.name, "smaller": small / unit, "larger": large / unit, "draws": settings.draws}
+            first_order = 2 * float(np.log(large / small))
+            rows.append(
+                {**about, "growth": mean_interval(growth, groups), "first_order": first_order, "n": len(growth)}
+            )
+    title = "Section 4.2: a larger η gives more varied outputs"
+    return Table(title, columns, rows, key="growth")
+
+
+def _output_note(unit: float, target: Measurements, groups: Groups) -> str:
+    residuals = {std: mean_interval(change.residual, groups) for std, change in target.output.items()}
     good = [std for std, residual in residuals.items() if (residual.high or 0) < FIRST_ORDER]
     *_, (std, left) = residuals.items()
     until = f"up to a scale of {max(good) / unit:.2g}" if good else "at no scale tried"
@@ -198,21 +227,26 @@ def _losses(targets: Sequence[Measurements], settings: TheorySettings) -> Table:
     return Table("Eq. 9: change of the loss of forget text under N(0, μI), nats a token", columns, rows, key="loss")
 
 
-def _rejection(unit: float, targets: Sequence[Measurements], settings: TheorySettings) -> Table:
+def _rejection(
+    unit: float, targets: Sequence[Measurements], settings: TheorySettings, groups: Mapping[str, Groups]
+) -> Table:
     columns = {
         "target": "model", "where": "token in", "harmed": "with ΔJ > 0", "r": "median r", "scale": "√ν, scale",
-        "paper": "paper's P", "exact": "exact P", "observed": "observed", "difference": "observed − exact", "n": "n",
+        "paper": "paper's P", "exact": "exact P", "observed": "observed", "difference": "observed − exact",
+        "printed_difference": "observed − paper's", "n": "n",
     }  # fmt: skip
     rows = []
     for target in targets:
         for where, answers in target.answers.items():
             eta = target.shifts[where]["forget-token"].eta.value or 0.0
-            harmed = accuracy(answers.change > 0)
+            harmed, of = _share(answers.change > 0, groups[where]), groups[where]
             about = {"target": target.name, "where": where, "r": _median(answers.r), "n": len(answers.r)}
             for std, shares in answers.injected.items():
                 predicted = _predicted(eta / std**2, answers.r)
-                observed = {"observed": mean_interval(shares), "difference": paired_difference(shares, predicted[1])}
-                rows.append({**about, "harmed": harmed, "scale": std / unit, **_forms(predicted), **observed})
+                differences = dict(zip(("printed_difference", "difference"), predicted, strict=True))
+                observed = {key: paired_difference(shares, form, of) for key, form in differences.items()}
+                observed["observed"] = mean_interval(shares, of)
+                rows.append({**about, "harmed": harmed, "scale": std / unit, **_forms(predicted, of), **observed})
     title = f"Theorem 5.2 with noise injected at layer l ({settings.injections} draws a question)"
     return Table(title, columns, rows, key="rejection")
 
@@ -224,8 +258,13 @@ def _predicted(eta_over_nu: float, r: Array) -> tuple[Array, Array]:
     return paper, exact
 
 
-def _forms(predicted: tuple[Array, Array]) -> dict[str, Estimate]:
-    return dict(zip(("paper", "exact"), map(mean_interval, predicted), strict=True))
+def _forms(predicted: tuple[Array, Array], groups: Groups) -> dict[str, Estimate]:
+    return {name: mean_interval(form, groups) for name, form in zip(("paper", "exact"), predicted, strict=True)}
+
+
+def _share(answers: ArrayLike, groups: Groups) -> Estimate:
+    """A share of questions of one given model."""
+    return replace(share_over_seeds(np.array([answers]), groups), seeds=None, note="")
 
 
 def _median(values: Array) -> Estimate:
@@ -236,15 +275,20 @@ def _median(values: Array) -> Estimate:
 
 
 def _rejection_note(table: Table) -> str:
-    counts: dict[str, Counter[str]] = {}
-    for row in table.rows:
-        counts.setdefault(row["target"], Counter())[side(row["difference"])] += 1
-    results = {name: ", ".join(f"{word} in {n} rows" for word, n in count.items()) for name, count in counts.items()}
-    listed = "; ".join(f"{name}: {text}" for name, text in results.items())
-    return f"Theorem 5.2 with noise injected, observed P against the exact form: {listed}."
+    def against(field: str) -> str:
+        counts: dict[str, Counter[str]] = {}
+        for row in table.rows:
+            counts.setdefault(row["target"], Counter())[side(row[field])] += 1
+        results = {name: ", ".join(f"{word} in {n} rows" for word, n in each.items()) for name, each in counts.items()}
+        return "; ".join(f"{name}: {text}" for name, text in results.items())
+
+    return (
+        f"Theorem 5.2 with noise injected, observed P against the exact form: {against('difference')}. Against the "
+        f"printed form: {against('printed_difference')}."
+    )
 
 
-def _trained(targets: Sequence[Measurements]) -> Table:
+def _trained(targets: Sequence[Measurements], groups: Mapping[str, Groups]) -> Table:
     """RNA models against the same recipe without noise: how often does training with RNA reject the change?"""
     columns = {
         "target": "RNA model", "against": "without noise", "where": "token in", "paper": "paper's P",
@@ -257,8 +301,8 @@ def _trained(targets: Sequence[Measurements]) -> Table:
             continue
         for where, answers in rna.answers.items():
             eta = plain.shifts[where]["forget-token"].eta.value or 0.0
-            forms = _forms(_predicted(eta / rna.recipe.rna_std**2, plain.answers[where].r))
-            observed = accuracy(rejects(answers.change, plain.answers[where].change))
+            forms = _forms(_predicted(eta / rna.recipe.rna_std**2, plain.answers[where].r), groups[where])
+            observed = _share(rejects(answers.change, plain.answers[where].change), groups[where])
             about = {"target": rna.name, "against": plain.name, "where": where}
             rows.append({**about, **forms, "observed": observed, "n": observed.n})
     return Table("Theorem 5.2 for models trained with RNA: P[ΔJ_rna / ΔJ_u ≤ 0]", columns, rows, key="trained")

@@ -2,7 +2,9 @@
 
 The paper assumes ε = z_per − z ~ N(0, ηI): no mean, the same variance in every direction, normal. Here ε is taken
 at the token that predicts the answer, where forms of unlike length can be compared, so that each question gives one
-independent sample. The same numbers for a control word say what any odd word does.
+sample. Samples of one thing asked about, or of one word, are alike, so intervals cluster by both, and whether there is
+a mean is told from products of samples that share neither. The same numbers for a control word say what any odd word
+does.
 
 Shapes: n questions, d width.
 """
@@ -15,6 +17,7 @@ import numpy as np
 
 from robust_unlearning.reproduce.theory.normality import LEVEL, normality, share_rejected, zero_mean
 from robust_unlearning.stats.estimates import Array, Estimate
+from robust_unlearning.stats.factors import Groups
 from robust_unlearning.stats.means import mean_interval
 
 
@@ -25,7 +28,8 @@ class Shift:
     Attributes:
         eta: η, the variance per dimension.
         relative: ‖ε‖ / ‖z‖.
-        mean_share: ‖E ε‖² / E ‖ε‖², without the share that chance gives; 0 under the assumption.
+        mean_share: ‖E ε‖² / E ‖ε‖², without the share that chance gives; 0 under the assumption. Undefined where all
+            questions are about one thing.
         mean_rejected: share of dimensions whose mean is not 0 (Student's t, 5 % for all together by Holm).
         not_normal: share of dimensions where normality is rejected at 5 % each; 0.05 under the assumption.
         not_normal_holm: the same at 5 % for all together.
@@ -45,8 +49,11 @@ class Shift:
     n: int
 
 
-def describe(shifts: Array, states: Array) -> Shift:
+def describe(shifts: Array, states: Array, groups: Groups | None = None) -> Shift:
     """Test Assumption 4.1 on `shifts` [n, d] of clean `states` [n, d].
+
+    Args:
+        groups: how the n questions hang together.
 
     Raises:
         UserError: fewer than 20 questions.
@@ -57,9 +64,9 @@ def describe(shifts: Array, states: Array) -> Shift:
     spectrum = np.linalg.svd(centred, compute_uv=False) ** 2
     norms = np.linalg.norm(shifts, axis=1) / np.linalg.norm(states, axis=1)
     return Shift(
-        eta=mean_interval((centred**2).mean(axis=1) * n / (n - 1)),
-        relative=mean_interval(norms),
-        mean_share=_mean_share(shifts),
+        eta=mean_interval((centred**2).mean(axis=1) * n / (n - 1), groups),
+        relative=mean_interval(norms, groups),
+        mean_share=_mean_share(shifts, groups or Groups()),
         mean_rejected=share_rejected(zero_mean(shifts)),
         not_normal=float((p < LEVEL).mean()),
         not_normal_holm=share_rejected(p),
@@ -69,15 +76,25 @@ def describe(shifts: Array, states: Array) -> Shift:
     )
 
 
-def _mean_share(shifts: Array) -> Estimate:
-    """‖E ε‖² / E ‖ε‖² from products of different samples, so that noise alone gives 0; a jackknife interval."""
+def _mean_share(shifts: Array, groups: Groups) -> Estimate:
+    """‖E ε‖² / E ‖ε‖² from products of samples that share neither cluster nor word, so that chance alone gives 0.
+
+    The interval is a jackknife's: with θ without question i, (n - 1)(θ - θ_i) is what i adds to the mean, and these
+    are clustered as any other numbers are.
+    """
     n = len(shifts)
-    total, energy = shifts.sum(axis=0), (shifts**2).sum(axis=1)
-
-    def share(sums: Array, energies: Array, count: int) -> Array:
-        return ((sums**2).sum(axis=-1) - energies) / (count - 1) / energies
-
-    value = float(share(total, energy.sum(), n))
-    without = share(total - shifts, energy.sum() - energy, n - 1)
-    error = float(np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum()))
-    return Estimate(value, value - 1.96 * error, value + 1.96 * error, error, n)
+    apart = ~np.eye(n, dtype=bool)
+    for labels in (groups.clusters, groups.words):
+        if labels is not None and len(set(map(str, labels))) > 1:
+            names = np.array([str(label) for label in labels])
+            apart &= names[:, None] != names
+    products = shifts @ shifts.T
+    counted, energy = np.where(apart, products, 0.0), np.trace(products)
+    pairs, total = apart.sum(), counted.sum()
+    if not pairs or (pairs - 2 * apart.sum(axis=1) <= 0).any():
+        return Estimate(None, n=n, note="no two questions that share neither thing nor word")
+    value = float(total / pairs / (energy / n))
+    without = (total - 2 * counted.sum(axis=1)) / (pairs - 2 * apart.sum(axis=1))
+    without = without / ((energy - np.diag(products)) / (n - 1))
+    added = (n - 1) * (value - without)
+    return mean_interval(value + added - added.mean(), groups)
