@@ -8,7 +8,6 @@ from textwrap import shorten
 from typing import Any
 
 from robust_unlearning.data.questions import LETTERS
-from robust_unlearning.report.page import Details, Page, Section, as_html
 from robust_unlearning.report.tables import Column, Table
 from robust_unlearning.results.compare import Comparison
 from robust_unlearning.results.compared_rows import AgainstReference, ComparedRow, Flip
@@ -56,6 +55,13 @@ def as_markdown(comparison: Comparison) -> str:
 
 def as_page(comparison: Comparison) -> str:
     """The same tables as one HTML page, the subjects' behind a fold."""
+    from robust_unlearning.report.page import (
+        Details,
+        Page,
+        Section,
+        as_html,
+    )  # late: its templates take a while to load
+
     sections = [Section("tasks", "Tasks", _tables(comparison))]
     if comparison.subjects:
         fold = Details("Every subject", _details(comparison))

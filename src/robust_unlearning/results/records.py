@@ -214,7 +214,7 @@ def read_source(name: str) -> AnswerSource:
         for where, record in _records(file):
             task, key = record.task, _key(record)
             before = tasks.setdefault(task, {}).setdefault(key, record)
-            if not _same_answer(before, record):
+            if before is not record and not _same_answer(before, record):
                 other = files.get(task, file)
                 what = "Ids must differ." if other == file else f"Compare one of the two: {other} or {file}."
                 raise UserError(f"{where}: question {record.id!r} of {task} was answered otherwise before. {what}")
