@@ -19,7 +19,7 @@ from robust_unlearning.reproduce.verdicts import (
     whole,
 )
 from robust_unlearning.stats.effects import Effect
-from robust_unlearning.stats.estimates import Estimate, Part
+from robust_unlearning.stats.estimates import Estimate, VariancePart
 from robust_unlearning.stats.factors import Groups
 from robust_unlearning.stats.format import POINTS
 
@@ -59,7 +59,7 @@ def test_a_point_decides_nothing() -> None:
 
 
 def _t(value: float, error: float, df: int) -> Estimate:
-    return Estimate(value, n=df + 1, parts=(Part("clusters", error**2, df),)).at(0.95)
+    return Estimate(value, n=df + 1, parts=(VariancePart("clusters", error**2, df),)).at(0.95)
 
 
 def test_p_values_are_those_of_a_t_test() -> None:
@@ -75,7 +75,7 @@ def test_p_values_are_those_of_a_t_test() -> None:
 
 def _rows(claim: str, *values: float, error: float = 0.02, seeds: int | None = 5) -> list[Outcome]:
     """Rows of a claim whose estimates are t intervals with 30 degrees of freedom."""
-    parts = (Part("clusters", error**2, 30),)
+    parts = (VariancePart("clusters", error**2, 30),)
     return [Outcome(claim, str(value), Estimate(value, n=31, seeds=seeds, parts=parts).at(0.95)) for value in values]
 
 

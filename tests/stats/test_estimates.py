@@ -13,7 +13,7 @@ from scipy import stats
 
 from robust_unlearning.errors import UserError
 from robust_unlearning.stats import estimates
-from robust_unlearning.stats.estimates import SMALLEST_P, Estimate, Part, critical
+from robust_unlearning.stats.estimates import SMALLEST_P, Estimate, VariancePart, critical
 
 
 def test_paper_example() -> None:
@@ -48,15 +48,19 @@ def test_accuracy_is_wilson() -> None:
 
 def test_quantile_of_cochran_and_cox_by_hand() -> None:
     """t(0.975) is 4.3027 for 2 degrees of freedom and 1.9842 for 99."""
-    parts = [Part("seeds", 3.0, 2), Part("clusters", 1.0, 99)]
+    parts = [VariancePart("seeds", 3.0, 2), VariancePart("clusters", 1.0, 99)]
     assert critical(parts, 0.95) == pytest.approx((3 * 4.302653 + 1.984217) / 4, abs=1e-6)
     assert critical(parts[:1], 0.95) == pytest.approx(4.302653, abs=1e-6)
-    assert critical([Part("seeds", 0.0, 2), Part("clusters", 0.0, 99)], 0.95) == pytest.approx(1.984217, abs=1e-6)
-    assert critical([Part("seeds", 0.0, 2), Part("clusters", 1.0, 99)], 0.95) == pytest.approx(1.984217, abs=1e-6)
+    assert critical([VariancePart("seeds", 0.0, 2), VariancePart("clusters", 0.0, 99)], 0.95) == pytest.approx(
+        1.984217, abs=1e-6
+    )
+    assert critical([VariancePart("seeds", 0.0, 2), VariancePart("clusters", 1.0, 99)], 0.95) == pytest.approx(
+        1.984217, abs=1e-6
+    )
 
 
 def test_interval_and_p_are_two_sides_of_one_thing() -> None:
-    parts = (Part("seeds", 0.02, 3), Part("clusters", 0.01, 40), Part("words", 0.005, 7))
+    parts = (VariancePart("seeds", 0.02, 3), VariancePart("clusters", 0.01, 40), VariancePart("words", 0.005, 7))
     found = Estimate(0.8, parts=parts).at(0.9)
     assert found.stderr == pytest.approx(0.035**0.5)
     assert (found.low, found.high) == found.interval(0.9)
@@ -71,19 +75,19 @@ def test_interval_and_p_are_two_sides_of_one_thing() -> None:
 
 def test_p_of_one_factor_is_the_t_test() -> None:
     values = np.random.default_rng(0).normal(0.3, 1, size=25)
-    found = Estimate(values.mean(), parts=(Part("clusters", values.var(ddof=1) / 25, 24),))
+    found = Estimate(values.mean(), parts=(VariancePart("clusters", values.var(ddof=1) / 25, 24),))
     for bound in (0.0, 0.2, 1.0):
         assert found.p(bound) == pytest.approx(stats.ttest_1samp(values, bound).pvalue, abs=1e-7)
 
 
 def test_p_at_the_ends() -> None:
-    still = Estimate(0.5, parts=(Part("clusters", 0.0, 9),))
+    still = Estimate(0.5, parts=(VariancePart("clusters", 0.0, 9),))
     assert (still.p(0.5), still.p(0.0)) == (1.0, SMALLEST_P)
-    assert Estimate(1.0, parts=(Part("clusters", 1e-12, 99),)).p() == SMALLEST_P
+    assert Estimate(1.0, parts=(VariancePart("clusters", 1e-12, 99),)).p() == SMALLEST_P
 
 
 def test_slack_widens_the_interval_and_raises_p() -> None:
-    parts = (Part("clusters", 0.01, 30),)
+    parts = (VariancePart("clusters", 0.01, 30),)
     exact, slack = Estimate(0.5, parts=parts).at(0.95), Estimate(0.5, parts=parts, slack=0.2).at(0.95)
     assert slack.low == pytest.approx((exact.low or 0) - 0.2)
     assert slack.high == pytest.approx((exact.high or 0) + 0.2)
@@ -104,7 +108,7 @@ def test_without_parts_an_estimate_stays_as_it_is() -> None:
         (lambda: estimates.columns(values=[0.0, np.nan]), "the first at index 1"),
         (lambda: estimates.columns(a=[1, 0], b=[1]), r"lengths differ \(a: 2, b: 1\)"),
         (lambda: estimates.accuracy([1, 0], 95), "0.95"),
-        (lambda: Estimate(1.0, parts=(Part("seeds", 1.0, 2),)).interval(0), "between 0 and 1"),
+        (lambda: Estimate(1.0, parts=(VariancePart("seeds", 1.0, 2),)).interval(0), "between 0 and 1"),
     ],
 )
 def test_errors(call: Callable[[], Any], message: str) -> None:
@@ -118,7 +122,7 @@ def test_estimates_print_and_go_to_json() -> None:
     plain = {"value": 0.51234, "low": 0.4, "high": 0.6, "stderr": 0.05, "n": 30}
     assert json.loads(json.dumps(estimate.as_dict())) == plain
     assert Estimate(None, note="why").as_dict()["note"] == "why"
-    full = Estimate(1.0, n=30, seeds=3, clusters=7, words=2, parts=(Part("seeds", math.pi, 2),))
+    full = Estimate(1.0, n=30, seeds=3, clusters=7, words=2, parts=(VariancePart("seeds", math.pi, 2),))
     assert "S=3, n=30" in str(full)
     rest = {key: full.as_dict()[key] for key in ("seeds", "clusters", "words")}
     assert rest == {"seeds": 3, "clusters": 7, "words": 2}

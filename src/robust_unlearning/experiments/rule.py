@@ -14,15 +14,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from robust_unlearning.errors import UserError, unknown
-from robust_unlearning.evaluate.record import Record, by_task, excess_of, right_of
+from robust_unlearning.evaluate.record import Record, by_task, excess_of, groups_of, right_of
 from robust_unlearning.evaluate.suite import Evaluation
 from robust_unlearning.results.roles import ROLES, Patterns, roles
 from robust_unlearning.stats.estimates import Array
+from robust_unlearning.stats.factors import Groups
 
 MEASURES = (*ROLES, "excess_harm")
 DEFAULT_RULE = "max perturbed where forget<=chance+0.1 and retain>=0.95*base"
@@ -160,11 +161,12 @@ class Answers:
     """One model's answers, question by question: measure -> values [n], the same questions for every model.
 
     Accuracies are right (1) or wrong (0), averaged where a question is asked in several tasks of a role, those of
-    several sets that hold it among them: it counts once.
+    several sets that hold it among them: it counts once. `groups` says how a measure's questions hang together.
     """
 
     values: Mapping[str, Array]
     chance: Mapping[str, float]
+    groups: Mapping[str, Groups] = field(default_factory=dict)
 
     def means(self) -> dict[str, float]:
         """Measure -> mean over questions."""
@@ -176,17 +178,28 @@ def answers_of(evaluation: Evaluation, patterns: Patterns) -> Answers:
     tasks = by_task(evaluation.records)
     values: dict[str, Array] = {}
     chance: dict[str, float] = {}
+    groups: dict[str, Groups] = {}
     for role, those in roles(tasks, patterns).items():
         records = [record for task in those for record in tasks[task]]
         if records:
             values[role] = _by_question(records, right_of(records))
+            groups[role] = _groups(records)
             chance[role] = float(np.mean([1 / len(record.logprobs) for record in records]))
         paired = [task for task in those if task.control_form in tasks]
         if role == "perturbed" and paired:
             records = [record for task in paired for record in tasks[task]]
             control = [record for task in paired for record in tasks[task.control_form]]
             values["excess_harm"] = _by_question(records, excess_of(records, control))
-    return Answers(values, chance)
+            groups["excess_harm"] = _groups(records)
+    return Answers(values, chance, groups)
+
+
+def _groups(records: Sequence[Record]) -> Groups:
+    """How the questions of `_by_question` hang together, by the first record of each."""
+    firsts: dict[tuple[str, ...], Record] = {}
+    for record in records:
+        firsts.setdefault(record.question, record)
+    return groups_of(list(firsts.values()))
 
 
 def _by_question(records: Sequence[Record], values: Array) -> Array:

@@ -27,8 +27,8 @@ from robust_unlearning.recipe import Strict, checked, load_recipe
 from robust_unlearning.report.figures import Series, trade_off
 from robust_unlearning.report.tables import INCONCLUSIVE, Column, Table
 from robust_unlearning.results.measures import (
-    Measure,
     Measured,
+    QuestionMeasure,
     estimates,
     excess_in,
     forgetting,
@@ -243,7 +243,7 @@ def _like_forgetting(result: StudyResult, recipe: str, noise: float, where: str)
         for seed in study.seeds
     }
 
-    def against(measure: Measure) -> tuple[Effect | None, list[Match]]:
+    def against(measure: QuestionMeasure) -> tuple[Effect | None, list[Match]]:
         found = {
             seed: [each for rna, plain in of_seed for each in matches(rna, plain, base, measure)]
             for seed, of_seed in lines.items()

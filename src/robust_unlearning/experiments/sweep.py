@@ -209,7 +209,10 @@ class Setting:
 def pooled(models: Sequence[Answers]) -> Estimates:
     """Measure -> mean over models, one a seed, and questions, with its interval; empty where there is no model."""
     measures = [key for key in MEASURES if models and all(key in model.values for model in models)]
-    return {key: over_seeds(np.stack([model.values[key] for model in models])) for key in measures}
+    return {
+        key: over_seeds(np.stack([model.values[key] for model in models]), models[0].groups.get(key))
+        for key in measures
+    }
 
 
 def settings_of(result: SweepResult) -> list[Setting]:

@@ -14,7 +14,7 @@ from robust_unlearning.reproduce import paper
 from robust_unlearning.reproduce.grid import Grid, Model
 from robust_unlearning.reproduce.verdicts import Outcome
 from robust_unlearning.results import measures
-from robust_unlearning.results.measures import Measure, excess, forget, forgetting, near, retained, right
+from robust_unlearning.results.measures import QuestionMeasure, excess, forget, forgetting, near, retained, right
 from robust_unlearning.stats.effects import Effect, mean_effect
 from robust_unlearning.stats.estimates import Estimate
 from robust_unlearning.stats.format import NATS, PERCENT, interval, shown
@@ -23,13 +23,13 @@ Pairs = Sequence[tuple[Model, Model]]
 FAMILIES = {"representation methods": paper.REPRESENTATION, "preference methods": paper.PREFERENCE}
 
 
-def changes(pairs: Pairs, of: Measure) -> Effect:
+def changes(pairs: Pairs, of: QuestionMeasure) -> Effect:
     """The second of each pair less the first, question by question; one row a pair, that is, a seed."""
     rows = {second.seed: of(second.test) - of(first.test) for first, second in pairs}
     return Effect(rows, of.groups(pairs[0][0].test), answers=of.share)
 
 
-def from_base(grid: Grid, models: Sequence[Model], of: Measure) -> Effect:
+def from_base(grid: Grid, models: Sequence[Model], of: QuestionMeasure) -> Effect:
     """Models of one method less the base."""
     rows = {model.seed: of(model.test) - of(grid.base) for model in models}
     return Effect(rows, of.groups(grid.base), answers=of.share)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from robust_unlearning.reproduce.verdicts import CLAIMS, Outcome
-from robust_unlearning.stats.estimates import Estimate, Part, critical
+from robust_unlearning.stats.estimates import Estimate, VariancePart, critical
 
 Data = Mapping[str, Any]
 
@@ -37,7 +37,7 @@ def of_one(cell: Any) -> Estimate | None:
     assert found.low is not None
     assert found.high is not None
     fewest = min((count for count in (found.n, found.clusters, found.words) if count and count > 1), default=2)
-    unit = Part("questions", 1.0, fewest - 1)
+    unit = VariancePart("questions", 1.0, fewest - 1)
     half = (found.high - found.low) / 2 / critical([unit], 0.95)
     return replace(found, seeds=1, parts=(replace(unit, variance=half**2),))
 

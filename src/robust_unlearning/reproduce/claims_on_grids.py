@@ -10,12 +10,12 @@ import numpy as np
 from robust_unlearning.reproduce.claims import changes, family_mean, forgot, if_forgotten, less
 from robust_unlearning.reproduce.grid import Grid, Model
 from robust_unlearning.reproduce.verdicts import Outcome
-from robust_unlearning.results.measures import Measure, forget, retained, right
+from robust_unlearning.results.measures import QuestionMeasure, forget, retained, right
 from robust_unlearning.stats.effects import Effect, mean_effect
 from robust_unlearning.stats.estimates import Array
 
 
-def slopes(grid: Grid, models: Sequence[Model], x_of: Callable[[Model], float], of: Measure) -> Effect:
+def slopes(grid: Grid, models: Sequence[Model], x_of: Callable[[Model], float], of: QuestionMeasure) -> Effect:
     """The slope of a measure over a field, by least squares for every seed and question."""
     rows: dict[int, Array] = {}
     for seed in sorted({model.seed for model in models}):
@@ -127,7 +127,7 @@ def _over_methods(
     claim: str,
     of: str,
     wanted: Callable[[Model], bool],
-    measure: Measure,
+    measure: QuestionMeasure,
     against: Callable[[Model], bool] = lambda model: model.noise == 0,
 ) -> list[Outcome]:
     """Models that are `wanted` less those `against`, by method and seed, averaged over methods."""

@@ -9,7 +9,7 @@ from robust_unlearning.report.figures import Series, trade_off
 from robust_unlearning.report.page import Figure
 from robust_unlearning.reproduce import paper
 from robust_unlearning.reproduce.grid import Grid, Model
-from robust_unlearning.results.measures import Measure, forget, retained, right
+from robust_unlearning.results.measures import QuestionMeasure, forget, retained, right
 from robust_unlearning.stats.estimates import Estimate
 
 INTERVALS = "95 % intervals over seeds and questions"
@@ -22,12 +22,12 @@ PANELS = {
 FORGET, PERTURBED = "forget accuracy", "accuracy with a forget-token"
 
 
-def estimate(models: Sequence[Model], of: Measure) -> Estimate:
+def estimate(models: Sequence[Model], of: QuestionMeasure) -> Estimate:
     """A measure over seeds and questions."""
     return of.over([model.test for model in models])
 
 
-def of_base(grid: Grid, of: Measure) -> Estimate:
+def of_base(grid: Grid, of: QuestionMeasure) -> Estimate:
     """The same of the base."""
     return of.over([grid.base])
 
@@ -87,7 +87,7 @@ def over_field(
     key: Callable[[Model], str],
     about: str,
     path: Path,
-    measures: Mapping[str, Measure],
+    measures: Mapping[str, QuestionMeasure],
     *,
     together: bool = False,
 ) -> Figure:
@@ -100,7 +100,7 @@ def over_field(
     ticks = list(dict.fromkeys(map(key, last)))
     places = [Estimate(float(index)) for index in range(len(ticks))]
 
-    def line(recipe: str, of: Measure) -> Series:
+    def line(recipe: str, of: QuestionMeasure) -> Series:
         groups = [[model for model in last if model.recipe == recipe and key(model) == tick] for tick in ticks]
         points = [(x, estimate(models, of)) for x, models in zip(places, groups, strict=True) if models]
         return Series(grid.recipes[recipe], points, joined=True)
@@ -142,4 +142,4 @@ def coefficient_key(model: Model) -> str:
     return f"{float(scales[0]):g}" if scales else "recipe's"
 
 
-ACCURACIES: Mapping[str, Measure] = {PERTURBED: right, FORGET: forget}
+ACCURACIES: Mapping[str, QuestionMeasure] = {PERTURBED: right, FORGET: forget}

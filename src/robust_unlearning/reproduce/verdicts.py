@@ -22,7 +22,7 @@ from typing import Any, Literal
 from robust_unlearning.report.tables import INCONCLUSIVE, Column, Finding, Table, Verdict
 from robust_unlearning.stats import paired
 from robust_unlearning.stats.effects import Effect, mean_effect, mean_of_ends, mean_of_sets
-from robust_unlearning.stats.estimates import Estimate, Part
+from robust_unlearning.stats.estimates import Estimate, VariancePart
 from robust_unlearning.stats.factors import FEWEST_SEEDS
 from robust_unlearning.stats.format import NATS, POINTS, NumberForm
 
@@ -101,7 +101,7 @@ def _as_mean(estimate: Estimate) -> Estimate:
         return estimate
     assert estimate.low is not None
     assert estimate.high is not None
-    part = Part("questions", 1.0, max(1, (estimate.n or 10**6) - 1))
+    part = VariancePart("questions", 1.0, max(1, (estimate.n or 10**6) - 1))
     unit = replace(estimate, value=0.0, parts=(part,), slack=0.0).interval(0.95)[1]
     half, middle = (estimate.high - estimate.low) / 2, (estimate.high + estimate.low) / 2
     return replace(estimate, value=middle, parts=(replace(part, variance=(half / unit) ** 2),))

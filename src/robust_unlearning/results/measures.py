@@ -165,7 +165,7 @@ def _once(records: Iterable[Record]) -> dict[tuple[str, ...], Record]:
 
 
 @dataclass(frozen=True)
-class Measure:
+class QuestionMeasure:
     """A number for each of n questions, and how these hang together.
 
     Called with a model's answers it gives the numbers [n].
@@ -197,38 +197,40 @@ def _words(answers: Measured) -> Groups:
     return Groups(answers.asked.perturbed, answers.asked.words)
 
 
-def right_in(where: str | None = None) -> Measure:
+def right_in(where: str | None = None) -> QuestionMeasure:
     """Right under a forget-token, in one place or mean over all."""
-    return Measure(_in_place("right", where), _words)
+    return QuestionMeasure(_in_place("right", where), _words)
 
 
-def control_in(where: str | None = None) -> Measure:
+def control_in(where: str | None = None) -> QuestionMeasure:
     """Right under a control token, in one place or mean over all."""
-    return Measure(_in_place("control", where), _words)
+    return QuestionMeasure(_in_place("control", where), _words)
 
 
-def excess_in(where: str | None = None) -> Measure:
+def excess_in(where: str | None = None) -> QuestionMeasure:
     """Excess harm of a forget-token over a control token, nats, in one place or mean over all; below 0 the forget-token
     harms.
     """
-    return Measure(_in_place("excess", where), _words, share=False)
+    return QuestionMeasure(_in_place("excess", where), _words, share=False)
 
 
-def _set(key: str) -> Measure:
-    return Measure(lambda answers: getattr(answers, key), lambda answers: Groups(getattr(answers.asked, key)))
+def _set(key: str) -> QuestionMeasure:
+    return QuestionMeasure(lambda answers: getattr(answers, key), lambda answers: Groups(getattr(answers.asked, key)))
 
 
 forget, near, far, clean = map(_set, ("forget", "near", "far", "clean"))
 right, excess = right_in(), excess_in()
-forgetting = Measure(lambda answers: -answers.forget_logp, lambda answers: Groups(answers.asked.forget), share=False)
+forgetting = QuestionMeasure(
+    lambda answers: -answers.forget_logp, lambda answers: Groups(answers.asked.forget), share=False
+)
 """−log p of the right option on forget questions, nats. What is forgotten is this less the base's, question by
 question: also a model that never knew the answer has some of it."""
-retained = Measure(
+retained = QuestionMeasure(
     lambda answers: np.concatenate([answers.near, answers.far]),
     lambda answers: Groups(np.concatenate([answers.asked.near, answers.asked.far])),
 )
 """Right on all retained questions."""
-forget_perturbed = Measure(
+forget_perturbed = QuestionMeasure(
     lambda answers: answers.forget_perturbed,
     lambda answers: Groups(answers.asked.forget_perturbed, answers.asked.forget_words),
 )
@@ -243,12 +245,14 @@ def estimates(models: Sequence[Measured], where: str) -> dict[str, Estimate]:
     return there | {"excess_harm": excess_in(where).over(models)}
 
 
-def reduction(models: Sequence[Measured], base: Measured, of: Measure = right) -> Estimate:
+def reduction(models: Sequence[Measured], base: Measured, of: QuestionMeasure = right) -> Estimate:
     """The paper's reduction of accuracy with a forget-token, over seeds and questions."""
     return paired.reduction([of(base)], np.stack([of(each) for each in models]), groups=of.groups(base))
 
 
-def recovery(rna: Sequence[Measured], plain: Sequence[Measured], base: Measured, of: Measure = right) -> Estimate:
+def recovery(
+    rna: Sequence[Measured], plain: Sequence[Measured], base: Measured, of: QuestionMeasure = right
+) -> Estimate:
     """The paper's recovery of that accuracy; models in the same order of seeds."""
     before, after = (np.stack([of(each) for each in models]) for models in (plain, rna))
     return paired.recovery([of(base)], before, after, pair_seeds=True, groups=of.groups(base))

@@ -27,7 +27,7 @@ SMALLEST_P = 1e-12
 
 
 @dataclass(frozen=True)
-class Part:
+class VariancePart:
     """A factor's part of the variance of a mean.
 
     Attributes:
@@ -41,7 +41,7 @@ class Part:
     df: int
 
 
-def critical(parts: Sequence[Part], level: float) -> float:
+def critical(parts: Sequence[VariancePart], level: float) -> float:
     """t' = Σ V_k t(d_k) / Σ V_k, two-sided (Cochran and Cox); where all V_k are 0, t of the most groups."""
     quantiles = [float(special.stdtrit(part.df, 0.5 + level / 2)) for part in parts]
     total = sum(part.variance for part in parts)
@@ -72,7 +72,7 @@ class Estimate:
     words: int | None = None
     note: str = ""
     slack: float = 0.0
-    parts: tuple[Part, ...] = ()
+    parts: tuple[VariancePart, ...] = ()
 
     def __str__(self) -> str:
         text = "undefined" if self.value is None else f"{self.value:.4g}"

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from robust_unlearning.errors import UserError
-from robust_unlearning.stats.estimates import Array, Estimate, Part, checked_level, critical
+from robust_unlearning.stats.estimates import Array, Estimate, VariancePart, checked_level, critical
 
 FEWEST_SEEDS = 3
 """With fewer seeds an interval is over questions alone, and says nothing of models trained with other seeds."""
@@ -102,7 +102,7 @@ class Means:
         low, high = min(middle - half, value), max(middle + half, value)
         return replace(self._sized(value), low=low, high=high, stderr=stderr)
 
-    def _parts(self, weights: Array) -> tuple[Part, ...]:
+    def _parts(self, weights: Array) -> tuple[VariancePart, ...]:
         """The parts of the variance of a weighted sum; of words what they add beyond single questions."""
         single = sum(
             float(weights @ covariance @ weights) for factor, covariance, _ in self.factors if factor == SINGLE
@@ -110,7 +110,7 @@ class Means:
         parts = []
         for factor, covariance, df in self.factors:
             variance = float(weights @ covariance @ weights) - (single if factor == "words" else 0.0)
-            parts += [Part(factor, max(0.0, variance), df)] if factor != SINGLE else []
+            parts += [VariancePart(factor, max(0.0, variance), df)] if factor != SINGLE else []
         return tuple(parts)
 
     def _variance(self, weights: Array) -> float:

@@ -94,4 +94,4 @@ def within_answers(difference: Estimate, level: float = 0.95) -> Estimate:
     if not difference.parts or difference.spread or difference.value is None:
         return difference
     _, most = wilson(0.0, difference.clusters or difference.n, critical(difference.parts, level))
-    return replace(difference, low=difference.value - most, high=difference.value + most)
+    return replace(difference, low=max(-1.0, difference.value - most), high=min(1.0, difference.value + most))
