@@ -39,7 +39,10 @@ def test_a_place_adds_its_variance_and_slack_its_width() -> None:
 
 def test_the_mean_of_effects_is_over_those_that_have_a_seed() -> None:
     place = np.array([1.0, -1.0])
-    one, two = Effect({1: ROWS[1], 4: ROWS[4]}, Groups(LABELS), place, slack=0.1), Effect({4: ROWS[7]}, slack=0.3)
+    one, two = (
+        Effect({1: ROWS[1], 4: ROWS[4]}, Groups(LABELS), place, slack=0.1),
+        Effect({4: ROWS[7]}, Groups(LABELS), slack=0.3),
+    )
     mean = mean_effect([one, two])
     assert mean is not None
     assert list(mean.by_seed) == [1, 4]
@@ -47,6 +50,7 @@ def test_the_mean_of_effects_is_over_those_that_have_a_seed() -> None:
     assert mean.by_seed[4] == pytest.approx((ROWS[4] + ROWS[7]) / 2)
     assert (mean.groups, mean.slack) == (Groups(LABELS), pytest.approx(0.2))
     assert mean.place == pytest.approx(place)
+    assert mean_effect([one, Effect({1: ROWS[1]})]) is None  # the same number of questions, and others
     assert mean_effect([one, Effect({1: ROWS[1][:5]})]) is None
     assert mean_effect([]) is None
 
