@@ -100,7 +100,7 @@ def test_wrong_targets(tmp_path: Path) -> None:
         "did you mean 'main'",
     ):
         assert part in str(wrong.value)
-    with pytest.raises(UserError, match="63 of 63 points are wrong"):
+    with pytest.raises(UserError, match="81 of 81 points are wrong"):
         points_of(load_target("tiny", ["set.layer=0", "set.train_layers=[2]"]), target.stages["main"])
     (tmp_path / "two.yaml").write_text("about: x\nsuite: planted\nstages: {a: {title: a, kind: grid, stands_for: x, "
                                        "command: x}}\n")  # fmt: skip
