@@ -52,7 +52,7 @@ def side(difference: Estimate) -> str:
     """What an interval of a difference says: lower, higher, the same (to the bit), or inconclusive."""
     low, high = difference.low, difference.high
     if low is None or high is None or low < 0 < high:
-        return "not to be told apart"
+        return "inconclusive"
     return "the same" if low == high == 0 else "lower" if high <= 0 else "higher"
 
 

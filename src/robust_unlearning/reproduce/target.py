@@ -37,7 +37,9 @@ class Stage(Strict):
     stands_for: str = Field(description="items of the paper")
     command: str = Field(description="what does the same alone; for `time` only `unlearn reproduce` itself with --only")
     reduced: str = Field("", description="what is less here than in the paper, said in the report")
-    grids: tuple[dict[str, Any], ...] = Field((), description="as in a sweep; seeds are the target's, unless one names its own")
+    grids: tuple[dict[str, Any], ...] = Field(
+        (), description="as in a sweep; seeds are the target's, unless one names its own"
+    )
     seeds: int = Field(1, ge=1, description="use the target's first so many seeds")
     recipes: tuple[str, ...] = Field((), description="of an analysis: the main stage's recipes to look at")
     rna: bool = Field(True, description="of an analysis: look at them with the chosen noise too")
