@@ -125,7 +125,7 @@ def test_a_report_on_disk(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("low", "high", "said"),
-    [(0.1, 0.2, "higher"), (-2, -1, "lower"), (0, 0, "the same"), (-1, 1, "not to be told apart")],
+    [(0.1, 0.2, "higher"), (-2, -1, "lower"), (0, 0, "the same"), (-1, 1, "inconclusive")],
 )
 def test_what_an_interval_says(low: float, high: float, said: str) -> None:
     assert output.side(Estimate(0, low, high)) == said
