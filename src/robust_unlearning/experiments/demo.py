@@ -248,8 +248,8 @@ def report(base: DemoAnswers, line: Line, slower: DemoAnswers, levels: Levels, o
         "Added harm: what the forget-token takes from the right answer's log-probability beyond what a harmless word "
         "takes, less the same for the base; nats a token, negative is harm.",
         "Like forgetting: RNA against RMU stopped where it had forgotten as much (on a monotone curve through its "
-        f"snapshots, with one within {WINDOW} nats on either side; the curve's distance from straight lines is part of "
-        "the interval), and against RMU "
+        f"snapshots, with one within {WINDOW} nats on either side; how far it may be off between them is part of the "
+        "interval), and against RMU "
         "that was slowed by a heavier retain weight instead of noise. Differences are RNA less the "
         "other; a positive one speaks for RNA; where the "
         "control forgets no less and harms no more, noise was not needed.",

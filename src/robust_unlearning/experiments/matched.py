@@ -10,9 +10,10 @@ the curve at its own forgetting:
   come to rest goes to and fro, and its later models would be set against earlier ones.
 - The curve is a monotone cubic one (PCHIP: Fritsch and Butland 1984, SIAM J. Sci. Stat. Comput. 5). There is a match
   only where snapshots lie on both sides within `WINDOW` nats.
-- The curve's own uncertainty is its distance from straight lines between the snapshots: it is added to both sides of
-  the interval. That of the questions comes from the harms' weights on the curve, which is linear in them at each place,
-  and from the forget questions: with others, the place on the curve would be another.
+- The curve's own uncertainty: a monotone curve lies between its neighbours' harms, so it is off by no more than the
+  distance to the farther one. That is added to both sides of the interval. The uncertainty of the questions comes
+  from the harms' weights on the curve, which is linear in them at each place, and from the forget questions: with
+  others, the place on the curve would be another.
 - Seeds are the unit: several matches of one seed are averaged first.
 """
 
@@ -81,10 +82,11 @@ def match(
     means = np.array([values.mean() for _, values in line])
     weights, slope = _weights(x, means, wanted)
     share = (wanted - x[after - 1]) / (x[after] - x[after - 1])
-    straight = (1 - share) * means[after - 1] + share * means[after]
+    height = float(weights @ means)
+    slack = max(abs(height - means[after - 1]), abs(height - means[after]))
     curve = sum(weight * values for weight, (_, values) in zip(weights, line, strict=True))
     near = (1 - share) * line[after - 1][0] + share * line[after][0]
-    return Match(wanted, model[1] - curve, slope * (model[0] - near), abs(float(weights @ means) - straight))
+    return Match(wanted, model[1] - curve, slope * (model[0] - near), slack)
 
 
 def _weights(x: Array, y: Array, at: float) -> tuple[Array, float]:

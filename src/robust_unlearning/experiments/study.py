@@ -170,7 +170,8 @@ def summarise(result: StudyResult, out: Path) -> str:
     about = (
         "RNA less the same method, seed and retain weight without noise, where that has forgotten as much: at least "
         f"{LEAST} nats beyond the base, with a snapshot without noise on either side within {WINDOW} nats, and a "
-        "monotone curve between them, whose distance from straight lines is part of the interval. A positive "
+        "monotone curve between them, which can be off by no more than the harms of the two allow; that is part of the "
+        "interval. A positive "
         "difference speaks for RNA. Points: models compared, over seeds, retain weights and steps. p is Holm's, "
         "for all rows together, and a verdict needs p < 0.05."
     )

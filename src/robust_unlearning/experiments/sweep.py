@@ -30,6 +30,7 @@ from robust_unlearning.evaluate.harness import TaskSet, load_task_sets
 from robust_unlearning.experiments.grid import Point, Sweep, label
 from robust_unlearning.experiments.rule import (
     DEFAULT_RULE,
+    FORGETTING,
     MEASURES,
     Answers,
     Choice,
@@ -44,7 +45,7 @@ from robust_unlearning.report.tables import Column, Table
 from robust_unlearning.run.folder import RunFolder
 from robust_unlearning.stats.estimates import Estimate
 from robust_unlearning.stats.format import NATS, PERCENT
-from robust_unlearning.stats.means import over_seeds
+from robust_unlearning.stats.means import over_seeds, share_over_seeds
 
 OWN_VALIDATION = {"planted": "planted-validation", "planted-texts": "planted-texts-validation"}
 """Suites that come with a validation split."""
@@ -185,6 +186,7 @@ def write_index(result: SweepResult, **more: Any) -> None:
 
 
 COLUMNS = {
+    "forgotten": Column("forgotten, nats", NATS),
     "forget": Column("forget, %", PERCENT), "retain": Column("retain, %", PERCENT),
     "perturbed": Column("perturbed, %", PERCENT), "excess_harm": Column("excess harm, nats/token", NATS),
 }  # fmt: skip
@@ -206,13 +208,20 @@ class Setting:
     cells: Mapping[str, Estimates]
 
 
-def pooled(models: Sequence[Answers]) -> Estimates:
-    """Measure -> mean over models, one a seed, and questions, with its interval; empty where there is no model."""
-    measures = [key for key in MEASURES if models and all(key in model.values for model in models)]
-    return {
-        key: over_seeds(np.stack([model.values[key] for model in models]), models[0].groups.get(key))
-        for key in measures
-    }
+def pooled(models: Sequence[Answers], base: Answers | None = None) -> Estimates:
+    """Measure -> mean over models, one a seed, and questions, with its interval; empty where there is no model.
+
+    With `base` also `forgotten`: log p of the right answer to what is to be forgotten, the base's less the models'.
+    """
+    cells = {}
+    for key in MEASURES:
+        if models and all(key in model.values for model in models):
+            mean = over_seeds if key == "excess_harm" else share_over_seeds
+            cells[key] = mean(np.stack([model.values[key] for model in models]), models[0].groups.get(key))
+    if base and models and all(FORGETTING in each.values for each in (base, *models)):
+        lost = np.stack([model.values[FORGETTING] - base.values[FORGETTING] for model in models])
+        cells["forgotten"] = over_seeds(lost, base.groups.get(FORGETTING))
+    return cells
 
 
 def settings_of(result: SweepResult) -> list[Setting]:
@@ -223,7 +232,10 @@ def settings_of(result: SweepResult) -> list[Setting]:
     settings = []
     for (base, _), points in grouped.items():
         models = [answers for point in points if (answers := result.answers(point))]
-        cells = {suite: pooled([answers[suite] for answers in models]) for suite in result.runner.task_sets}
+        of_base = result.runner.bases.get(base, {})
+        cells = {
+            suite: pooled([each[suite] for each in models], of_base.get(suite)) for suite in result.runner.task_sets
+        }
         source, fields = points[0].source, points[0].setting
         failed = sum(point.name in result.failed for point in points)
         settings.append(Setting(label(fields) or source, source, fields, base, points, failed, cells))

@@ -53,10 +53,15 @@ def forgot(grid: Grid, *models: Sequence[Model]) -> str:
     return f"forgot {nats} nats beyond the base" + (", without noise and with it" if len(models) > 1 else "")
 
 
+def has_forgotten(grid: Grid, plain: Sequence[Model]) -> bool:
+    """Whether models without noise have forgotten `LEAST` nats beyond the base."""
+    return bool(plain) and (forgotten(grid, plain).value or 0.0) >= LEAST
+
+
 def if_forgotten(grid: Grid, outcome: Outcome, plain: Sequence[Model]) -> Outcome:
     """The outcome, undecided where the method without noise has forgotten less than `LEAST` nats beyond the base:
     nothing is mended, kept or broken there."""
-    if plain and (forgotten(grid, plain).value or 0.0) >= LEAST:
+    if outcome.undecided or has_forgotten(grid, plain):
         return outcome
     return replace(outcome, undecided=f"without noise less than {LEAST} nats were forgotten beyond the base")
 
@@ -107,9 +112,11 @@ def family_mean(effects: Iterable[tuple[str, Effect]]) -> list[Effect]:
     return there if len(there) == len(FAMILIES) else []
 
 
-def less(first: Effect, second: Effect) -> Effect:
-    """One effect less another, on the seeds that both have."""
+def less(first: Effect, second: Effect) -> Effect | None:
+    """One effect less another, on the seeds that both have; None where they have none in common."""
     seeds = [seed for seed in first.by_seed if seed in second.by_seed]
+    if not seeds:
+        return None
     return Effect(
         {seed: first.by_seed[seed] - second.by_seed[seed] for seed in seeds}, first.groups, answers=first.answers
     )
@@ -118,6 +125,7 @@ def less(first: Effect, second: Effect) -> Effect:
 def _families(grid: Grid) -> list[Outcome]:
     """Preference against representation methods: losses of accuracy, averaged over the methods of each."""
     plain = [(title, grid.at(recipe, 0)) for recipe, title in grid.recipes.items()]
+    plain = [(title, models) for title, models in plain if has_forgotten(grid, models)]
     means = family_mean((title, from_base(grid, models, right)) for title, models in plain if models)
     if not means:
         return []
@@ -127,7 +135,8 @@ def _families(grid: Grid) -> list[Outcome]:
         for name, titles in FAMILIES.items()
     }
     beside = "; ".join(f"{name} {forgot(grid, models)}" for name, models in of_family.items())
-    return [Outcome("po-more-fragile", "averages", less(*means), printed, beside)]
+    lost = less(*means)
+    return [Outcome("po-more-fragile", "averages", lost, printed, beside)] if lost else []
 
 
 def _rna(grid: Grid, recipe: str, noise: float) -> list[Outcome]:
@@ -137,7 +146,8 @@ def _rna(grid: Grid, recipe: str, noise: float) -> list[Outcome]:
         return []
     plain, rna = (list(side) for side in zip(*pairs, strict=True))
     rate = measures.recovery([model.test for model in rna], [model.test for model in plain], grid.base)
-    beside = f"recovery {percent(rate)}; {forgot(grid, plain, rna)}"
+    both = forgot(grid, plain, rna)
+    beside = f"recovery {percent(rate)}; {both}"
     of, recovery, wmdp, mmlu = f"{title}, noise {noise:g}", "", "", ""
     if title in paper.RECOVERY:
         recovery = f"recovery {paper.RECOVERY[title]} %"
@@ -146,13 +156,13 @@ def _rna(grid: Grid, recipe: str, noise: float) -> list[Outcome]:
     rows = [
         Outcome("recovers", of, changes(pairs, right), recovery, beside),
         like_forgetting(grid, recipe, noise),
-        Outcome("keeps-forgetting", of, changes(pairs, forget), wmdp, forgot(grid, plain, rna)),
-        Outcome("keeps-retained", of, changes(pairs, retained), mmlu),
+        Outcome("keeps-forgetting", of, changes(pairs, forget), wmdp, both),
+        Outcome("keeps-retained", of, changes(pairs, retained), mmlu, both),
     ]
     if len(grid.base.forget_perturbed):
-        rows.append(Outcome("perturbed-forget", of, changes(pairs, measures.forget_perturbed)))
+        rows.append(Outcome("perturbed-forget", of, changes(pairs, measures.forget_perturbed), "", both))
     if len(grid.base.near):
-        rows.append(Outcome("related", of, changes(pairs, near)))
+        rows.append(Outcome("related", of, changes(pairs, near), "", both))
     return [if_forgotten(grid, row, grid.at(recipe, 0)) for row in rows]
 
 
@@ -168,9 +178,9 @@ def like_forgetting(grid: Grid, recipe: str, noise: float) -> Outcome:
     of = f"{grid.recipes[recipe]}, noise {noise:g}"
     if effect is None:
         beside = f"no model with noise has forgotten {LEAST} nats between two snapshots without"
-        return Outcome("mends", of, Estimate(None, note=beside), "", beside)
+        return Outcome("mends", of, Estimate(None, note=beside), "", "", undecided=beside)
     at = [each.at for of_seed in found.values() for each in of_seed]
-    beside = f"{len(at)} models compared, at {min(at):.2f} to {max(at):.2f} nats beyond the base"
+    beside = f"{len(at)} models compared, which forgot {min(at):.2f} to {max(at):.2f} nats beyond the base"
     return Outcome("mends", of, effect, "", beside)
 
 

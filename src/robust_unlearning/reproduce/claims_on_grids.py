@@ -4,26 +4,42 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from robust_unlearning.reproduce.claims import changes, family_mean, forgot, if_forgotten, less
+from robust_unlearning.experiments.matched import LEAST
+from robust_unlearning.reproduce.claims import (
+    Pairs,
+    changes,
+    family_mean,
+    forgot,
+    forgotten,
+    has_forgotten,
+    if_forgotten,
+    less,
+)
 from robust_unlearning.reproduce.grid import Grid, Model
 from robust_unlearning.reproduce.verdicts import Outcome
 from robust_unlearning.results.measures import QuestionMeasure, forget, retained, right
 from robust_unlearning.stats.effects import Effect, mean_effect
 from robust_unlearning.stats.estimates import Array
+from robust_unlearning.stats.format import NATS, shown
 
 
-def slopes(grid: Grid, models: Sequence[Model], x_of: Callable[[Model], float], of: QuestionMeasure) -> Effect:
-    """The slope of a measure over a field, by least squares for every seed and question."""
+def slopes(grid: Grid, models: Sequence[Model], x_of: Callable[[Model], float], of: QuestionMeasure) -> Effect | None:
+    """The slope of a measure over a field, by least squares for every seed and question; None where no seed has two
+    values of it.
+    """
     rows: dict[int, Array] = {}
     for seed in sorted({model.seed for model in models}):
         of_seed = [model for model in models if model.seed == seed]
         x = np.array([x_of(model) for model in of_seed])
         x -= x.mean()
+        if not x.any():  # the other runs of this seed have failed
+            continue
         rows[seed] = (x @ np.stack([of(model.test) for model in of_seed])) / (x @ x)
-    return Effect(rows, of.groups(grid.base))
+    return Effect(rows, of.groups(grid.base)) if rows else None
 
 
 def coefficient_claims(grid: Grid) -> list[Outcome]:
@@ -37,7 +53,8 @@ def coefficient_claims(grid: Grid) -> list[Outcome]:
             slope = slopes(grid, plain, lambda model, field=field: math.log2(model.fields[field]), right)  # type: ignore[misc]
             measure = f"accuracy with a forget-token, points for each doubling of {symbol}"
             beside = _forgot_by(grid, plain, field, symbol)
-            rows.append(Outcome("coefficient", f"{title}, {symbol}", slope, "falls (image only)", beside, measure))
+            row = Outcome("coefficient", f"{title}, {symbol}", slope, "falls (image only)", beside, measure)
+            rows.append(if_forgotten(grid, row, plain))
             break
     return rows
 
@@ -74,9 +91,11 @@ def noise_claims(grid: Grid, chosen: dict[str, float]) -> list[Outcome]:
         much = grid.at(recipe, greatest)
         if pairs := [(at_chosen[model.seed], model) for model in much if model.seed in at_chosen]:
             of = f"{title}, {greatest:g} against {noise:g}"
-            rows.append(Outcome("too-much-noise", of, changes(pairs, right), "declines"))
+            row = Outcome("too-much-noise", of, changes(pairs, right), "declines", _both(grid, pairs))
+            rows.append(if_forgotten(grid, row, grid.at(recipe, 0)))
         if pairs := grid.pairs(recipe, greatest):
-            row = Outcome("noise-forgetting", f"{title}, {greatest:g} against 0", changes(pairs, forget), "stable")
+            of = f"{title}, {greatest:g} against 0"
+            row = Outcome("noise-forgetting", of, changes(pairs, forget), "stable", _both(grid, pairs))
             rows.append(if_forgotten(grid, row, [plain for plain, _ in pairs]))
     return rows + _stable(grid)
 
@@ -88,8 +107,17 @@ def _stable(grid: Grid) -> list[Outcome]:
         return []
     noise = max(shared)
     pairs = {title: grid.pairs(recipe, noise) for recipe, title in grid.recipes.items()}
-    means = family_mean((title, changes(each, right)) for title, each in pairs.items() if each)
-    return [Outcome("stable-to-noise", f"noise {noise:g}", less(means[1], means[0]), "more stable")] if means else []
+    pairs = {title: each for title, each in pairs.items() if has_forgotten(grid, [plain for plain, _ in each])}
+    means = family_mean((title, changes(each, right)) for title, each in pairs.items())
+    found = less(means[1], means[0]) if means else None
+    beside = _both(grid, [pair for each in pairs.values() for pair in each])
+    return [Outcome("stable-to-noise", f"noise {noise:g}", found, "more stable", beside)] if found else []
+
+
+def _both(grid: Grid, pairs: Pairs) -> str:
+    """What the first and the second of pairs have forgotten, in words."""
+    first, second = ([pair[side] for pair in pairs] for side in (0, 1))
+    return f"{forgot(grid, first)}, and with more noise {shown(forgotten(grid, second), NATS)}" if pairs else ""
 
 
 def layer_claims(grid: Grid, claim: str) -> list[Outcome]:
@@ -130,13 +158,20 @@ def _over_methods(
     measure: QuestionMeasure,
     against: Callable[[Model], bool] = lambda model: model.noise == 0,
 ) -> list[Outcome]:
-    """Models that are `wanted` less those `against`, by method and seed, averaged over methods."""
-    pairs = []
+    """Models that are `wanted` less those `against`, by method and seed, averaged over the methods that have forgotten
+    without noise."""
+    pairs: list[Pairs] = []
     for recipe in grid.recipes:
         plain = {model.seed: model for model in grid.pick(recipe, against)}
-        pairs.append([(plain[rna.seed], rna) for rna in grid.pick(recipe, wanted) if rna.seed in plain])
-    effect = mean_effect([changes(each, measure) for each in pairs if each])
-    if effect is None:
+        of_recipe = [(plain[rna.seed], rna) for rna in grid.pick(recipe, wanted) if rna.seed in plain]
+        if of_recipe:
+            pairs.append(of_recipe)
+    if not pairs:
         return []
-    plain_models = [model for model in grid.models if model.last and model.noise == 0]
-    return [if_forgotten(grid, Outcome(claim, of, effect), plain_models)]
+    used = [each for each in pairs if has_forgotten(grid, grid.at(each[0][0].recipe, 0))]
+    effect = mean_effect([changes(each, measure) for each in used or pairs])
+    name = f"{of}, {len(used or pairs)} of {len(pairs)} methods"
+    row = Outcome(claim, name, effect, "", _both(grid, [pair for each in used or pairs for pair in each]))
+    return [
+        row if used else replace(row, undecided=f"no method has forgotten {LEAST} nats beyond the base without noise")
+    ]

@@ -275,7 +275,7 @@ def complete(rows: Iterable[Outcome]) -> list[Outcome]:
 
 def _pooled(claim: str, rows: Sequence[Outcome]) -> list[Outcome]:
     """The mean of a claim's rows, those left out that are undecided whatever their interval says."""
-    used = [each for each in rows if each.estimate and not each.undecided]
+    used = [each for each in rows if each.estimate and each.estimate.low is not None and not each.undecided]
     if CLAIMS[claim].every or len(rows) < 2 or not used:
         return []
     effects = [each.found for each in used if isinstance(each.found, Effect)]
@@ -283,8 +283,10 @@ def _pooled(claim: str, rows: Sequence[Outcome]) -> list[Outcome]:
     if len(effects) == len(used):
         found = mean_effect(effects) or mean_of_sets(effects)
     found = found or mean_of_ends([each.estimate for each in used if each.estimate])
-    left_out = f"; {len(rows) - len(used)} undecided rows left out" if len(used) < len(rows) else ""
-    return [Outcome(claim, f"mean of {len(used)} rows{left_out}", found, whole=True)] if found else []
+    if not found:
+        return []
+    few = f"fewer than half of the {len(rows)} rows decide" if 2 * len(used) < len(rows) else ""
+    return [Outcome(claim, f"mean of {len(used)} of {len(rows)} rows", found, undecided=few, whole=True)]
 
 
 def holm_findings(rows: Sequence[Outcome]) -> list[Finding]:
@@ -304,7 +306,7 @@ def whole(rows: Sequence[Outcome]) -> Verdict:
     counts = Counter(standing)
     note = ", ".join(f"{word} in {counts[word]}" for word in there) or "no row decided"
     note += f" of {len(single)} rows (Holm)" if len(single) > 1 else ""
-    of_these = all(each.of_these for each in single)
+    of_these = any(each.of_these for each in rows)
     if CLAIMS[single[0].claim].every:
         alone = {each.finding for each in single}
         finding: Finding = "does not hold" if counts["does not hold"] else INCONCLUSIVE
@@ -316,7 +318,7 @@ def whole(rows: Sequence[Outcome]) -> Verdict:
     pooled = next((each for each in rows if each.whole), single[0])
     if len(single) > 1 and pooled.whole and pooled.estimate:
         about = Column("", CLAIMS[pooled.claim].form, sized=True)
-        note = f"on average {about.cell(pooled.estimate)}; {note}"
+        note = f"{pooled.of}: {about.cell(pooled.estimate)}; {note}"
     finding = pooled.finding if pooled.whole or len(single) == 1 else INCONCLUSIVE
     opposite = {"holds": "does not hold", "does not hold": "holds"}.get(finding)
     return Verdict("mixed" if opposite in there else finding, note, of_these)
@@ -330,12 +332,15 @@ def by_claim(rows: Sequence[Outcome]) -> dict[str, Verdict]:
 def headline(rows: Sequence[Outcome]) -> str:
     """How many claims hold, in a sentence."""
     verdicts = by_claim(rows).values()
-    counts = Counter(verdict.finding for verdict in verdicts)
-    these = sum(verdict.of_these and verdict.label != verdict.finding for verdict in verdicts)
+    counts = Counter(verdict.label for verdict in verdicts)
+    words: dict[Finding, str] = {"holds": "hold", "does not hold": "do not hold", "mixed": "are mixed"}
+    said = [
+        f"{counts[Verdict(finding).label]} {verb} (and {counts[Verdict(finding, of_these=True).label]} of these models)"
+        for finding, verb in words.items()
+    ]
     return (
-        f"Of {len(CLAIMS)} claims of the paper {counts['holds']} hold here, {counts['does not hold']} do not, "
-        f"{counts['mixed']} are mixed, {counts[INCONCLUSIVE]} are inconclusive and {counts['not run']} were not run; "
-        f"{these} of these words are said of the models at hand only. "
+        f"Of {len(CLAIMS)} claims of the paper {', '.join(said)}, {counts[INCONCLUSIVE]} are inconclusive and "
+        f"{counts['not run']} were not run. "
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from robust_unlearning.stats.estimates import Array, Estimate
 from robust_unlearning.stats.factors import FEWEST_SEEDS, Groups
-from robust_unlearning.stats.means import mean_interval, over_seeds, within_answers
+from robust_unlearning.stats.means import mean_interval, of_answers, over_seeds
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,7 @@ class Effect:
         place: errors with mean 0 that m other questions add, [m], such as of a place on a curve; None for none.
         place_groups: how those hang together.
         slack: see `Estimate.slack`.
-        answers: the differences are of answers, right (1) or wrong (0). Where there are none at all, the interval is
-            Wilson's for the share of questions that may be answered differently, to both sides.
+        answers: the differences are of answers, right (1) or wrong (0), see `means.of_answers`.
     """
 
     by_seed: Mapping[int, Array]
@@ -37,7 +36,7 @@ class Effect:
         """The mean over seeds and questions with its 95 % interval, seeds as the unit (`means.over_seeds`)."""
         found = over_seeds(np.stack(list(self.by_seed.values())), self.groups)
         if self.answers:
-            return within_answers(found)
+            return of_answers(found)
         if self.place is None:
             return found
         placed = mean_interval(self.place, self.place_groups)
@@ -47,8 +46,8 @@ class Effect:
 def mean_effect(effects: Sequence[Effect]) -> Effect | None:
     """The mean of effects on the same questions; None where questions differ, or how they hang together.
 
-    It is over the seeds that all have. Where these are fewer than `FEWEST_SEEDS`, it is over every seed, each the mean
-    of the effects that have it.
+    It is over the seeds that all have. Where these are fewer than `FEWEST_SEEDS`, the mean of each effect over its own
+    seeds stands for it, and the whole for one seed: methods are no seeds.
     """
     if (
         len({_questions(effect) for effect in effects}) != 1
@@ -56,10 +55,10 @@ def mean_effect(effects: Sequence[Effect]) -> Effect | None:
     ):
         return None
     seeds = set.intersection(*(set(effect.by_seed) for effect in effects))
-    if len(seeds) < FEWEST_SEEDS:
-        seeds = {seed for effect in effects for seed in effect.by_seed}
-    having = {seed: [effect.by_seed[seed] for effect in effects if seed in effect.by_seed] for seed in sorted(seeds)}
-    rows = {seed: _mean(of_seed) for seed, of_seed in having.items()}
+    if len(seeds) >= FEWEST_SEEDS:
+        rows = {seed: _mean(effect.by_seed[seed] for effect in effects) for seed in sorted(seeds)}
+    else:
+        rows = {min(seeds, default=0): _mean(_mean(effect.by_seed.values()) for effect in effects)}
     places = [effect.place for effect in effects if effect.place is not None]
     slack = float(np.mean([effect.slack for effect in effects]))
     first = effects[0]

@@ -7,11 +7,13 @@ Its part of the mean's variance is reckoned from as many groups as the factor ha
 | factor | groups | part of the variance |
 |---|---|---|
 | seeds | S rows | sample variance of the row means / S |
-| clusters | C clusters of questions (each question one, where none are named) | C/(C-1) · Σ_c (Σ_{i in c} r_i)² / n² |
-| words | W words | the same over words, less the same over the questions one by one; 0 at least |
+| words | W words | W/(W-1) · Σ_w (Σ_{i with w} r_i)² / n² |
+| clusters | C clusters (each question one, where none are named) | the same, less that of single questions |
 
-r_i is question i's mean over seeds less the mean. Words cross clusters, so what single questions add to both is taken
-off once (two-way clustering: Cameron, Gelbach and Miller 2011, J. Bus. Econ. Stat. 29).
+r_i is question i's mean over seeds less the mean. Where there are words, they cross clusters, and what single questions
+(pairs of cluster and word) add to both is taken off once, 0 being the least (two-way clustering: Cameron, Gelbach and
+Miller 2011, J. Bus. Econ. Stat. 29). It is taken off the clusters, of which there are mostly more: few words must not
+borrow their degrees of freedom.
 
 The interval is value ± t' · sqrt(Σ V_k) with t' = Σ V_k t(d_k) / Σ V_k (Cochran and Cox 1957, Experimental Designs,
 section 4.14): a factor with few groups widens the interval by as much as it matters. `benchmarks/verdicts.py`
@@ -20,11 +22,13 @@ simulates how often that errs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import optimize
 
 from robust_unlearning.errors import UserError
 from robust_unlearning.stats.estimates import Array, Estimate, VariancePart, checked_level, critical
@@ -32,7 +36,9 @@ from robust_unlearning.stats.estimates import Array, Estimate, VariancePart, che
 FEWEST_SEEDS = 3
 """With fewer seeds an interval is over questions alone, and says nothing of models trained with other seeds."""
 SINGLE = "single questions"
-"""What pairs of cluster and word add; it stands in the parts of both, and is taken off those of words."""
+"""What pairs of cluster and word add; it stands in the parts of both, and is taken off those of clusters."""
+NO_INTERVAL = "one observation only: no interval"
+"""What is said where there is nothing that varies: one question, or all questions about one thing."""
 ONE_WORD = "one word: nothing is said of others"
 Labels = Sequence[object] | NDArray[np.generic]
 
@@ -72,14 +78,14 @@ class Means:
         w = np.asarray(weights, dtype=float)
         value, parts = float(w @ self.values), self._parts(w)
         if not parts:
-            return replace(self._sized(value), note="one value: no interval")
+            return replace(self._sized(value), note=NO_INTERVAL)
         return replace(self._sized(value), parts=parts).at(level)
 
     def ratio(self, over: ArrayLike, under: ArrayLike, level: float = 0.95, undefined: str = "") -> Estimate:
         """The ratio of two weighted sums with Fieller's interval: all ratios ρ for which over − ρ under may be 0.
 
-        It has no bound where the denominator may be 0. Source: Fieller (1954), J. R. Stat. Soc. B 16; the quantile is
-        t' of over − ρ under at the ratio found.
+        |over − ρ under| <= t' · stderr, both of over − ρ under; the ends are found by bisection. It has no bound where
+        the denominator may be 0. Source: Fieller (1954), J. R. Stat. Soc. B 16.
 
         Args:
             undefined: why there is no ratio where the denominator is not above 0.
@@ -91,35 +97,47 @@ class Means:
         value = top / bottom
         parts = self._parts(a - value * b)
         if not parts:
-            return replace(self._sized(value), note="one value: no interval")
-        t, (va, vb, both) = critical(parts, checked_level(level)), map(self._variance, (a, b, a + b))
-        square = bottom**2 - t * t * vb
-        if square <= 0:
-            return replace(self._sized(value), note="no bound: what it is a share of may be 0")
-        middle = (top * bottom - t * t * (both - va - vb) / 2) / square
-        half = max(0.0, middle**2 - (top**2 - t * t * va) / square) ** 0.5
+            return replace(self._sized(value), note=NO_INTERVAL)
+
+        def beyond(ratio: float) -> float:
+            """How far a ratio is from being allowed, in the numerator's unit; below 0 it is."""
+            found = self._parts(a - ratio * b)
+            error = math.sqrt(sum(part.variance for part in found))
+            return abs(top - ratio * bottom) - critical(found, checked_level(level)) * error
+
         stderr = sum(part.variance for part in parts) ** 0.5 / bottom
-        low, high = min(middle - half, value), max(middle + half, value)
-        return replace(self._sized(value), low=low, high=high, stderr=stderr)
+        ends = [_end(beyond, value, sign * max(stderr, 1e-9)) for sign in (-1, 1)]
+        of_bottom = self._parts(b)
+        error = sum(part.variance for part in of_bottom) ** 0.5
+        if None in ends or bottom <= critical(of_bottom, level) * error:
+            return replace(self._sized(value), note="no bound: what it is a share of may be 0")
+        return replace(self._sized(value), low=ends[0], high=ends[1], stderr=stderr)
 
     def _parts(self, weights: Array) -> tuple[VariancePart, ...]:
-        """The parts of the variance of a weighted sum; of words what they add beyond single questions."""
-        single = sum(
-            float(weights @ covariance @ weights) for factor, covariance, _ in self.factors if factor == SINGLE
+        """The parts of the variance of a weighted sum; of clusters what they add beyond single questions."""
+        quadratic = [(factor, float(weights @ covariance @ weights), df) for factor, covariance, df in self.factors]
+        single = sum(variance for factor, variance, _ in quadratic if factor == SINGLE)
+        return tuple(
+            VariancePart(factor, max(0.0, variance - (single if factor == "clusters" else 0.0)), df)
+            for factor, variance, df in quadratic
+            if factor != SINGLE
         )
-        parts = []
-        for factor, covariance, df in self.factors:
-            variance = float(weights @ covariance @ weights) - (single if factor == "words" else 0.0)
-            parts += [VariancePart(factor, max(0.0, variance), df)] if factor != SINGLE else []
-        return tuple(parts)
-
-    def _variance(self, weights: Array) -> float:
-        return sum(part.variance for part in self._parts(weights))
 
     def _sized(self, value: float | None) -> Estimate:
         fewer = self.clusters if self.clusters < self.n else None
         note = ONE_WORD if self.words == 1 else ""
         return Estimate(value, n=self.n, seeds=self.seeds, clusters=fewer, words=self.words or None, note=note)
+
+
+def _end(beyond: Callable[[float], float], start: float, step: float) -> float | None:
+    """Where a function that is below 0 at `start` first reaches 0 in the direction of `step`; None far away."""
+    inside = start
+    for _ in range(60):
+        outside = inside + step
+        if beyond(outside) > 0:
+            return float(optimize.brentq(beyond, inside, outside)) if beyond(inside) < 0 else inside
+        inside, step = outside, 1.5 * step
+    return None
 
 
 def means_of(tables: Sequence[ArrayLike], groups: Groups | None = None, *, pair_seeds: bool = False) -> Means:

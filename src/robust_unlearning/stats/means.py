@@ -14,7 +14,7 @@ from robust_unlearning.errors import UserError
 from robust_unlearning.stats.estimates import Estimate, accuracy, columns, critical, wilson
 from robust_unlearning.stats.factors import FEWEST_SEEDS, Groups, means_of
 
-OF_THESE = "of these models: the interval is over questions only"
+OF_THESE = "of these models: no interval over training seeds"
 """What is said beside a mean over fewer than `FEWEST_SEEDS` seeds."""
 
 
@@ -74,7 +74,8 @@ def share_over_seeds(per_seed_correct: ArrayLike, groups: Groups | None = None, 
     of clusters. A single row of unclustered answers has the interval of `accuracy`.
     """
     table = np.asarray(per_seed_correct, dtype=float)
-    if len(table) == 1 and (groups is None or groups.clusters is groups.words is None):
+    binary = bool(np.isin(table, (0.0, 1.0)).all())
+    if binary and len(table) == 1 and (groups is None or groups.clusters is groups.words is None):
         return replace(accuracy(table[0], level), seeds=1, note=OF_THESE)
     share = over_seeds(table, groups, level)
     if share.value is None or not share.parts:
@@ -85,13 +86,25 @@ def share_over_seeds(per_seed_correct: ArrayLike, groups: Groups | None = None, 
     return replace(share, low=low, high=high)
 
 
-def within_answers(difference: Estimate, level: float = 0.95) -> Estimate:
-    """A mean difference of answers, right (1) or wrong (0), with an interval that is not without width.
+def of_answers(difference: Estimate, level: float = 0.95) -> Estimate:
+    """A mean difference of answers, right (1) or wrong (0), with a variance that few changed answers do not belie.
 
-    Where all questions were answered alike there is no variance to go by, and the share of questions that may be
-    answered differently is bounded by Wilson's interval, to both sides.
+    Of C clusters, 1/(C+2)² is added to the variance, as if one answer more had been lost and one won in C + 2 (Agresti
+    and Min 2005, Stat. Med. 24, who add half an answer to each of four cells). Where all were answered alike there is
+    no variance to go by: it is then such that the interval is Wilson's for the share of questions that may be answered
+    differently, to both sides.
     """
-    if not difference.parts or difference.spread or difference.value is None:
+    if not difference.parts or difference.value is None:
         return difference
-    _, most = wilson(0.0, difference.clusters or difference.n, critical(difference.parts, level))
-    return replace(difference, low=max(-1.0, difference.value - most), high=min(1.0, difference.value + most))
+    count = difference.clusters or difference.n
+    most = max(difference.parts, key=lambda part: part.df)
+    if difference.spread:
+        added = (count + 2.0) ** -2
+    else:
+        t = critical(difference.parts, level)
+        added = (wilson(0.0, count, t)[1] / t) ** 2
+    parts = tuple(replace(part, variance=part.variance + added) if part is most else part for part in difference.parts)
+    found = replace(difference, parts=parts).at(level)
+    assert found.low is not None
+    assert found.high is not None
+    return replace(found, low=max(-1.0, found.low), high=min(1.0, found.high))

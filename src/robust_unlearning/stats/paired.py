@@ -2,8 +2,8 @@
 
 Each model is a table [seeds, n] of numbers, one a question (right or wrong, or log p); one seed is [1, n]. Questions
 are shared. Seeds are independent between models, unless `pair_seeds` says that row k of each was trained with one seed:
-what a seed did to both is then no difference between them. Nothing here reads a file. Accuracies of one model and the
-means and differences of plain lists are in `estimates.py`.
+what a seed did to both is then no difference between them. Nothing here reads a file. Accuracies of one model are in
+`estimates`, means and differences of plain lists in `means`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from robust_unlearning.errors import UserError
 from robust_unlearning.stats.estimates import NOTHING_TO_LOSE, NOTHING_TO_RECOVER, Estimate
 from robust_unlearning.stats.factors import Groups, means_of, tables_of
-from robust_unlearning.stats.means import within_answers
+from robust_unlearning.stats.means import of_answers
 
 MCNEMAR, SIGN_FLIP = "McNemar, exact", "sign flips, exact"
 
@@ -169,12 +169,12 @@ def difference(
 ) -> Estimate:
     """Mean of model - reference over seeds and questions, [seeds, n] each; see `factors.means_of`.
 
-    Of right and wrong answers see `means.within_answers`.
+    Of right and wrong answers see `means.of_answers`.
     """
     tables = tables_of([reference, model])
     found = means_of(tables, groups, pair_seeds=pair_seeds).weighted([-1.0, 1.0], level)
     answers = all(np.isin(table, (0.0, 1.0)).all() for table in tables)
-    return within_answers(found, level) if answers else found
+    return of_answers(found, level) if answers else found
 
 
 def reduction(
