@@ -15,6 +15,7 @@ stopped continues where it was.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,7 +37,6 @@ from robust_unlearning.report.tables import INCONCLUSIVE, Column, Table
 from robust_unlearning.stats import paired
 from robust_unlearning.stats.effects import Effect
 from robust_unlearning.stats.estimates import Array, Estimate, accuracy
-from robust_unlearning.stats.factors import FEWEST_SEEDS
 from robust_unlearning.stats.format import PERCENT, NumberForm
 from robust_unlearning.stats.means import mean_interval, over_seeds, share_over_seeds
 
@@ -121,6 +121,8 @@ def _about(suite: Suite, recipe: Recipe) -> str:
 
 
 GENERAL, FORGET = Task("general", "cloze", "parenthesis"), Task("astronomy", "cloze", CLEAN)
+ALPHA = 0.05
+"""How often the table may hold a false verdict."""
 LIKE = 0.05
 """Forgetting within this many nats per token counts as equal."""
 WINDOW = 1.5
@@ -239,12 +241,13 @@ def report(base: DemoAnswers, line: Line, slower: DemoAnswers, levels: Levels, o
     near = min(levels, key=lambda std: abs(forgotten(levels[std], base) - nats))
     pairs = [_at_like_forgetting(std, models, line, base) for std, models in levels.items()]
     pairs.append(_against_slower(near, levels[near], slower, base))
+    _judge(pairs)
     notes = [
         f"What was run: {about}.",
         f"Accuracies in % with 95 % intervals ({len(base.forget)} forget and {len(base.clean)} general questions; "
         "chance is 25 %); text in nats a token on held-out passages, forgotten: beyond the base. Several seeds: an "
-        "interval says how far the number may move with other seeds of the noise and other questions; one seed: with "
-        "other questions, of this model.",
+        "interval says how far the number may move with other seeds of the noise and other questions. All models have "
+        "one training seed, so whatever is said is of these models.",
         "Added harm: what the forget-token takes from the right answer's log-probability beyond what a harmless word "
         "takes, less the same for the base; nats a token, negative is harm.",
         "Like forgetting: RNA against RMU stopped where it had forgotten as much (on a monotone curve through its "
@@ -289,12 +292,22 @@ def _row(name: str, models: Sequence[DemoAnswers], base: DemoAnswers, rmu: DemoA
         row[field] = share_over_seeds(values(field))
     row |= {field: text(field) for field in ("forget_text", "retain_text")}
     if models[0] is not base:
-        row["forgotten"] = forgotten(models, base)
+        row["forgotten"] = _beyond(text("forget_text"), base.forget_text)
         row["added_harm"] = over_seeds(values("excess") - base.excess)
         row["reduction"] = paired.reduction([base.perturbed], values("perturbed"))
     if not alone:
         row["recovery"] = paired.recovery([base.perturbed], [rmu.perturbed], values("perturbed"))
     return row
+
+
+def _beyond(text: Estimate, base: Estimate) -> Estimate:
+    """Nats of a text beyond the base's. The passages are the same and their nats go together, so that both intervals
+    taken as independent give one that errs to the wide side.
+    """
+    value = (text.value or 0.0) - (base.value or 0.0)
+    down = math.hypot((text.value or 0.0) - (text.low or 0.0), (base.high or 0.0) - (base.value or 0.0))
+    up = math.hypot((text.high or 0.0) - (text.value or 0.0), (base.value or 0.0) - (base.low or 0.0))
+    return Estimate(value, value - down, value + up, n=text.n, seeds=text.seeds)
 
 
 def _at_like_forgetting(std: float, models: Sequence[DemoAnswers], line: Line, base: DemoAnswers) -> dict[str, Any]:
@@ -307,7 +320,7 @@ def _at_like_forgetting(std: float, models: Sequence[DemoAnswers], line: Line, b
         return {"name": f"RNA {std:g}", "span": f"{nats:.2f}", "noise_std": std, "verdict": verdict}
     nats = float(np.mean(at))
     name = f"RMU, stopped there ({len(at)} of {len(models)} seeds)"
-    return _judged(std, name, (nats, nats), harm.estimate(), perturbed.estimate())
+    return _compared(std, name, (nats, nats), harm.estimate(), perturbed.estimate())
 
 
 def _against_slower(
@@ -318,31 +331,36 @@ def _against_slower(
         over_seeds(np.stack([getattr(model, key) - getattr(slower, key) for model in models]))
         for key in ("excess", "perturbed")
     )
-    return _judged(std, slower.name, (forgotten(models, base), forgotten([slower], base)), harm, perturbed)
+    return _compared(std, slower.name, (forgotten(models, base), forgotten([slower], base)), harm, perturbed)
 
 
-def _judged(std: float, against: str, nats: tuple[float, float], harm: Estimate, perturbed: Estimate) -> dict[str, Any]:
-    """RNA's harm and accuracy less another model's, what both have forgotten, and what the intervals say."""
-    own, other = nats
-    low, high = harm.low or 0.0, harm.high or 0.0
-    if low > 0:
-        verdict = "RNA is more robust" if other <= own + LIKE else "RNA harms less, but forgot less"
-    elif high < 0:
-        verdict = "RNA is less robust" if other >= own - LIKE else "RNA harms more, but forgot more"
-    else:
-        verdict = INCONCLUSIVE
-    if verdict != INCONCLUSIVE and (harm.seeds or 0) < FEWEST_SEEDS:
-        verdict += ", of these models"
+def _compared(
+    std: float, against: str, nats: tuple[float, float], harm: Estimate, perturbed: Estimate
+) -> dict[str, Any]:
+    """RNA's harm and accuracy less another model's, and what both have forgotten."""
     return {
         "name": f"RNA {std:g}",
         "noise_std": std,
         "against": against,
-        "span": f"{own:.2f} / {other:.2f}",
-        "forgotten": [own, other],
+        "span": f"{nats[0]:.2f} / {nats[1]:.2f}",
+        "forgotten": list(nats),
         "harm_difference": harm,
         "perturbed_difference": perturbed,
-        "verdict": verdict,
     }
+
+
+def _judge(rows: Sequence[dict[str, Any]]) -> None:
+    """Give each compared row its verdict, by Holm's p among all of them."""
+    compared = [row for row in rows if "harm_difference" in row]
+    for row, p in zip(compared, paired.holm([row["harm_difference"].p() for row in compared]), strict=True):
+        own, other = row["forgotten"]
+        if p >= ALPHA:
+            verdict: str = INCONCLUSIVE
+        elif row["harm_difference"].value > 0:
+            verdict = "RNA is more robust" if other <= own + LIKE else "RNA harms less, but forgot less"
+        else:
+            verdict = "RNA is less robust" if other >= own - LIKE else "RNA harms more, but forgot more"
+        row["verdict"] = verdict + ", of these models" * (verdict != INCONCLUSIVE)
 
 
 def _draw(base: DemoAnswers, line: Line, slower: DemoAnswers, levels: Levels, path: Path) -> None:

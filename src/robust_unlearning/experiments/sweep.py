@@ -209,17 +209,15 @@ class Setting:
 
 
 def pooled(models: Sequence[Answers], base: Answers | None = None) -> Estimates:
-    """Measure -> mean over models, one a seed, and questions, with its interval; empty where there is no model.
-
-    With `base` also `forgotten`: log p of the right answer to what is to be forgotten, the base's less the models'.
-    """
+    """Measure -> mean over models, one a seed, and questions, with its interval; empty where there is no model. With
+    `base` also `forgotten`: log p of the right answer to what is to be forgotten, the base's less the models'."""
     cells = {}
     for key in MEASURES:
         if models and all(key in model.values for model in models):
             mean = over_seeds if key == "excess_harm" else share_over_seeds
             cells[key] = mean(np.stack([model.values[key] for model in models]), models[0].groups.get(key))
     if base and models and all(FORGETTING in each.values for each in (base, *models)):
-        lost = np.stack([model.values[FORGETTING] - base.values[FORGETTING] for model in models])
+        lost = [model.values[FORGETTING] - base.values[FORGETTING] for model in models]
         cells["forgotten"] = over_seeds(lost, base.groups.get(FORGETTING))
     return cells
 
