@@ -141,11 +141,11 @@ MATCHED: dict[str, str | Column] = {
     "name": "model",
     "where": "token in",
     "seeds": "seeds",
-    "points": "points",
+    "points": "models",
     "span": "forgotten",
     "excess_difference": Column("excess harm: RNA less none", NATS),
     "right_difference": Column("right: RNA less none", PERCENT),
-    "p_holm": Column("p", NumberForm(".2g")),
+    "p_holm": Column("Holm p of the harm", NumberForm(".2g")),
     "verdict": "verdict",
 }
 ALPHA = 0.05
@@ -171,9 +171,8 @@ def summarise(result: StudyResult, out: Path) -> str:
         "RNA less the same method, seed and retain weight without noise, where that has forgotten as much: at least "
         f"{LEAST} nats beyond the base, with a snapshot without noise on either side within {WINDOW} nats, and a "
         "monotone curve between them, which can be off by no more than the harms of the two allow; that is part of the "
-        "interval. A positive "
-        "difference speaks for RNA. Points: models compared, over seeds, retain weights and steps. p is Holm's, "
-        "for all rows together, and a verdict needs p < 0.05."
+        "interval. A positive difference speaks for RNA; the verdict is on excess harm. Models: with noise, compared "
+        "over seeds, retain weights and steps. Holm's p is for all rows together, and a verdict needs p < 0.05."
     )
     pairs = [
         _like_forgetting(result, recipe, noise, where)

@@ -259,15 +259,21 @@ def recovery(
 
 
 def structure(base: Measured, seeds: int) -> str:
-    """What the questions and models are drawn from, in a sentence for a table's note."""
+    """What counts as one observation in a table's intervals, and how many of each there are, for its note."""
     clusters = len(set(np.concatenate([base.asked.forget, base.asked.near, base.asked.far]).tolist()))
     questions = sum(map(len, (base.forget, base.near, base.far)))
     words = len(set(base.asked.words.tolist()))
-    about = f"{questions} questions are about {clusters} entities" if clusters < questions else f"{questions} questions"
-    models = f"{seeds} training seeds" if seeds >= FEWEST_SEEDS else f"{seeds} training seed{'s' * (seeds > 1)} only"
-    less = "" if seeds >= FEWEST_SEEDS else " and says nothing of models trained with other seeds"
+    about = (
+        f"{clusters} entities that the {questions} questions are about"
+        if clusters < questions
+        else f"{questions} questions"
+    )
+    of_models = (
+        f"{seeds} training seeds, "
+        if seeds >= FEWEST_SEEDS
+        else f"(the {seeds} training seed{'s' * (seeds > 1)} as given: other seeds may differ by more) "
+    )
     return (
-        f"An interval says how far the number may move with other models, questions and words: there are {models}, "
-        f"{about}, and {words} forget-tokens were put into them; what is about one entity, holds one word or comes of "
-        f"one seed counts as one observation{less}."
+        "Intervals count as one observation what comes of one training seed, is about one entity or holds one word, "
+        f"and are the wider the fewer there are: {of_models}{about}, {words} forget-tokens in them."
     )
