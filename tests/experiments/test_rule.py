@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from robust_unlearning import UserError
@@ -115,11 +116,14 @@ def test_answers_are_means_by_question() -> None:
     found = answers_of(Evaluation({}, records), {})
     assert {key: each.tolist() for key, each in found.values.items()} == {
         "forget": [1.0],
+        "forgetting": [pytest.approx(np.log(1 + np.exp(-1)))],  # −log p of the right one of two, a nat apart
         "retain": [1.0, 0.0],
         "perturbed": [0.5],
         "excess_harm": [(-0.5 + 0.25) / 2],
     }
     assert found.chance == {"forget": 0.5, "retain": 0.5, "perturbed": 0.5}
+    assert found.groups["forgetting"] == found.groups["forget"]
+    assert set(found.groups) == set(found.values)
     twice = answers_of(Evaluation({}, [*records, row("part/letters/clean", "c", [-1, -2], False)]), {})
     assert twice.values["retain"].tolist() == [1.0, 0.0]  # a set that is a part of another
     tasks = [row("mmlu_a", "0", [-1, -2], True), row("mmlu_b", "0", [-1, -2], False)]  # another harness counts from 0

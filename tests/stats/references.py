@@ -34,10 +34,11 @@ def parts_of(
         rows = [sum(row) / n for row in table]
         middle = sum(rows) / seeds
         parts.append((sum((row - middle) ** 2 for row in rows) / (seeds - 1) / seeds, seeds - 1))
-    parts.append((clustered(means, about), len(set(about)) - 1))
+    single = 0.0 if words is None else clustered(means, list(zip(about, words, strict=True)))
+    if len(set(about)) > 1:
+        parts.append((max(0.0, clustered(means, about) - single), len(set(about)) - 1))
     if words is not None:
-        single = clustered(means, list(zip(about, words, strict=True)))
-        parts.append((max(0.0, clustered(means, words) - single), len(set(words)) - 1))
+        parts.append((clustered(means, words), len(set(words)) - 1))
     return parts
 
 
@@ -54,15 +55,22 @@ def interval(value: float, parts: Parts, level: float = 0.95) -> tuple[float, fl
 
 
 def fieller(top: np.ndarray, bottom: np.ndarray, parts: Callable[..., Parts], level: float = 0.95) -> list[float]:
-    """Ends of the ratio's interval by its definition: where top − ρ bottom is just as far from 0 as t' allows.
+    """Ends of the ratio's interval by its definition: the first ratios, on a dense grid to either side, at which
+    top − ρ bottom is farther from 0 than t' allows, t' and the variance being those at that ratio; then between the
+    last two by root-finding.
 
-    `parts` gives those of the variance of a table's mean; t' is the one at the ratio found.
+    `parts` gives those of the variance of a table's mean.
     """
     ratio = top.mean() / bottom.mean()
-    t = quantile(parts(top - ratio * bottom), level)
 
     def beyond(rho: float) -> float:
         rest = top - rho * bottom
-        return float(rest.mean() ** 2 - t * t * sum(variance for variance, _ in parts(rest)))
+        found = parts(rest)
+        return float(abs(rest.mean()) - quantile(found, level) * sum(variance for variance, _ in found) ** 0.5)
 
-    return [optimize.brentq(beyond, ratio, ratio + side, xtol=1e-12) for side in (-3.0, 3.0)]
+    ends = []
+    for side in (-1, 1):
+        grid = [ratio + side * 0.02 * index for index in range(200)]
+        out = next(index for index, rho in enumerate(grid) if beyond(rho) > 0)
+        ends.append(float(optimize.brentq(beyond, grid[out - 1], grid[out], xtol=1e-12)))
+    return ends

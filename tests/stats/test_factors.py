@@ -13,7 +13,7 @@ from scipy import stats
 
 from robust_unlearning.errors import UserError
 from robust_unlearning.stats.estimates import Estimate
-from robust_unlearning.stats.factors import ONE_WORD, Groups, Means, means_of
+from robust_unlearning.stats.factors import NO_INTERVAL, ONE_WORD, Groups, Means, means_of
 
 N = 36
 CLUSTERS = [f"thing {(3 * index) % 11}" for index in range(N)]
@@ -77,6 +77,21 @@ def test_a_factor_with_few_groups_widens_the_interval() -> None:
     assert stats.t.ppf(0.975, 10) < half / (found.stderr or 1) < stats.t.ppf(0.975, 2)
 
 
+def test_few_words_do_not_borrow_the_degrees_of_freedom_of_many_clusters() -> None:
+    """Words keep all of their part; where the clusters' is less than single questions', nothing is left of it."""
+    rng = np.random.default_rng(8)
+    words = [index % 3 for index in range(N)]
+    values = np.array([[-1.0, 0.0, 1.0]] * (N // 3)).reshape(1, N) + 0.01 * rng.normal(size=(1, N))
+    about = [index // 3 for index in range(N)]  # each cluster has all three words, so its sum is always about the same
+    found = means_of([values], Groups(about, words)).weighted([1.0])
+    clusters, of_words = found.parts
+    assert (clusters.variance, clusters.df) == (0, N // 3 - 1)
+    assert references.clustered(values[0].tolist(), about) < references.clustered(values[0].tolist(), range(N))
+    assert (of_words.variance, of_words.df) == (pytest.approx(references.clustered(values[0].tolist(), words)), 2)
+    half = stats.t.ppf(0.975, 2) * of_words.variance**0.5
+    assert (found.low, found.high) == pytest.approx((values.mean() - half, values.mean() + half))
+
+
 def test_seeds_of_two_tables_are_paired_or_add_up() -> None:
     a, b = table(4, 1), table(4, 1) + 0.1 * table(4, 2)
     apart = means_of([a, b]).weighted([1.0, -1.0])
@@ -94,7 +109,16 @@ def test_seeds_of_two_tables_are_paired_or_add_up() -> None:
 
 @pytest.mark.parametrize(
     ("seeds", "clusters", "words"),
-    [(1, None, None), (1, CLUSTERS, None), (4, None, None), (4, CLUSTERS, None)],
+    [
+        (1, None, None),
+        (1, CLUSTERS, None),
+        (1, None, WORDS),
+        (2, CLUSTERS, WORDS),
+        (3, CLUSTERS, WORDS),
+        (4, None, None),
+        (4, CLUSTERS, None),
+        (5, CLUSTERS, WORDS),
+    ],
 )
 def test_a_ratio_is_fiellers_by_its_definition(seeds: int, clusters: Any, words: Any) -> None:
     top, bottom = table(seeds, 5), 4 + table(seeds, 6)
@@ -116,7 +140,7 @@ def test_a_ratio_without_a_bound_or_a_meaning() -> None:
     assert "no bound" in found.note
     nothing = means_of([top, -abs(bottom)]).ratio([1, 0], [0, 1], undefined="nothing was lost")
     assert (nothing.value, nothing.note, nothing.n) == (None, "nothing was lost", N)
-    assert means_of([[[1.0]], [[2.0]]]).ratio([1, 0], [0, 1]).note == "one value: no interval"
+    assert means_of([[[1.0]], [[2.0]]]).ratio([1, 0], [0, 1]).note == NO_INTERVAL
 
 
 def ends(means: Means) -> tuple[Any, ...]:
@@ -157,7 +181,26 @@ def test_one_word_and_one_cluster_have_no_part() -> None:
     assert [part.factor for part in found.parts] == ["clusters"]
     assert found.note == ONE_WORD
     alone = means_of([table(1)], Groups(["a"] * N)).weighted([1.0])
-    assert (alone.low, alone.high, alone.note) == (None, None, "one value: no interval")
+    assert (alone.low, alone.high, alone.note) == (None, None, NO_INTERVAL)
+    neither = means_of([table(1)], Groups(["a"] * N, ["virus"] * N))
+    assert neither.weighted([1.0]).note == neither.ratio([1.0], [1.0]).note == NO_INTERVAL
+
+
+def test_one_cluster_with_several_words_leaves_the_part_of_the_words() -> None:
+    values, bottom = table(1), 4 + table(1, 6)
+    means = means_of([values, bottom], Groups(["a"] * N, WORDS))
+    found = means.weighted([1.0, 0.0])
+    variance = references.clustered(values[0].tolist(), WORDS)
+    assert [(part.factor, part.variance, part.df) for part in found.parts] == [("words", pytest.approx(variance), 4)]
+    half = stats.t.ppf(0.975, 4) * variance**0.5
+    assert half > 0
+    assert (found.low, found.high) == pytest.approx((values.mean() - half, values.mean() + half))
+    assert (found.clusters, found.words, found.note) == (1, 5, "")
+    ratio = means.ratio([1, 0], [0, 1])
+    ends = references.fieller(
+        values, bottom, lambda rest: references.parts_of(rest.tolist(), clusters=["a"] * N, words=WORDS)
+    )
+    assert [ratio.low, ratio.high] == pytest.approx(ends, abs=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -186,10 +186,10 @@ def answers_of(evaluation: Evaluation, patterns: Patterns) -> Answers:
         if records:
             values[role] = _by_question(records, right_of(records))
             groups[role] = _groups(records)
+            chance[role] = float(np.mean([1 / len(record.logprobs) for record in records]))
         if role == "forget" and records and all(record.scored for record in records):
             values[FORGETTING] = _by_question(records, -logp_among_of(records))
             groups[FORGETTING] = groups[role]
-            chance[role] = float(np.mean([1 / len(record.logprobs) for record in records]))
         paired = [task for task in those if task.control_form in tasks]
         if role == "perturbed" and paired:
             records = [record for task in paired for record in tasks[task]]
