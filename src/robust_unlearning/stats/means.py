@@ -86,25 +86,29 @@ def share_over_seeds(per_seed_correct: ArrayLike, groups: Groups | None = None, 
     return replace(share, low=low, high=high)
 
 
-def of_answers(difference: Estimate, level: float = 0.95) -> Estimate:
+def of_answers(difference: Estimate, changes: ArrayLike, level: float = 0.95) -> Estimate:
     """A mean difference of answers, right (1) or wrong (0), with a variance that few changed answers do not belie.
 
-    Of C clusters, 1/(C+2)² is added to the variance, as if one answer more had been lost and one won in C + 2 (Agresti
-    and Min 2005, Stat. Med. 24, who add half an answer to each of four cells). Where all were answered alike there is
-    no variance to go by: it is then such that the interval is Wilson's for the share of questions that may be answered
-    differently, to both sides.
+    1/(m + 2)² is added to the variance, as if of m + 2 answers one more had been lost and one won (Agresti and Min
+    2005, Stat. Med. 24, who add half an answer to each of four cells). m is how many answers alone would vary as much
+    as these do, between the clusters and the questions. Where all were answered alike there is no variance to go by:
+    it is then such that the interval is Wilson's for the share of clusters that may change, to both sides.
+
+    Args:
+        changes: the differences, mean over seeds, [n].
     """
     if not difference.parts or difference.value is None:
         return difference
-    count = difference.clusters or difference.n
+    values, clusters = np.asarray(changes, dtype=float), difference.clusters or difference.n
     most = max(difference.parts, key=lambda part: part.df)
-    if difference.spread:
-        added = (count + 2.0) ** -2
+    if found := sum(part.variance for part in difference.parts if part.factor != "seeds"):
+        alone = float(values.var(ddof=1)) if len(values) > 1 else 0.0
+        added = (min(max(alone / found, clusters), difference.n) + 2.0) ** -2
     else:
         t = critical(difference.parts, level)
-        added = (wilson(0.0, count, t)[1] / t) ** 2
+        added = (wilson(0.0, clusters, t)[1] / t) ** 2
     parts = tuple(replace(part, variance=part.variance + added) if part is most else part for part in difference.parts)
-    found = replace(difference, parts=parts).at(level)
-    assert found.low is not None
-    assert found.high is not None
-    return replace(found, low=max(-1.0, found.low), high=min(1.0, found.high))
+    ends = replace(difference, parts=parts).at(level)
+    assert ends.low is not None
+    assert ends.high is not None
+    return replace(ends, low=max(-1.0, ends.low), high=min(1.0, ends.high))

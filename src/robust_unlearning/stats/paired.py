@@ -174,7 +174,7 @@ def difference(
     tables = tables_of([reference, model])
     found = means_of(tables, groups, pair_seeds=pair_seeds).weighted([-1.0, 1.0], level)
     answers = all(np.isin(table, (0.0, 1.0)).all() for table in tables)
-    return of_answers(found, level) if answers else found
+    return of_answers(found, tables[1].mean(axis=0) - tables[0].mean(axis=0), level) if answers else found
 
 
 def reduction(
