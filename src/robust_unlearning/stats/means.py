@@ -89,8 +89,8 @@ def share_over_seeds(per_seed_correct: ArrayLike, groups: Groups | None = None, 
 def of_answers(difference: Estimate, changes: ArrayLike, level: float = 0.95) -> Estimate:
     """A mean difference of answers, right (1) or wrong (0), with a variance that few changed answers do not belie.
 
-    1/(m + 2)² is added to the variance, as if of m + 2 answers one more had been lost and one won (Agresti and Min
-    2005, Stat. Med. 24, who add half an answer to each of four cells). m is how many answers alone would vary as much
+    2/(m + 2)² is added to the variance, as if of m + 2 answers one more had been lost and one won (after Agresti and
+    Min 2005, Stat. Med. 24, who add half as much to each of four cells). m is how many answers alone would vary as much
     as these do, between the clusters and the questions. Where all were answered alike there is no variance to go by:
     it is then such that the interval is Wilson's for the share of clusters that may change, to both sides.
 
@@ -103,7 +103,7 @@ def of_answers(difference: Estimate, changes: ArrayLike, level: float = 0.95) ->
     most = max(difference.parts, key=lambda part: part.df)
     if found := sum(part.variance for part in difference.parts if part.factor != "seeds"):
         alone = float(values.var(ddof=1)) if len(values) > 1 else 0.0
-        added = (min(max(alone / found, clusters), difference.n) + 2.0) ** -2
+        added = 2 * (min(max(alone / found, clusters), difference.n) + 2.0) ** -2
     else:
         t = critical(difference.parts, level)
         added = (wilson(0.0, clusters, t)[1] / t) ** 2
