@@ -98,6 +98,8 @@ class Means:
         parts = self._parts(a - value * b)
         if not parts:
             return replace(self._sized(value), note=NO_INTERVAL)
+        if not any(part.variance for part in parts):
+            return replace(self._sized(value), note="no bound: all answers are alike, so nothing says how it may vary")
 
         def beyond(ratio: float) -> float:
             """How far a ratio is from being allowed, in the numerator's unit; below 0 it is."""
