@@ -38,16 +38,35 @@ def test_a_match_is_the_monotone_curve_at_the_models_own_forgetting() -> None:
     found = match((np.full(FORGET, 0.5), np.full(HARM, -0.2)), _line(x, y, of))
     assert found is not None
     height = float(PchipInterpolator(x, y)(0.5))
-    straight = (y[1] + y[2]) / 2
     assert found.at == pytest.approx(0.5)
     assert found.difference.mean() == pytest.approx(-0.2 - height, abs=1e-7)
-    assert found.slack == pytest.approx(abs(height - straight), abs=1e-7)
+    assert found.slack == pytest.approx(max(abs(height - y[1]), abs(height - y[2])), abs=1e-7)
     assert found.place.mean() == pytest.approx(0, abs=1e-12)
     # other questions: the curve through their means, to first order
     drawn = np.random.default_rng(1).integers(HARM, size=HARM)
     means = [float(harm[drawn].mean()) for _, harm in _line(x, y, of)]
     moved = float(PchipInterpolator(x, means)(0.5))
     assert found.difference[drawn].mean() == pytest.approx(-0.2 - moved, abs=1e-6)
+
+
+@pytest.mark.parametrize("last", [-0.3, -0.6, -0.6000001, -0.62, -0.9])
+@pytest.mark.parametrize("at", [0.35, 0.55, 0.8, 0.95])
+def test_the_curve_is_pchip_also_where_it_lies_flat_or_turns(last: float, at: float) -> None:
+    """Heights, slopes and what each question adds, against SciPy's curve and its differences."""
+    x, y, of = [0.0, 0.3, 0.7, 1.0], [-0.2, -0.1, -0.6, last], _questions(0)
+    found = match((np.full(FORGET, at), np.zeros(HARM)), _line(x, y, of))
+    assert found is not None
+    assert found.difference.mean() == pytest.approx(-PchipInterpolator(x, y)(at), abs=1e-9)
+    slope = PchipInterpolator(x, y)(at, 1)
+    assert found.place == pytest.approx(slope * at * (1 - of[0]), abs=1e-9)
+    if min(np.abs(np.diff(y))) > 1e-3:  # what each question adds, where it is answered in any way
+        harms = np.array(y)[:, None] + np.random.default_rng(2).normal(size=(4, 12))
+        harms += np.array(y)[:, None] - harms.mean(axis=1, keepdims=True)
+        found = match((np.full(FORGET, at), np.zeros(12)), list(zip(np.outer(x, of[0]), harms, strict=True)))
+        assert found is not None
+        step = 1e-6
+        heights = [PchipInterpolator(x, np.array(y)[:, None] + side * step * harms)(at) for side in (1, -1)]
+        assert found.difference == pytest.approx(-(heights[0] - heights[1]) / (2 * step), abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -66,45 +85,63 @@ CURVES: dict[str, Callable[[Array], Array]] = {
     "straight": lambda f: -0.6 * f,
     "sigmoid": lambda f: -1 / (1 + np.exp(-6 * (f - 1))),
     "kinked": lambda f: -np.maximum(0.0, f - 0.8),
+    "steep": lambda f: -1 / (1 + np.exp(-12 * (f - 0.7))),
+}
+SNAPSHOTS = {
+    "dense": np.arange(30, 101, 10),
+    "a gap": np.array([30, 40, 50, 60, 70, 80, 100]),
+    "few": np.array([50, 70, 85, 100]),
 }
 
 
 @pytest.mark.parametrize("curve", CURVES)
 @pytest.mark.parametrize("seeds", [1, 3, 5])
-def test_one_curve_for_both_gives_nothing(curve: str, seeds: int) -> None:
+@pytest.mark.parametrize("speed", [0.7, 0.9])
+@pytest.mark.parametrize("snapshots", SNAPSHOTS)
+def test_one_curve_for_both_gives_nothing(curve: str, seeds: int, speed: float, snapshots: str) -> None:
     """With noise that only slows: the same harm at the same forgetting, in whatever way harm follows from it."""
-    found, straight = {}, []
+    found, steps, widest = {}, SNAPSHOTS[snapshots], 0.0
     for seed in range(seeds):
         of, rng = _questions(seed), np.random.default_rng([seed, 1])
         plain, rna = (
-            np.sort(2.2 / (1 + np.exp(-(np.arange(30, 101, 10) * speed * rng.normal(1, 0.02, 8) - 55) / 8)))
-            for speed in (1.0, 0.9)
+            np.sort(2.2 / (1 + np.exp(-(steps * slower * rng.normal(1, 0.02, len(steps)) - 55) / 8)))
+            for slower in (1.0, speed)
         )
         x = np.concatenate([[0.0], plain])
-        line = _line(list(x), list(CURVES[curve](x)), of)
+        harms = CURVES[curve](x)
+        line = _line(list(x), list(harms), of)
         models = _line(list(rna), list(CURVES[curve](rna)), of)
         found[seed] = [each for model in models if (each := match(model, line))]
-        straight += [CURVES[curve](np.array(at)) - np.interp(at, x, CURVES[curve](x)) for at in rna if at >= 0.3]
+        for each in found[seed]:  # a monotone curve lies between the neighbours' harms, so this is the bound
+            after = int(np.searchsorted(x, each.at))
+            between = float(abs(harms[after] - harms[after - 1]))
+            assert abs(each.difference.mean()) <= each.slack + 1e-9
+            assert between / 2 - 1e-6 <= each.slack <= between + 1e-6
+            widest = max(widest, between)
     effect = effect_of(found, Groups(np.repeat(np.arange(64), 3)), Groups(np.repeat(np.arange(32), 3)))
     assert effect is not None
     estimate = effect.estimate()
     assert estimate.low is not None
     assert estimate.high is not None
     assert estimate.low <= 0 <= estimate.high
-    assert abs(estimate.value or 0.0) < max(0.02, 2 * float(np.abs(straight).mean()))
+    assert abs(estimate.value or 0.0) <= widest
 
 
-def test_an_effect_at_like_forgetting_is_found() -> None:
+@pytest.mark.parametrize(("apart", "is_found"), [(0.05, True), (0.3, False)])
+def test_an_effect_at_like_forgetting_is_found_between_near_snapshots(apart: float, is_found: bool) -> None:
+    """Where harm changes by more than the effect from one snapshot to the next, it may be none."""
     found = {}
     for seed in range(3):
-        of, x = _questions(seed), [0.0, 0.3, 0.6, 0.9, 1.2, 1.5]
+        of, x = _questions(seed), list(np.arange(0.0, 1.51, apart))
         line = _line(x, [-(each**2) for each in x], of)
-        rna = [(each * of[0], -(each**2) * of[1] + 0.2) for each in (0.5, 1.0)]
+        rna = [(each * of[0], -(each**2) * of[1] + 0.2) for each in (0.51, 1.01)]
         found[seed] = [each for model in rna if (each := match(model, line))]
+        assert len(found[seed]) == 2
     effect = effect_of(found, Groups(), Groups())
     assert effect is not None
     assert effect.estimate().value == pytest.approx(0.2, abs=0.01)
-    assert (effect.estimate().low or 0.0) > 0.1
+    assert ((effect.estimate().low or 0.0) > 0.1) == is_found
+    assert effect.estimate().slack == pytest.approx(np.mean([each.slack for each in found[0]]))
     assert effect_of({0: []}, Groups(), Groups()) is None
 
 

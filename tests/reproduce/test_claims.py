@@ -20,7 +20,7 @@ from robust_unlearning.reproduce.verdicts import (
     complete,
 )
 from robust_unlearning.results.measures import Asked, Measured, Perturbed
-from robust_unlearning.stats.means import over_seeds
+from robust_unlearning.stats.means import of_answers, over_seeds
 
 pytestmark = pytest.mark.unit
 
@@ -73,9 +73,8 @@ def test_claims_on_made_up_answers() -> None:
     assert fragile.estimate is not None
     assert fragile.estimate.value == pytest.approx(-0.4)
     assert "19.0" in fragile.paper
-    expected = over_seeds(
-        np.stack([claims.right(_measured(0.5, 0, 0)) - claims.right(grid.base)] * 3), claims.right.groups(grid.base)
-    )
+    lost = claims.right(_measured(0.5, 0, 0)) - claims.right(grid.base)
+    expected = of_answers(over_seeds(np.stack([lost] * 3), claims.right.groups(grid.base)))
     assert (fragile.estimate.low, fragile.estimate.high) == (expected.low, expected.high)
     expected_findings = {
         "fragile": "holds",

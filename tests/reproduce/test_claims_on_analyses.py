@@ -54,7 +54,7 @@ def ngram_data(seed: int = 0, lengths: tuple[str, ...] = ("2", "4")) -> dict[str
 
 
 def two_way(values: np.ndarray, clusters: list[str], words: list[str]) -> list[tuple[float, int]]:
-    """(variance, df) of a mean by cluster, and by word beyond single pairs; loops over labels."""
+    """(variance, df) of a mean by cluster, beyond single pairs with a word, and by word; loops over labels."""
     rest, n = values - values.mean(), len(values)
 
     def over(labels: list[Any]) -> float:
@@ -62,7 +62,7 @@ def two_way(values: np.ndarray, clusters: list[str], words: list[str]) -> list[t
         return len(sums) / (len(sums) - 1) * sum(each**2 for each in sums) / n**2
 
     single = over(list(zip(clusters, words, strict=True)))
-    return [(over(clusters), len(set(clusters)) - 1), (max(0.0, over(words) - single), len(set(words)) - 1)]
+    return [(max(0.0, over(clusters) - single), len(set(clusters)) - 1), (over(words), len(set(words)) - 1)]
 
 
 def half(parts: list[tuple[float, int]]) -> float:

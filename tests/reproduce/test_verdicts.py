@@ -129,14 +129,43 @@ def test_rows_of_unknown_dependence_are_pooled_by_the_mean_of_their_ends() -> No
     assert (pooled.estimate.low, pooled.estimate.high) == pytest.approx((0.2 - half, 0.2 + half))
 
 
+def _undecided(count: int) -> list[Outcome]:
+    estimate = Estimate(-9.0, -9.1, -8.9)
+    return [Outcome("recovers", f"x{index}", estimate, undecided="no forgetting") for index in range(count)]
+
+
 def test_undecided_rows_are_left_out_of_the_mean() -> None:
-    rows = [
-        *_rows("recovers", 0.1, 0.1),
-        Outcome("recovers", "x", Estimate(-9.0, -9.1, -8.9), undecided="no forgetting"),
-    ]
+    rows = [*_rows("recovers", 0.1, 0.1), *_undecided(1)]
     pooled, *_ = (each for each in complete(rows) if each.claim == "recovers")
-    assert "1 undecided rows left out" in pooled.of
-    assert pooled.finding == "holds"
+    assert pooled.of == "mean of 2 of 3 rows"
+    assert pooled.estimate is not None
+    assert pooled.estimate.value == pytest.approx(0.1)
+    assert (pooled.finding, pooled.undecided) == ("holds", "")
+    of_claim = [each for each in complete(rows) if each.claim == "recovers"]
+    assert whole(of_claim).note.startswith("mean of 2 of 3 rows: +10.0 [")
+
+
+@pytest.mark.parametrize(
+    ("decided", "undecided", "finding"), [(1, 1, "holds"), (2, 2, "holds"), (1, 2, "inconclusive")]
+)
+def test_where_fewer_than_half_of_the_rows_decide_so_does_not_their_mean(
+    decided: int, undecided: int, finding: str
+) -> None:
+    rows = [*_rows("recovers", *[0.1] * decided), *_undecided(undecided)]
+    of_claim = [each for each in complete(rows) if each.claim == "recovers"]
+    pooled, total = of_claim[0], decided + undecided
+    assert (pooled.whole, pooled.of, pooled.finding) == (True, f"mean of {decided} of {total} rows", finding)
+    assert ("fewer than half of the" in pooled.undecided) == (finding == "inconclusive")
+    assert whole(of_claim).finding == finding
+
+
+def test_rows_without_an_interval_are_left_out_of_the_mean() -> None:
+    points = [Outcome("recovers", "one question", Estimate(0.4, n=1, seeds=5))]
+    pooled, *_ = (each for each in complete([*_rows("recovers", 0.1, 0.1), *points]) if each.claim == "recovers")
+    assert (pooled.of, pooled.finding) == ("mean of 2 of 3 rows", "holds")
+    assert pooled.estimate is not None
+    assert pooled.estimate.value == pytest.approx(0.1)
+    assert not any(each.whole for each in complete(points * 2))
 
 
 def test_with_few_seeds_a_verdict_is_of_these_models() -> None:
@@ -146,7 +175,22 @@ def test_with_few_seeds_a_verdict_is_of_these_models() -> None:
     assert many.label == "holds"
     unsure = whole([each for each in complete(_rows("recovers", 0.0, 0.0, seeds=1)) if each.claim == "recovers"])
     assert unsure.label == "inconclusive"
-    assert "1 of these words" in headline(complete(_rows("recovers", 0.1, 0.1, seeds=2)))
+    one = [*_rows("recovers", 0.1, 0.1, seeds=3), *_rows("recovers", 0.1, seeds=2)]  # one row makes it so
+    assert whole([each for each in complete(one) if each.claim == "recovers"]).label == "holds, of these models"
+
+
+def test_the_headline_counts_apart_what_is_said_of_these_models() -> None:
+    rows = [
+        *_rows("recovers", 0.1, 0.1, seeds=2),
+        *_rows("fragile", -0.1),
+        *_rows("related", -0.1, seeds=1),
+        *_rows("coefficient", -0.3, 0.3),
+        *_rows("ngrams", 0.0),
+    ]
+    text = headline(complete(rows))
+    assert "1 hold (and 1 of these models), 0 do not hold (and 1 of these models)" in text
+    assert "1 are mixed (and 0 of these models), 1 are inconclusive" in text
+    assert f"{len(CLAIMS) - 5} were not run" in text
 
 
 def test_a_cell_says_what_it_rests_on() -> None:

@@ -10,7 +10,7 @@ from scipy import stats
 from robust_unlearning.stats.effects import Effect, mean_effect, mean_of_ends
 from robust_unlearning.stats.estimates import Estimate
 from robust_unlearning.stats.factors import Groups
-from robust_unlearning.stats.means import OF_THESE, over_seeds
+from robust_unlearning.stats.means import OF_THESE, of_answers, over_seeds
 
 RNG = np.random.default_rng(0)
 ROWS = {seed: RNG.normal(0.2, 1, size=24) for seed in (4, 1, 7)}
@@ -37,7 +37,8 @@ def test_a_place_adds_its_variance_and_slack_its_width() -> None:
     assert (found.n, found.value) == (24, pytest.approx(np.mean(table)))
 
 
-def test_the_mean_of_effects_is_over_those_that_have_a_seed() -> None:
+def test_with_few_seeds_in_common_each_effect_stands_for_itself_and_the_whole_for_one_seed() -> None:
+    """Methods are no seeds: what one method's models say at a seed must not count as another seed of the mean."""
     place = np.array([1.0, -1.0])
     one, two = (
         Effect({1: ROWS[1], 4: ROWS[4]}, Groups(LABELS), place, slack=0.1),
@@ -45,14 +46,29 @@ def test_the_mean_of_effects_is_over_those_that_have_a_seed() -> None:
     )
     mean = mean_effect([one, two])
     assert mean is not None
-    assert list(mean.by_seed) == [1, 4]
-    assert mean.by_seed[1] == pytest.approx(ROWS[1])
-    assert mean.by_seed[4] == pytest.approx((ROWS[4] + ROWS[7]) / 2)
+    (row,) = mean.by_seed.values()
+    assert row == pytest.approx(((ROWS[1] + ROWS[4]) / 2 + ROWS[7]) / 2)
     assert (mean.groups, mean.slack) == (Groups(LABELS), pytest.approx(0.2))
     assert mean.place == pytest.approx(place)
+    assert (mean.estimate().seeds, OF_THESE in mean.estimate().note) == (1, True)
+    apart = mean_effect([Effect({seed: ROWS[seed]}) for seed in (1, 4, 7)])  # three methods, of one seed each
+    assert apart is not None
+    assert apart.estimate().seeds == 1
+    assert apart.estimate().value == pytest.approx(np.mean([ROWS[seed] for seed in (1, 4, 7)]))
     assert mean_effect([one, Effect({1: ROWS[1]})]) is None  # the same number of questions, and others
     assert mean_effect([one, Effect({1: ROWS[1][:5]})]) is None
     assert mean_effect([]) is None
+
+
+def test_with_three_seeds_in_common_the_mean_is_over_those() -> None:
+    more = {seed: 2 * row for seed, row in ROWS.items()} | {9: RNG.normal(size=24)}
+    mean = mean_effect([Effect(ROWS, Groups(LABELS)), Effect(more, Groups(LABELS))])
+    assert mean is not None
+    assert sorted(mean.by_seed) == [1, 4, 7]
+    for seed, row in ROWS.items():
+        assert mean.by_seed[seed] == pytest.approx(1.5 * row)
+    assert mean.estimate().seeds == 3
+    assert OF_THESE not in mean.estimate().note
 
 
 def test_answers_without_a_difference_may_differ_elsewhere() -> None:
@@ -62,6 +78,10 @@ def test_answers_without_a_difference_may_differ_elsewhere() -> None:
     found = Effect(none, answers=True).estimate()
     assert (found.low, found.high) == (pytest.approx(-(t**2) / (24 + t**2)), pytest.approx(t**2 / (24 + t**2)))
     assert Effect(none).estimate().high == 0
+    few = {seed: row.copy() for seed, row in none.items()}
+    few[2][0] = 1.0
+    assert Effect(few, answers=True).estimate() == of_answers(over_seeds(list(few.values())))
+    assert (Effect(few, answers=True).estimate().low or 0) < (Effect(few).estimate().low or 0)
     both = mean_effect([Effect(none, answers=True), Effect(none)])
     assert both is not None
     assert not both.answers

@@ -12,11 +12,12 @@ from scipy import stats
 
 from robust_unlearning.errors import UserError
 from robust_unlearning.stats.estimates import accuracy
-from robust_unlearning.stats.factors import Groups
+from robust_unlearning.stats.factors import NO_INTERVAL, Groups
 from robust_unlearning.stats.means import (
     OF_THESE,
     mean_interval,
     nats_per_token,
+    of_answers,
     over_seeds,
     paired_difference,
     share_over_seeds,
@@ -92,7 +93,7 @@ def test_fewer_seeds_than_three_are_these_models(seeds: int) -> None:
 
 def test_one_value_has_no_interval() -> None:
     found = mean_interval([0.5])
-    assert (found.value, found.low, found.stderr, found.note) == (0.5, None, None, "one value: no interval")
+    assert (found.value, found.low, found.stderr, found.note) == (0.5, None, None, NO_INTERVAL)
     assert share_over_seeds([[1.0], [1.0]]).low is None
 
 
@@ -125,6 +126,75 @@ def test_a_share_at_the_ceiling_counts_clusters() -> None:
     assert found.low == pytest.approx(4 / (4 + t**2))
     plain = share_over_seeds([[1.0] * 12] * 2)
     assert plain.low == pytest.approx(12 / (12 + stats.t.ppf(0.975, 11) ** 2))
+
+
+def test_a_share_of_what_is_neither_right_nor_wrong_is_a_mean_over_questions() -> None:
+    """Answers to a question that was asked several times are averaged; one row of such is no list of answers."""
+    values = np.array([0.5, 1.0, 0.0, 0.5, 1.0, 1.0])
+    found, t = share_over_seeds([values]), stats.t.ppf(0.975, 5)
+    p, n = values.mean(), values.mean() * (1 - values.mean()) / (values.var(ddof=1) / 6)
+    for end in (found.low, found.high):
+        assert end is not None
+        assert (p - end) ** 2 == pytest.approx(t**2 * end * (1 - end) / n)
+    assert (found.seeds, found.note) == (1, OF_THESE)
+
+
+def level_that_reaches(difference: Any, bound: float) -> float:
+    """1 less the level at which the interval of an estimate's parts just reaches `bound`, by bisection."""
+    below, above = 0.0, 1.0
+    for _ in range(60):
+        level = (below + above) / 2
+        half = references.quantile([(part.variance, part.df) for part in difference.parts], level)
+        half *= sum(part.variance for part in difference.parts) ** 0.5
+        below, above = (level, above) if half < abs(difference.value - bound) else (below, level)
+    return 1 - below
+
+
+@pytest.mark.parametrize("lost", [1, 3, 5, 12])
+@pytest.mark.parametrize("clusters", [False, True])
+def test_of_few_changed_answers_half_an_answer_more_in_each_cell_is_counted(lost: int, clusters: bool) -> None:
+    """1/(C+2)² is added to the variance of the part with most degrees of freedom; p and interval say the same."""
+    change = np.zeros((3, 40))
+    change[:, :lost] = -1
+    change[1:, lost] = -1  # one seed still knows it
+    labels = [index // 2 for index in range(40)] if clusters else None
+    count = 20 if clusters else 40
+    plain = over_seeds(change, Groups(labels))
+    found = of_answers(plain)
+    seeds, questions = references.parts_of(change.tolist(), labels)
+    parts = [seeds, (questions[0] + 1 / (count + 2) ** 2, questions[1])]
+    assert [(part.variance, part.df) for part in found.parts] == [(pytest.approx(v), df) for v, df in parts]
+    assert (found.low, found.high) == pytest.approx(references.interval(change.mean(), parts))
+    assert found.stderr == pytest.approx(sum(variance for variance, _ in parts) ** 0.5)
+    assert found.p() == pytest.approx(level_that_reaches(found, 0.0), abs=1e-6)
+    assert (found.p() < 0.05) == ((found.high or 0) < 0)
+    assert found.p() > plain.p()
+
+
+@pytest.mark.parametrize(("lost", "won"), [(4, 4), (1, 0), (9, 2)])
+def test_the_variance_is_about_agresti_and_mins(lost: int, won: int) -> None:
+    """Theirs of n pairs: ((b + 1/2) + (c + 1/2) − (c − b)²/(n + 2)) / (n + 2)²; ours is not below it, and near."""
+    n = 60
+    theirs = (lost + won + 1 - (won - lost) ** 2 / (n + 2)) / (n + 2) ** 2
+    found = of_answers(mean_interval(np.repeat([-1.0, 1.0, 0.0], [lost, won, n - lost - won])))
+    assert theirs <= found.spread**2 < 1.1 * theirs
+
+
+@pytest.mark.parametrize("alike", [0.0, -1.0, 1.0])
+@pytest.mark.parametrize("level", [0.8, 0.95])
+def test_where_all_answers_changed_alike_the_interval_is_wilsons(alike: float, level: float) -> None:
+    found = of_answers(over_seeds(np.full((3, 24), alike), level=level), level)
+    t = stats.t.ppf((1 + level) / 2, 23)
+    most = t**2 / (24 + t**2)
+    assert (found.low, found.high) == pytest.approx((max(-1, alike - most), min(1, alike + most)))
+    assert found.stderr == pytest.approx(most / t)
+    assert found.p() == (1 if not alike else pytest.approx(2 * stats.t.sf(t / most, 23), abs=1e-8))
+    assert found.p(alike + most) == pytest.approx(1 - level)  # the interval ends where p says
+
+
+def test_what_has_no_interval_stays_as_it_is() -> None:
+    alone = mean_interval([1.0])
+    assert of_answers(alone) == alone
 
 
 @pytest.mark.parametrize(

@@ -147,17 +147,26 @@ def test_rates_are_fiellers_by_its_definition(seeds: int, level: float, clustere
 
 
 def test_a_difference_of_one_seed_is_the_paired_t() -> None:
+    before, after = np.random.default_rng(3).normal(size=(2, 1, 60))
+    found = paired.difference(before, after, 0.9)
+    theirs = stats.ttest_rel(after[0], before[0])
+    ends = theirs.confidence_interval(0.9)
+    assert found.value == pytest.approx((after - before).mean())
+    assert (found.low, found.high) == pytest.approx((ends.low, ends.high))
+    assert found.p() == pytest.approx(theirs.pvalue, abs=1e-7)
+
+
+@pytest.mark.parametrize("clustered", [False, True])
+def test_a_difference_of_answers_counts_one_lost_and_one_won_more(clustered: bool) -> None:
+    """1/(C+2)² is added to the variance over C clusters, and p goes with the interval."""
     base, unlearned, _, about = three_models(1)
-    for before, after in ((base, unlearned), np.random.default_rng(3).normal(size=(2, 1, 60))):
-        found = paired.difference(before, after, 0.9)
-        theirs = stats.ttest_rel(after[0], before[0])
-        ends = theirs.confidence_interval(0.9)
-        assert found.value == pytest.approx((after - before).mean())
-        assert (found.low, found.high) == pytest.approx((ends.low, ends.high))
-        assert found.p() == pytest.approx(theirs.pvalue, abs=1e-7)
-    clustered = paired.difference(base, unlearned, groups=Groups(about))
-    parts = references.parts_of((unlearned - base).tolist(), about)
-    assert (clustered.low, clustered.high) == pytest.approx(references.interval((unlearned - base).mean(), parts))
+    change, count = (unlearned - base)[0], 17 if clustered else 60
+    found = paired.difference(base, unlearned, 0.9, groups=Groups(about) if clustered else None)
+    variance = references.clustered(change.tolist(), about if clustered else range(60)) + (count + 2) ** -2
+    half = stats.t.ppf(0.95, count - 1) * variance**0.5
+    assert (found.low, found.high) == pytest.approx((change.mean() - half, change.mean() + half))
+    ratio = abs(change.mean()) / variance**0.5
+    assert found.p() == pytest.approx(2 * stats.t.sf(ratio, count - 1), abs=1e-7)
 
 
 def test_a_difference_over_seeds_and_words() -> None:

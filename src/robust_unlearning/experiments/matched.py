@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.interpolate import PchipInterpolator
 
 from robust_unlearning.report.tables import Table
 from robust_unlearning.results.measures import Measured, forgetting
@@ -94,12 +93,42 @@ def _weights(x: Array, y: Array, at: float) -> tuple[Array, float]:
 
     The height is homogeneous in y, so that the weights times y sum to it (Euler's theorem).
     """
-    step = 1e-5 * max(float(np.ptp(y)), 1e-9)
-    moved = step * np.eye(len(y))
-    curves = PchipInterpolator(x, np.column_stack([y[:, None] + moved, y[:, None] - moved, y]))  # a column each
-    heights = curves(at)
-    weights: Array = (heights[: len(y)] - heights[len(y) : -1]) / (2 * step)
-    return weights, float(curves(at, 1)[-1])
+    steps = np.diff(x)
+    rises = np.diff(y) / steps
+    after = int(np.clip(np.searchsorted(x, at), 1, len(steps)))
+    h = steps[after - 1]
+    s = (at - x[after - 1]) / h
+    slopes = np.stack([_slope(steps, rises, after - 1), _slope(steps, rises, after)])
+    # cubic Hermite: from the harm before, with the rise between the two neighbours and the slopes at both
+    by_rise = h * np.array([s * (1 - s) ** 2, s * s * (s - 1)]) @ slopes
+    by_rise[after - 1] += h * s * s * (3 - 2 * s)
+    tangent = np.array([(1 - s) * (1 - 3 * s), s * (3 * s - 2)]) @ slopes
+    tangent[after - 1] += 6 * s * (1 - s)
+    weights = np.diff(-by_rise / steps, prepend=0.0, append=0.0)
+    weights[after - 1] += 1
+    return weights, float(tangent @ rises)
+
+
+def _slope(steps: Array, rises: Array, at: int) -> Array:
+    """∂ of PCHIP's slope at knot `at` by each rise; times the rises it is that slope."""
+    found, last = np.zeros(len(rises)), len(rises)
+    if 0 < at < last:  # the weighted harmonic mean of the two rises, 0 at a turning point
+        before, behind = rises[at - 1], rises[at]
+        if np.sign(before) * np.sign(behind) > 0:
+            share = (2 * steps[at] + steps[at - 1]) / (3 * (steps[at] + steps[at - 1]))
+            mean = 1 / (share + (1 - share) * before / behind), 1 / (share * behind / before + (1 - share))
+            found[at - 1], found[at] = share * mean[0] ** 2, (1 - share) * mean[1] ** 2
+        return found
+    near, far = (0, 1) if at == 0 else (last - 1, last - 2)
+    if last == 1:
+        found[near] = 1.0
+        return found
+    share = steps[near] / (steps[near] + steps[far])  # of three points, kept monotone
+    slope = (1 + share) * rises[near] - share * rises[far]
+    if np.sign(slope) == np.sign(rises[near]):
+        turns = np.sign(rises[near]) != np.sign(rises[far]) and abs(slope) > 3 * abs(rises[near])
+        found[near], found[far] = (3.0, 0.0) if turns else (1 + share, -share)
+    return found
 
 
 def matches(
