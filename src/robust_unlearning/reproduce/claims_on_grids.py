@@ -18,10 +18,11 @@ from robust_unlearning.reproduce.claims import (
     has_forgotten,
     if_forgotten,
     less,
+    unlike,
 )
 from robust_unlearning.reproduce.grid import Grid, Model
 from robust_unlearning.reproduce.verdicts import Outcome
-from robust_unlearning.results.measures import QuestionMeasure, forget, retained, right
+from robust_unlearning.results.measures import QuestionMeasure, forget, forgetting, retained, right
 from robust_unlearning.stats.effects import Effect, mean_effect
 from robust_unlearning.stats.estimates import Array
 from robust_unlearning.stats.format import NATS, shown
@@ -76,7 +77,10 @@ def layer_of_unlearning_claims(grid: Grid) -> list[Outcome]:
         if len({model.fields["layer"] for model in plain}) > 1:
             slope = slopes(grid, plain, lambda model: float(model.fields["layer"]), right)
             beside = _forgot_by(grid, plain, "layer", "l")
-            rows.append(if_forgotten(grid, Outcome("earlier-layers", title, slope, "advice", beside), plain))
+            forgot_by_layer = slopes(grid, plain, lambda model: float(model.fields["layer"]), forgetting)
+            why = unlike(forgot_by_layer, "for each layer further up")
+            row = Outcome("earlier-layers", title, slope, "advice", beside, undecided=why)
+            rows.append(if_forgotten(grid, row, plain))
     return rows
 
 
