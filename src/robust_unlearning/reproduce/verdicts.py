@@ -334,10 +334,10 @@ def headline(rows: Sequence[Outcome]) -> str:
     verdicts = by_claim(rows).values()
     counts = Counter(verdict.label for verdict in verdicts)
     words: dict[Finding, str] = {"holds": "hold", "does not hold": "do not hold", "mixed": "are mixed"}
-    said = [
-        f"{counts[Verdict(finding).label]} {verb} (and {counts[Verdict(finding, of_these=True).label]} of these models)"
-        for finding, verb in words.items()
-    ]
+    said = []
+    for finding, verb in words.items():
+        these = counts[Verdict(finding, of_these=True).label]
+        said.append(f"{counts[finding]} {verb}" + (f" and {these} more of these models" if these else ""))
     return (
         f"Of {len(CLAIMS)} claims of the paper {', '.join(said)}, {counts[INCONCLUSIVE]} are inconclusive and "
         f"{counts['not run']} were not run. "
