@@ -123,7 +123,7 @@ def less(first: Effect, second: Effect) -> Effect | None:
 
 
 def unlike(effect: Effect | None, of: str) -> str:
-    """Why nothing is said of robustness: what is compared has not forgotten alike; empty where the interval covers 0."""
+    """Why nothing is said of robustness: what is compared has not forgotten alike; empty where that may be 0."""
     found = effect.estimate() if effect else None
     if found is None or found.low is None or found.high is None or found.low <= 0 <= found.high:
         return ""
