@@ -14,13 +14,16 @@ import yaml
 from robust_unlearning import UserError, files, load_recipe, unlearn
 from robust_unlearning.cli.main import main
 from robust_unlearning.experiments.grid import Point, Sweep, expand, load_sweep
+from robust_unlearning.experiments.rule import Answers
 from robust_unlearning.experiments.runner import groups, train_all
-from robust_unlearning.experiments.sweep import run_sweep
+from robust_unlearning.experiments.sweep import pooled, run_sweep
 from robust_unlearning.methods.noise import RandomNoiseAugmentation, SharedNoise
 from robust_unlearning.plan.memory import Need, free_memory, need
 from robust_unlearning.report.figures import FORMATS
 from robust_unlearning.run.delta import load_delta
 from robust_unlearning.run.folder import RunFolder, open_run
+from robust_unlearning.stats.factors import Groups
+from robust_unlearning.stats.means import over_seeds, share_over_seeds
 from robust_unlearning.train.trainer import Trainer
 
 # --- what trains together
@@ -256,3 +259,22 @@ def test_mistakes_are_said_before_anything_is_trained(
         assert main([*words, *more]) == 2
         assert says in capsys.readouterr().err
     assert not (out / "runs").exists()
+
+
+def test_pooled_answers_tell_what_was_forgotten_beyond_the_base() -> None:
+    rng = np.random.default_rng(0)
+    about = Groups([index // 2 for index in range(12)])
+
+    def answers(nats: float) -> Answers:
+        right = (rng.random(12) < 0.5).astype(float)
+        values = {"forget": right, "forgetting": nats + rng.normal(0, 0.1, 12)}
+        return Answers(values, {"forget": 0.25}, {"forget": about, "forgetting": about})
+
+    base, models = answers(0.2), [answers(1.2) for _ in range(3)]
+    cells = pooled(models, base)
+    lost = np.stack([each.values["forgetting"] - base.values["forgetting"] for each in models])
+    assert cells["forgotten"] == over_seeds(lost, about)
+    assert cells["forget"] == share_over_seeds(np.stack([each.values["forget"] for each in models]), about)
+    assert set(cells) == {"forget", "forgotten"}
+    assert set(pooled(models)) == {"forget"}
+    assert pooled([], base) == {}

@@ -143,6 +143,41 @@ def test_what_has_forgotten_nothing_decides_nothing() -> None:
         assert "less than 0.3 nats" in found[claim].undecided
 
 
+def test_without_a_match_at_like_forgetting_the_row_is_undecided() -> None:
+    grid = _grid()
+    grid = replace(grid, models=[model for model in grid.models if model.last or model.noise])  # no snapshot between
+    row = claims.like_forgetting(grid, "tiny/rmu", 3.0)
+    assert row.finding == "inconclusive"
+    assert "no model with noise has forgotten 0.3 nats between two snapshots" in row.undecided
+    assert (row.estimate or over_seeds([[0.0]])).value is None
+
+
+def test_methods_that_have_forgotten_are_averaged_and_counted() -> None:
+    """RMU has forgotten and gains 20 points, NPO has not and loses 20: the row is of RMU alone."""
+
+    def model(recipe: str, title: str, noise: float, right: float, forgotten: float, seed: int) -> Model:
+        fields = {"noise_std": noise, "noise_layers": (3,) if noise else ()}
+        own = _measured(right, 0, forgotten)
+        return Model(recipe, title, seed, noise, fields, 1, True, "", "", own, own)
+
+    methods = [("r", "RMU", 1.0, 0.2), ("n", "NPO", 0.1, -0.2)]
+    models = [
+        model(recipe, title, noise, 0.5 + gain * (noise > 0), forgotten, seed)
+        for recipe, title, forgotten, gain in methods
+        for noise in (0.0, 1.0)
+        for seed in range(3)
+    ]
+    grid = Grid(_measured(0.9, 0, 0), None, 0.25, models, {})
+    (row,) = claims_on_grids.layer_claims(grid, "single-layer")
+    assert (row.of, row.undecided) == ("layers 3, 1 of 2 methods", "")
+    assert row.estimate is not None
+    assert row.estimate.value == pytest.approx(0.2)
+    neither = replace(grid, models=[each for each in models if each.recipe == "n"])
+    (row,) = claims_on_grids.layer_claims(neither, "single-layer")
+    assert (row.of, row.finding) == ("layers 3, 1 of 1 methods", "inconclusive")
+    assert "no method has forgotten 0.3 nats" in row.undecided
+
+
 def test_the_slope_over_c_is_that_of_least_squares() -> None:
     shares = {1.0: 0.8, 2.0: 0.6, 8.0: 0.1}
     base = _measured(0.9, 0, 0)
