@@ -117,7 +117,7 @@ def test_a_stage_is_known_by_what_its_result_depends_on() -> None:
 
     same = key_of(target, target.stages["activations"])
     assert key() == key("stages.activations.title=other") == key("stages.figure2.seeds=1") == same
-    assert len({same, key("limit=3"), key("set.steps=70"), key("stages.activations.questions=3")}) == 4
+    assert len({same, key("limit=3"), key("set.steps=110"), key("stages.activations.questions=3")}) == 4
 
 
 SMALL = {
