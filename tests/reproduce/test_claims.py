@@ -74,7 +74,7 @@ def test_claims_on_made_up_answers() -> None:
     assert fragile.estimate.value == pytest.approx(-0.4)
     assert "19.0" in fragile.paper
     lost = claims.right(_measured(0.5, 0, 0)) - claims.right(grid.base)
-    expected = of_answers(over_seeds(np.stack([lost] * 3), claims.right.groups(grid.base)))
+    expected = of_answers(over_seeds(np.stack([lost] * 3), claims.right.groups(grid.base)), lost)
     assert (fragile.estimate.low, fragile.estimate.high) == (expected.low, expected.high)
     expected_findings = {
         "fragile": "holds",

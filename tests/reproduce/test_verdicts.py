@@ -188,8 +188,8 @@ def test_the_headline_counts_apart_what_is_said_of_these_models() -> None:
         *_rows("ngrams", 0.0),
     ]
     text = headline(complete(rows))
-    assert "1 hold (and 1 of these models), 0 do not hold (and 1 of these models)" in text
-    assert "1 are mixed (and 0 of these models), 1 are inconclusive" in text
+    assert "1 hold and 1 more of these models, 0 do not hold and 1 more of these models" in text
+    assert "1 are mixed, 1 are inconclusive" in text
     assert f"{len(CLAIMS) - 5} were not run" in text
 
 

@@ -80,7 +80,9 @@ def test_answers_without_a_difference_may_differ_elsewhere() -> None:
     assert Effect(none).estimate().high == 0
     few = {seed: row.copy() for seed, row in none.items()}
     few[2][0] = 1.0
-    assert Effect(few, answers=True).estimate() == of_answers(over_seeds(list(few.values())))
+    assert Effect(few, answers=True).estimate() == of_answers(
+        over_seeds(list(few.values())), np.mean(list(few.values()), axis=0)
+    )
     assert (Effect(few, answers=True).estimate().low or 0) < (Effect(few).estimate().low or 0)
     both = mean_effect([Effect(none, answers=True), Effect(none)])
     assert both is not None

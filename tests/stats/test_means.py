@@ -153,16 +153,17 @@ def level_that_reaches(difference: Any, bound: float) -> float:
 @pytest.mark.parametrize("lost", [1, 3, 5, 12])
 @pytest.mark.parametrize("clusters", [False, True])
 def test_of_few_changed_answers_half_an_answer_more_in_each_cell_is_counted(lost: int, clusters: bool) -> None:
-    """1/(C+2)² is added to the variance of the part with most degrees of freedom; p and interval say the same."""
+    """2/(m+2)² is added to the variance of the part with most degrees of freedom; p and interval say the same."""
     change = np.zeros((3, 40))
     change[:, :lost] = -1
     change[1:, lost] = -1  # one seed still knows it
     labels = [index // 2 for index in range(40)] if clusters else None
     count = 20 if clusters else 40
     plain = over_seeds(change, Groups(labels))
-    found = of_answers(plain)
+    found = of_answers(plain, change.mean(axis=0))
     seeds, questions = references.parts_of(change.tolist(), labels)
-    parts = [seeds, (questions[0] + 1 / (count + 2) ** 2, questions[1])]
+    worth = np.clip(change.mean(axis=0).var(ddof=1) / questions[0], count, 40)
+    parts = [seeds, (questions[0] + 2 / (worth + 2) ** 2, questions[1])]
     assert [(part.variance, part.df) for part in found.parts] == [(pytest.approx(v), df) for v, df in parts]
     assert (found.low, found.high) == pytest.approx(references.interval(change.mean(), parts))
     assert found.stderr == pytest.approx(sum(variance for variance, _ in parts) ** 0.5)
@@ -171,19 +172,21 @@ def test_of_few_changed_answers_half_an_answer_more_in_each_cell_is_counted(lost
     assert found.p() > plain.p()
 
 
-@pytest.mark.parametrize(("lost", "won"), [(4, 4), (1, 0), (9, 2)])
-def test_the_variance_is_about_agresti_and_mins(lost: int, won: int) -> None:
-    """Theirs of n pairs: ((b + 1/2) + (c + 1/2) − (c − b)²/(n + 2)) / (n + 2)²; ours is not below it, and near."""
-    n = 60
-    theirs = (lost + won + 1 - (won - lost) ** 2 / (n + 2)) / (n + 2) ** 2
-    found = of_answers(mean_interval(np.repeat([-1.0, 1.0, 0.0], [lost, won, n - lost - won])))
-    assert theirs <= found.spread**2 < 1.1 * theirs
+def test_answers_that_vary_by_clusters_are_worth_as_many_as_these() -> None:
+    """Whole clusters lost: m is their number, and not that of the questions."""
+    change = -np.repeat([1.0, 1, 0, 0, 0, 0, 0, 0, 0, 0], 4)
+    plain = mean_interval(change, Groups(np.repeat(np.arange(10), 4)))
+    found = of_answers(plain, change)
+    assert found.spread**2 - plain.spread**2 == pytest.approx(
+        2 / (np.clip(change.var(ddof=1) / plain.spread**2, 10, 40) + 2) ** 2
+    )
+    assert change.var(ddof=1) / plain.spread**2 < 11
 
 
 @pytest.mark.parametrize("alike", [0.0, -1.0, 1.0])
 @pytest.mark.parametrize("level", [0.8, 0.95])
 def test_where_all_answers_changed_alike_the_interval_is_wilsons(alike: float, level: float) -> None:
-    found = of_answers(over_seeds(np.full((3, 24), alike), level=level), level)
+    found = of_answers(over_seeds(np.full((3, 24), alike), level=level), np.full(24, alike), level)
     t = stats.t.ppf((1 + level) / 2, 23)
     most = t**2 / (24 + t**2)
     assert (found.low, found.high) == pytest.approx((max(-1, alike - most), min(1, alike + most)))
@@ -194,7 +197,7 @@ def test_where_all_answers_changed_alike_the_interval_is_wilsons(alike: float, l
 
 def test_what_has_no_interval_stays_as_it_is() -> None:
     alone = mean_interval([1.0])
-    assert of_answers(alone) == alone
+    assert of_answers(alone, [1.0]) == alone
 
 
 @pytest.mark.parametrize(

@@ -158,11 +158,13 @@ def test_a_difference_of_one_seed_is_the_paired_t() -> None:
 
 @pytest.mark.parametrize("clustered", [False, True])
 def test_a_difference_of_answers_counts_one_lost_and_one_won_more(clustered: bool) -> None:
-    """1/(C+2)² is added to the variance over C clusters, and p goes with the interval."""
+    """2/(m+2)² is added, m the answers that alone would vary as much, and p goes with the interval."""
     base, unlearned, _, about = three_models(1)
     change, count = (unlearned - base)[0], 17 if clustered else 60
     found = paired.difference(base, unlearned, 0.9, groups=Groups(about) if clustered else None)
-    variance = references.clustered(change.tolist(), about if clustered else range(60)) + (count + 2) ** -2
+    variance = references.clustered(change.tolist(), about if clustered else range(60))
+    worth = np.clip(change.var(ddof=1) / variance, count, 60)
+    variance += 2 / (worth + 2) ** 2
     half = stats.t.ppf(0.95, count - 1) * variance**0.5
     assert (found.low, found.high) == pytest.approx((change.mean() - half, change.mean() + half))
     ratio = abs(change.mean()) / variance**0.5
