@@ -113,13 +113,9 @@ def family_mean(effects: Iterable[tuple[str, Effect]]) -> list[Effect]:
 
 
 def less(first: Effect, second: Effect) -> Effect | None:
-    """One effect less another, on the seeds that both have; None where they have none in common."""
-    seeds = [seed for seed in first.by_seed if seed in second.by_seed]
-    if not seeds:
-        return None
-    return Effect(
-        {seed: first.by_seed[seed] - second.by_seed[seed] for seed in seeds}, first.groups, answers=first.answers
-    )
+    """One effect less another, over the seeds of `effects.mean_effect`; None where the questions differ."""
+    mean = mean_effect([first, replace(second, by_seed={seed: -row for seed, row in second.by_seed.items()})])
+    return mean and replace(mean, by_seed={seed: 2 * row for seed, row in mean.by_seed.items()})
 
 
 def unlike(effect: Effect | None, of: str) -> str:

@@ -99,7 +99,7 @@ def of_answers(difference: Estimate, changes: ArrayLike, level: float = 0.95) ->
     """
     if not difference.parts or difference.value is None:
         return difference
-    values, clusters = np.asarray(changes, dtype=float), difference.clusters or difference.n
+    values, clusters = np.asarray(changes, dtype=float), max(difference.clusters or difference.n, difference.words or 0)
     most = max(difference.parts, key=lambda part: part.df)
     if found := sum(part.variance for part in difference.parts if part.factor != "seeds"):
         alone = float(values.var(ddof=1)) if len(values) > 1 else 0.0
