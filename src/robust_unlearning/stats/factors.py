@@ -84,8 +84,8 @@ class Means:
     def ratio(self, over: ArrayLike, under: ArrayLike, level: float = 0.95, undefined: str = "") -> Estimate:
         """The ratio of two weighted sums with Fieller's interval: all ratios ρ for which over − ρ under may be 0.
 
-        |over − ρ under| <= t' · stderr, both of over − ρ under; the ends are found by Brent's method. It has no bound where
-        the denominator may be 0. Source: Fieller (1954), J. R. Stat. Soc. B 16.
+        |over − ρ under| <= t' · stderr, both of over − ρ under; the ends are found by Brent's method. It has no bound
+        where the denominator may be 0. Source: Fieller (1954), J. R. Stat. Soc. B 16.
 
         Args:
             undefined: why there is no ratio where the denominator is not above 0.
