@@ -71,8 +71,9 @@ def _gains(data: Data) -> list[Outcome]:
         groups = Groups(about["clusters"], about["words"])
         gains = {title: np.array(rna[title][length]) - np.array(plain[title][length]) for title in titles}
         rows += [
-            Outcome("ngrams", f"{title}, {length}-grams", Effect({0: gain}, groups), _printed(int(length), [title]))
+            Outcome("ngrams", f"{title}, {length}-grams", Effect({0: gain}, groups, answers=True), printed)
             for title, gain in gains.items()
+            for printed in (_printed(int(length), [title]),)
         ]
         for claim, (first, second) in FAMILIES.items():
             sides = [[title for title in titles if title in family] for family in (first, second)]
