@@ -319,6 +319,7 @@ def whole(rows: Sequence[Outcome]) -> Verdict:
     if len(single) > 1 and pooled.whole and pooled.estimate:
         about = Column("", CLAIMS[pooled.claim].form, sized=True)
         note = f"{pooled.of}: {about.cell(pooled.estimate)}; {note}"
+    note = f"{note}; {pooled.undecided}" if pooled.undecided and (pooled.whole or len(single) == 1) else note
     finding = pooled.finding if pooled.whole or len(single) == 1 else INCONCLUSIVE
     opposite = {"holds": "does not hold", "does not hold": "holds"}.get(finding)
     return Verdict("mixed" if opposite in there else finding, note, of_these)
