@@ -301,28 +301,34 @@ def whole(rows: Sequence[Outcome]) -> Verdict:
     single = [each for each in rows if not each.whole and each.finding != "not run"]
     if not single:
         return Verdict("not run")
-    standing = holm_findings(single)
-    there = dict.fromkeys(word for word in standing if word in ("holds", "does not hold"))
-    counts = Counter(standing)
-    note = ", ".join(f"{word} in {counts[word]}" for word in there) or "no row decided"
-    note += f" of {len(single)} rows (Holm)" if len(single) > 1 else ""
-    of_these = any(each.of_these for each in rows)
-    if CLAIMS[single[0].claim].every:
-        alone = {each.finding for each in single}
-        finding: Finding = "does not hold" if counts["does not hold"] else INCONCLUSIVE
-        return Verdict("holds" if alone == {"holds"} else finding, note, of_these)
-    if len(there) == 2:
-        return Verdict("mixed", note, of_these)
-    if len(single) > 1 and any(count == len(single) for count in counts.values()) and there:
-        return Verdict(next(iter(there)), note, of_these)
+    about = CLAIMS[single[0].claim]
     pooled = next((each for each in rows if each.whole), single[0])
-    if len(single) > 1 and pooled.whole and pooled.estimate:
-        about = Column("", CLAIMS[pooled.claim].form, sized=True)
-        note = f"{pooled.of}: {about.cell(pooled.estimate)}; {note}"
-    note = f"{note}; {pooled.undecided}" if pooled.undecided and (pooled.whole or len(single) == 1) else note
-    finding = pooled.finding if pooled.whole or len(single) == 1 else INCONCLUSIVE
-    opposite = {"holds": "does not hold", "does not hold": "holds"}.get(finding)
-    return Verdict("mixed" if opposite in there else finding, note, of_these)
+    counts = Counter(holm_findings(single))
+    there: list[Finding] = [word for word in ("holds", "does not hold") if counts[word]]
+    if about.every:
+        alone = {each.finding for each in single}
+        finding: Finding = "holds" if alone == {"holds"} else there[-1] if counts["does not hold"] else INCONCLUSIVE
+    elif len(there) == 2 or {pooled.finding, *there} >= {"holds", "does not hold"}:
+        finding = there[0] if counts[there[0]] == len(single) else "mixed"
+    elif there and counts[there[0]] == len(single):
+        finding = there[0]
+    else:
+        finding = pooled.finding if pooled.whole or len(single) == 1 else INCONCLUSIVE
+    return Verdict(finding, _note(pooled, counts, single), any(each.of_these for each in rows))
+
+
+def _note(pooled: Outcome, counts: Counter[Finding], single: Sequence[Outcome]) -> str:
+    """What a claim's word rests on: the mean of its rows, or its only row; the rows that stand after Holm; why not."""
+    parts = []
+    if pooled.estimate and (pooled.whole or len(single) == 1):
+        cell = Column("", CLAIMS[pooled.claim].form, sized=True).cell(pooled.estimate)
+        parts.append(f"{pooled.of}: {cell}" if pooled.of else cell)
+    if len(single) > 1:
+        words = [f"{word} in {counts[word]}" for word in ("holds", "does not hold") if counts[word]]
+        parts.append(f"{', '.join(words) or 'no row decided'} of {len(single)} rows (Holm)")
+    if pooled.undecided and (pooled.whole or len(single) == 1):
+        parts.append(pooled.undecided)
+    return "; ".join(parts)
 
 
 def by_claim(rows: Sequence[Outcome]) -> dict[str, Verdict]:
