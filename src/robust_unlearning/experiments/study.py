@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -249,7 +249,8 @@ def _like_forgetting(result: StudyResult, recipe: str, noise: float, where: str)
             for seed, of_seed in lines.items()
         }
         every = [each for of_seed in found.values() for each in of_seed]
-        return effect_of(found, measure.groups(base), forgetting.groups(base)), every
+        effect = effect_of(found, measure.groups(base), forgetting.groups(base))
+        return effect and replace(effect, answers=measure.share), every
 
     (harm, every), (right, _) = against(excess_in(where)), against(right_in(where))
     at = [each.at for each in every]

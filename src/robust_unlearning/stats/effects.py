@@ -36,7 +36,7 @@ class Effect:
         """The mean over seeds and questions with its 95 % interval, seeds as the unit (`means.over_seeds`)."""
         found = over_seeds(np.stack(list(self.by_seed.values())), self.groups)
         if self.answers:
-            return of_answers(found, _mean(self.by_seed.values()))
+            found = of_answers(found, _mean(self.by_seed.values()))
         if self.place is None:
             return found
         placed = mean_interval(self.place, self.place_groups)
