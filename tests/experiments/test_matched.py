@@ -52,21 +52,19 @@ def test_a_match_is_the_monotone_curve_at_the_models_own_forgetting() -> None:
 @pytest.mark.parametrize("last", [-0.3, -0.6, -0.6000001, -0.62, -0.9])
 @pytest.mark.parametrize("at", [0.35, 0.55, 0.8, 0.95])
 def test_the_curve_is_pchip_also_where_it_lies_flat_or_turns(last: float, at: float) -> None:
-    """Heights, slopes and what each question adds, against SciPy's curve and its differences."""
-    x, y, of = [0.0, 0.3, 0.7, 1.0], [-0.2, -0.1, -0.6, last], _questions(0)
-    found = match((np.full(FORGET, at), np.zeros(HARM)), _line(x, y, of))
+    """In height; question by question it is a mean of the two neighbours, whose weights lie between 0 and 1."""
+    x, y, of = [0.0, 0.3, 0.7, 1.0], [0.0, -0.1, -0.6, last], _questions(0)
+    harms = np.array(y)[:, None] + np.random.default_rng(2).normal(size=(4, 12))
+    harms += np.array(y)[:, None] - harms.mean(axis=1, keepdims=True)
+    found = match((np.full(FORGET, at), np.zeros(12)), list(zip(np.outer(x, of[0]), harms, strict=True)))
     assert found is not None
-    assert found.difference.mean() == pytest.approx(-PchipInterpolator(x, y)(at), abs=1e-9)
-    slope = PchipInterpolator(x, y)(at, 1)
-    assert found.place == pytest.approx(slope * at * (1 - of[0]), abs=1e-9)
-    if min(np.abs(np.diff(y))) > 1e-3:  # what each question adds, where it is answered in any way
-        harms = np.array(y)[:, None] + np.random.default_rng(2).normal(size=(4, 12))
-        harms += np.array(y)[:, None] - harms.mean(axis=1, keepdims=True)
-        found = match((np.full(FORGET, at), np.zeros(12)), list(zip(np.outer(x, of[0]), harms, strict=True)))
-        assert found is not None
-        step = 1e-6
-        heights = [PchipInterpolator(x, np.array(y)[:, None] + side * step * harms)(at) for side in (1, -1)]
-        assert found.difference == pytest.approx(-(heights[0] - heights[1]) / (2 * step), abs=1e-6)
+    height = float(PchipInterpolator(x, y)(at))
+    assert found.difference.mean() == pytest.approx(-height)
+    before, behind = harms[np.searchsorted(x, at) - 1], harms[np.searchsorted(x, at)]
+    weight = np.polyfit(behind - before, -found.difference - before, 1)
+    assert weight[1] == pytest.approx(0, abs=1e-9)
+    assert -1e-9 <= weight[0] <= 1 + 1e-9
+    assert found.slack == pytest.approx(max(abs(height - before.mean()), abs(height - behind.mean())))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ the curve at its own forgetting:
   only where snapshots lie on both sides within `WINDOW` nats.
 - The curve's own uncertainty: a monotone curve lies between its neighbours' harms, so it is off by no more than the
   distance to the farther one. That is added to both sides of the interval. The uncertainty of the questions comes
-  from the harms' weights on the curve, which is linear in them at each place, and from the forget questions: with
+  from the two neighbours, weighted so that their mean is the curve's height, and from the forget questions: with
   others, the place on the curve would be another.
 - Seeds are the unit: several matches of one seed are averaged first.
 """
@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.interpolate import PchipInterpolator
 
 from robust_unlearning.report.tables import Table
 from robust_unlearning.results.measures import Measured, forgetting
@@ -78,57 +79,17 @@ def match(
     after = int(np.searchsorted(x, wanted))
     if wanted < least or not 0 < after < len(x) or max(x[after] - wanted, wanted - x[after - 1]) > window:
         return None
+    before, behind = line[after - 1], line[after]
     means = np.array([values.mean() for _, values in line])
-    weights, slope = _weights(x, means, wanted)
+    curve = PchipInterpolator(x, means)
+    height, slope = float(curve(wanted)), float(curve(wanted, 1))
     share = (wanted - x[after - 1]) / (x[after] - x[after - 1])
-    height = float(weights @ means)
+    rise = float(means[after] - means[after - 1])
+    weight = (height - means[after - 1]) / rise if rise else share
+    on_curve = (1 - weight) * before[1] + weight * behind[1]
+    near = (1 - share) * before[0] + share * behind[0]
     slack = max(abs(height - means[after - 1]), abs(height - means[after]))
-    curve = sum(weight * values for weight, (_, values) in zip(weights, line, strict=True))
-    near = (1 - share) * line[after - 1][0] + share * line[after][0]
-    return Match(wanted, model[1] - curve, slope * (model[0] - near), slack)
-
-
-def _weights(x: Array, y: Array, at: float) -> tuple[Array, float]:
-    """∂ of the curve's height at `at` by each y, and its slope there.
-
-    The height is homogeneous in y, so that the weights times y sum to it (Euler's theorem).
-    """
-    steps = np.diff(x)
-    rises = np.diff(y) / steps
-    after = int(np.clip(np.searchsorted(x, at), 1, len(steps)))
-    h = steps[after - 1]
-    s = (at - x[after - 1]) / h
-    slopes = np.stack([_slope(steps, rises, after - 1), _slope(steps, rises, after)])
-    # cubic Hermite: from the harm before, with the rise between the two neighbours and the slopes at both
-    by_rise = h * np.array([s * (1 - s) ** 2, s * s * (s - 1)]) @ slopes
-    by_rise[after - 1] += h * s * s * (3 - 2 * s)
-    tangent = np.array([(1 - s) * (1 - 3 * s), s * (3 * s - 2)]) @ slopes
-    tangent[after - 1] += 6 * s * (1 - s)
-    weights = np.diff(-by_rise / steps, prepend=0.0, append=0.0)
-    weights[after - 1] += 1
-    return weights, float(tangent @ rises)
-
-
-def _slope(steps: Array, rises: Array, at: int) -> Array:
-    """∂ of PCHIP's slope at knot `at` by each rise; times the rises it is that slope."""
-    found, last = np.zeros(len(rises)), len(rises)
-    if 0 < at < last:  # the weighted harmonic mean of the two rises, 0 at a turning point
-        before, behind = rises[at - 1], rises[at]
-        if np.sign(before) * np.sign(behind) > 0:
-            share = (2 * steps[at] + steps[at - 1]) / (3 * (steps[at] + steps[at - 1]))
-            mean = 1 / (share + (1 - share) * before / behind), 1 / (share * behind / before + (1 - share))
-            found[at - 1], found[at] = share * mean[0] ** 2, (1 - share) * mean[1] ** 2
-        return found
-    near, far = (0, 1) if at == 0 else (last - 1, last - 2)
-    if last == 1:
-        found[near] = 1.0
-        return found
-    share = steps[near] / (steps[near] + steps[far])  # of three points, kept monotone
-    slope = (1 + share) * rises[near] - share * rises[far]
-    if np.sign(slope) == np.sign(rises[near]):
-        turns = np.sign(rises[near]) != np.sign(rises[far]) and abs(slope) > 3 * abs(rises[near])
-        found[near], found[far] = (3.0, 0.0) if turns else (1 + share, -share)
-    return found
+    return Match(wanted, model[1] - on_curve, slope * (model[0] - near), float(slack))
 
 
 def matches(
