@@ -13,7 +13,7 @@ import pytest
 from quiz import KEYWORDS, SUBJECTS, some_questions, tokens_of, write_hub
 
 from robust_unlearning import files
-from robust_unlearning.analyze import harmfulness
+from robust_unlearning.analyze import harmfulness, ngram_answers
 from robust_unlearning.cli.main import main
 from robust_unlearning.data.questions import letters_prompt, read_questions
 from robust_unlearning.errors import UserError
@@ -149,9 +149,8 @@ def test_ngrams_by_class_from_the_set_to_the_table(hub: Path, tmp_path: Path, ti
     assert main(["eval", str(tiny_model), *options]) == 0
     records = [json.loads(line) for line in (tmp_path / "records.jsonl").read_text("utf-8").splitlines()]
     assert {each["id"]: (each["forget_token"], each["control_token"]) for each in records} == tokens_of(tmp_path / "ng")
-    groups = harmfulness.group(
-        harmfulness.read_folder(str(tmp_path)), harmfulness.read_classes(str(tmp_path / "ng.json"))
-    )
+    classes = ngram_answers.read_classes(str(tmp_path / "ng.json"))
+    groups = harmfulness.group(ngram_answers.asked_of(harmfulness.read_folder(str(tmp_path)), classes))
     used = Counter(each["forget_token"] for each in records if not each["task"].endswith("_control"))
     assert [(each.task, each.similarity_class, each.n) for each in groups] == [
         ("ng", "least_similar", used["seen daily"]),
