@@ -36,6 +36,8 @@ from robust_unlearning.stats.ratios import mean_excess
 
 SEEDS = (1, 3, 5, 10)
 METHODS = 9
+MORE = {"a row": 5, "the claim, nine methods: RNA": 3}
+"""How a rule's name begins -> how many times more often it is drawn: most rests on these."""
 ENTITIES, EACH, WORDS = 64, 3, 32
 """As in the planted world: 192 perturbed questions, 3 about each of 64 entities, with one of 32 words in them."""
 
@@ -249,8 +251,9 @@ def simulate(runs: int) -> dict[str, Any]:
 
     def add(rule: str, world: str, seeds: int, null: Draw, false: tuple[str, ...], there: Draw, true: str) -> None:
         of = WORLDS.get(world, World(0, 0, 0))
-        wrong, null_words = rate(null, false, of, seeds, runs, 1)
-        found, words = rate(there, (true,), of, seeds, runs, 2)
+        draws = runs * next((times for begin, times in MORE.items() if rule.startswith(begin)), 1)
+        wrong, null_words = rate(null, false, of, seeds, draws, 1)
+        found, words = rate(there, (true,), of, seeds, draws, 2)
         rows.append(
             {"rule": rule, "world": world, "seeds": seeds, "false": wrong.as_dict(), "found": found.as_dict()}
             | {"words_without_effect": dict(null_words), "words_with_effect": dict(words)}

@@ -82,10 +82,10 @@ def error_table() -> Table | None:
         for each in data["rates"]
     ]
     notes = (
-        f"{data['runs']} draws of answers a row, no models; intervals are Wilson's. False: how often a verdict comes "
-        "out where there is no effect. Found: how often the right one does where the effect is the paper's (at like "
-        "forgetting: 0.3 nats; n-grams: 0.5 nats). With fewer than three seeds a verdict is of these models, and "
-        "false means that these models have no effect."
+        f"{data['runs']} draws of answers a line and up to five times as many, no models; intervals are Wilson's. "
+        "False: how often a verdict comes out where there is no effect. Found: how often the right one does where the "
+        "effect is the paper's (at like forgetting: 0.3 nats; n-grams: 0.5 nats). With fewer than three seeds a "
+        "verdict is of these models, and false means that these models have no effect."
     )
     rate = {key: Column(f"{key}, %", PERCENT) for key in ("false", "found")}
     return Table.of("How often these rules err", ("rule", "world", "seeds", *rate.values()), rows, notes)
