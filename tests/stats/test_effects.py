@@ -96,3 +96,11 @@ def test_mean_of_ends() -> None:
     assert (found.value, found.low, found.high, found.n, found.seeds) == (1.5, 0.5, 3.5, 20, 3)
     assert mean_of_ends([*estimates, Estimate(1.0)]) is None
     assert mean_of_ends([]) is None
+
+
+def test_slack_widens_the_interval_without_a_place_too() -> None:
+    plain, wider = Effect(ROWS, Groups(LABELS)).estimate(), Effect(ROWS, Groups(LABELS), slack=0.05).estimate()
+    assert plain.low is not None
+    assert plain.high is not None
+    assert (wider.low, wider.high) == pytest.approx((plain.low - 0.05, plain.high + 0.05))
+    assert wider.p() >= plain.p()

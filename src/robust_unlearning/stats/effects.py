@@ -37,10 +37,10 @@ class Effect:
         found = over_seeds(np.stack(list(self.by_seed.values())), self.groups)
         if self.answers:
             found = of_answers(found, _mean(self.by_seed.values()))
-        if self.place is None:
-            return found
-        placed = mean_interval(self.place, self.place_groups)
-        return replace(found, parts=(*found.parts, *placed.parts), slack=self.slack).at(0.95)
+        if self.place is not None:
+            placed = mean_interval(self.place, self.place_groups)
+            found = replace(found, parts=(*found.parts, *placed.parts)).at(0.95)
+        return replace(found, slack=self.slack).at(0.95) if self.slack else found
 
 
 def mean_effect(effects: Sequence[Effect]) -> Effect | None:
