@@ -227,3 +227,14 @@ def test_answers_by_role() -> None:
     assert own.places["begin"].excess == pytest.approx([-1.0])  # the options' total is the same in both forms
     with pytest.raises(UserError, match="no task whose role is forget"):
         Measured.of(Evaluation({}, records), Roles().model_dump())
+
+
+def test_what_several_methods_have_forgotten_counts_methods_as_no_seeds() -> None:
+    grid = _grid()
+    other = [replace(model, recipe="tiny/rsv", title="RSV") for model in grid.models]
+    both = replace(grid, models=[*grid.models, *other])
+    alone, together = (
+        claims.forgotten(of, [model for model in of.models if model.last and not model.noise]) for of in (grid, both)
+    )
+    assert (alone.seeds, together.seeds) == (3, 3)
+    assert (together.value, together.low, together.high) == (alone.value, alone.low, alone.high)

@@ -36,8 +36,10 @@ def from_base(grid: Grid, models: Sequence[Model], of: QuestionMeasure) -> Effec
 
 
 def forgotten(grid: Grid, models: Sequence[Model]) -> Estimate:
-    """What models have forgotten beyond the base, nats."""
-    return forgetting.over([model.test for model in models], grid.base)
+    """What models have forgotten beyond the base, nats; of several methods the mean, which are no seeds."""
+    methods = [[model for model in models if model.recipe == recipe] for recipe in grid.recipes]
+    effect = mean_effect([from_base(grid, of_method, forgetting) for of_method in methods if of_method])
+    return effect.estimate() if effect else Estimate(None, note="no models")
 
 
 def percent(share: Estimate) -> str:
