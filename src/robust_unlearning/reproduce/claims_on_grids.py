@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -75,10 +74,10 @@ def layer_of_unlearning_claims(grid: Grid) -> list[Outcome]:
     for recipe, title in grid.recipes.items():
         plain = [model for model in grid.at(recipe, 0) if "layer" in model.fields]
         if len({model.fields["layer"] for model in plain}) > 1:
-            slope = slopes(grid, plain, lambda model: float(model.fields["layer"]), right)
-            beside = _forgot_by(grid, plain, "layer", "l")
-            forgot_by_layer = slopes(grid, plain, lambda model: float(model.fields["layer"]), forgetting)
-            why = unlike(forgot_by_layer, "for each layer further up")
+            slope, forgot_by_layer = (
+                slopes(grid, plain, lambda model: float(model.fields["layer"]), of) for of in (right, forgetting)
+            )
+            beside, why = _forgot_by(grid, plain, "layer", "l"), unlike(forgot_by_layer, "for each layer further up")
             row = Outcome("earlier-layers", title, slope, "advice", beside, undecided=why)
             rows.append(if_forgotten(grid, row, plain))
     return rows
@@ -172,10 +171,9 @@ def _over_methods(
             pairs.append(of_recipe)
     if not pairs:
         return []
-    used = [each for each in pairs if has_forgotten(grid, grid.at(each[0][0].recipe, 0))]
-    effect = mean_effect([changes(each, measure) for each in used or pairs])
-    name = f"{of}, {len(used or pairs)} of {len(pairs)} methods"
-    row = Outcome(claim, name, effect, "", _both(grid, [pair for each in used or pairs for pair in each]))
-    return [
-        row if used else replace(row, undecided=f"no method has forgotten {LEAST} nats beyond the base without noise")
-    ]
+    forgot_without = [each for each in pairs if has_forgotten(grid, grid.at(each[0][0].recipe, 0))]
+    why = "" if forgot_without else f"no method has forgotten {LEAST} nats beyond the base without noise"
+    used = forgot_without or pairs
+    effect = mean_effect([changes(each, measure) for each in used])
+    beside = _both(grid, [pair for each in used for pair in each])
+    return [Outcome(claim, f"{of}, {len(used)} of {len(pairs)} methods", effect, "", beside, undecided=why)]

@@ -119,9 +119,8 @@ def _what(target: Target, results: Results, changes: Sequence[str]) -> Section:
 
 
 def _verdicts(rows: Sequence[Outcome]) -> Section:
-    blocks: list[Block] = [summary_table(rows), RULE]
-    if rates := tables.error_table():
-        blocks.append(Details("How often these rules err, and how often they find what is there", [rates]))
+    rates = Details("How often these rules err, and how often they find what is there", [tables.error_table()])
+    blocks: list[Block] = [summary_table(rows), RULE, rates]
     judged = [row for row in rows if row.finding != "not run"]
     for claim, about in CLAIMS.items():
         if count := sum(row.claim == claim for row in judged):

@@ -71,12 +71,9 @@ def noise_table(grid: Grid, chosen: Mapping[str, float], unchosen: Mapping[str, 
     return Table.of("Chosen scale of the noise (√ν)", headers, rows, notes)
 
 
-def error_table() -> Table | None:
-    """How often the rules of verdicts err and find, simulated by `benchmarks/verdicts.py`; None before it has run."""
-    path = files.package_dir() / "assets/reproduce/error-rates.json"
-    if not path.exists():
-        return None
-    data = files.read_json(path)
+def error_table() -> Table:
+    """How often the rules of verdicts err and find, simulated by `benchmarks/verdicts.py`."""
+    data = files.read_json(files.package_dir() / "assets/reproduce/error-rates.json")
     rows = [
         [each["rule"], each["world"], each["seeds"], *(estimate(each[key]) for key in ("false", "found"))]
         for each in data["rates"]

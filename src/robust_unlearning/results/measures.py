@@ -54,16 +54,18 @@ class Asked:
     forget_words: Array
 
     @classmethod
-    def of(cls, words: Sequence[Record], forget_words: Sequence[Record], **sets: Sequence[Record]) -> Asked:
-        """From the records of each array, and of the perturbed forms that words are read from."""
+    def of(cls, **sets: Sequence[Record]) -> Asked:
+        """From the records of each array; words are read from those of the perturbed ones."""
         numbers: dict[str | None, float] = {}
 
         def coded(labels: Iterable[str | None]) -> Array:
             return np.array([numbers.setdefault(label, float(len(numbers))) for label in labels])
 
         clusters = {key: coded(each.cluster or f"question {each.question}" for each in of) for key, of in sets.items()}
-        tokens = (coded(each.forget_token for each in of) for of in (words, forget_words))
-        return cls(**clusters, **dict(zip(("words", "forget_words"), tokens, strict=True)))
+        words, forget_words = (
+            coded(each.forget_token for each in sets[key]) for key in ("perturbed", "forget_perturbed")
+        )
+        return cls(**clusters, words=words, forget_words=forget_words)
 
 
 @dataclass(frozen=True)
@@ -144,8 +146,6 @@ class Measured:
             places={place: perturbed(of) for place, of in places.items()},
             forget_perturbed=np.mean([right_of(each) for each in with_tokens], axis=0),
             asked=Asked.of(
-                words=at_places[0],
-                forget_words=with_tokens[0],
                 forget=forget,
                 near=near,
                 far=far,

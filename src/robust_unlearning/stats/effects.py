@@ -74,8 +74,8 @@ def mean_of_sets(effects: Sequence[Effect]) -> Estimate | None:
     sets: dict[Hashable, list[Effect]] = {}
     for effect in effects:
         sets.setdefault((_questions(effect), _places(effect)), []).append(effect)
-    means = [(mean_effect(of_set), len(of_set)) for of_set in sets.values()]
-    return mean_of_ends([found for mean, count in means if mean for found in [mean.estimate()] * count])
+    means = [mean.estimate() for of_set in sets.values() if (mean := mean_effect(of_set)) for _ in of_set]
+    return mean_of_ends(means)
 
 
 def _questions(effect: Effect) -> Hashable:

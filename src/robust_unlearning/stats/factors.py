@@ -22,7 +22,6 @@ simulates how often that errs.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -31,7 +30,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import optimize
 
 from robust_unlearning.errors import UserError
-from robust_unlearning.stats.estimates import Array, Estimate, VariancePart, checked_level, critical
+from robust_unlearning.stats.estimates import Array, Estimate, VariancePart
 
 FEWEST_SEEDS = 3
 """With fewer seeds an interval is over questions alone, and says nothing of models trained with other seeds."""
@@ -84,7 +83,7 @@ class Means:
     def ratio(self, over: ArrayLike, under: ArrayLike, level: float = 0.95, undefined: str = "") -> Estimate:
         """The ratio of two weighted sums with Fieller's interval: all ratios ρ for which over − ρ under may be 0.
 
-        |over − ρ under| <= t' · stderr, both of over − ρ under; the ends are found by Brent's method. It has no bound
+        The ends, where the interval of over − ρ under just reaches 0, are found by Brent's method. There is no bound
         where the denominator may be 0. Source: Fieller (1954), J. R. Stat. Soc. B 16.
 
         Args:
@@ -95,25 +94,23 @@ class Means:
         if bottom <= 0:
             return replace(self._sized(None), note=undefined)
         value = top / bottom
-        parts = self._parts(a - value * b)
-        if not parts:
+        at = self.weighted(a - value * b, level)
+        if not at.parts:
             return replace(self._sized(value), note=NO_INTERVAL)
-        if not any(part.variance for part in parts):
+        if not at.spread:
             return replace(self._sized(value), note="no bound: all answers are alike, so nothing says how it may vary")
 
         def beyond(ratio: float) -> float:
-            """How far a ratio is from being allowed, in the numerator's unit; below 0 it is."""
-            found = self._parts(a - ratio * b)
-            error = math.sqrt(sum(part.variance for part in found))
-            return abs(top - ratio * bottom) - critical(found, checked_level(level)) * error
+            """How far 0 lies outside the interval of over − ρ under; below 0 the ratio is allowed."""
+            found = self.weighted(a - ratio * b, level)
+            assert found.low is not None
+            assert found.high is not None
+            return max(found.low, -found.high)
 
-        stderr = sum(part.variance for part in parts) ** 0.5 / bottom
-        ends = [_end(beyond, value, sign * max(stderr, 1e-9)) for sign in (-1, 1)]
-        of_bottom = self._parts(b)
-        error = sum(part.variance for part in of_bottom) ** 0.5
-        if None in ends or bottom <= critical(of_bottom, level) * error:
+        ends = [_end(beyond, value, sign * max(at.spread / bottom, 1e-9)) for sign in (-1, 1)]
+        if None in ends or (self.weighted(b, level).low or 0.0) <= 0:
             return replace(self._sized(value), note="no bound: what it is a share of may be 0")
-        return replace(self._sized(value), low=ends[0], high=ends[1], stderr=stderr)
+        return replace(self._sized(value), low=ends[0], high=ends[1], stderr=at.spread / bottom)
 
     def _parts(self, weights: Array) -> tuple[VariancePart, ...]:
         """The parts of the variance of a weighted sum; of clusters what they add beyond single questions."""
