@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.interpolate import PchipInterpolator
 
-from robust_unlearning.experiments.matched import effect_of, match, matches, rising
+from robust_unlearning.experiments.matched import compare_lines, effect_of, match, rising
 from robust_unlearning.results.measures import Asked, Measured, Perturbed, excess, forgetting
 from robust_unlearning.stats.estimates import Array
 from robust_unlearning.stats.factors import Groups
@@ -126,7 +126,7 @@ def test_one_curve_for_both_gives_nothing(curve: str, seeds: int, speed: float, 
 
 
 @pytest.mark.parametrize(("apart", "is_found"), [(0.05, True), (0.3, False)])
-def test_an_effect_at_like_forgetting_is_found_between_near_snapshots(apart: float, is_found: bool) -> None:
+def test_an_effect_compare_lines_is_found_between_near_snapshots(apart: float, is_found: bool) -> None:
     """Where harm changes by more than the effect from one snapshot to the next, it may be none."""
     found = {}
     for seed in range(3):
@@ -155,7 +155,11 @@ def test_forgetting_is_counted_from_the_base() -> None:
 
     base = model(-1.23, 0.0)
     plain = [model(-1.43, -0.1), model(-1.73, -0.2), model(-2.0, -0.3)]
-    assert not matches([model(-1.5, 0.0)], plain, base, excess)  # 0.27 nats, though −log p is 1.5
-    (found,) = matches([model(-1.83, 0.0)], plain, base, excess)
-    assert found.at == pytest.approx(0.6)
+    assert compare_lines({0: [([model(-1.5, 0.0)], plain)]}, base, excess) == (
+        None,
+        [],
+    )  # 0.27, though −log p is 1.5
+    effect, at = compare_lines({0: [([model(-1.83, 0.0)], plain)]}, base, excess)
+    assert effect is not None
+    assert at == [pytest.approx(0.6)]
     assert forgetting.over([plain[0]], base).value == pytest.approx(0.2)

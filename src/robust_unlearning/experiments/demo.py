@@ -28,7 +28,7 @@ from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate.record import CLEAN, Task, by_task, excess_of, right_of
 from robust_unlearning.evaluate.suite import Evaluation, Suite, load_suite
 from robust_unlearning.experiments.grid import Point, override_words, point_of
-from robust_unlearning.experiments.matched import for_machines, match, rising
+from robust_unlearning.experiments.matched import effect_of, for_machines, matches
 from robust_unlearning.experiments.runner import Runner
 from robust_unlearning.models.checkpoint import pick_device, quick_dtype
 from robust_unlearning.recipe import Recipe, load_recipe
@@ -37,6 +37,7 @@ from robust_unlearning.report.tables import INCONCLUSIVE, Column, Table
 from robust_unlearning.stats import paired
 from robust_unlearning.stats.effects import Effect
 from robust_unlearning.stats.estimates import Array, Estimate, accuracy
+from robust_unlearning.stats.factors import Groups
 from robust_unlearning.stats.format import PERCENT, NumberForm
 from robust_unlearning.stats.means import mean_interval, over_seeds, share_over_seeds
 
@@ -121,8 +122,6 @@ def _about(suite: Suite, recipe: Recipe) -> str:
 
 
 GENERAL, FORGET = Task("general", "cloze", "parenthesis"), Task("astronomy", "cloze", CLEAN)
-ALPHA = 0.05
-"""How often the table may hold a false verdict."""
 LIKE = 0.05
 """Forgetting within this many nats per token counts as equal."""
 WINDOW = 1.5
@@ -215,15 +214,9 @@ def at_like_forgetting(
     def of(model: DemoAnswers) -> tuple[Array, Array]:
         return np.array([forgotten([model], base)]), getattr(model, key)
 
-    points = [of(model) for model in (base, *(model for _, model in line))]
-    points = [points[index] for index in rising([float(nats[0]) for nats, _ in points])]
-    found = {seed: match(of(model), points, window=WINDOW) for seed, model in enumerate(models)}
-    there = {seed: each for seed, each in found.items() if each}
-    if not there:
-        return None, []
-    slack = float(np.mean([each.slack for each in there.values()]))
-    effect = Effect({seed: each.difference for seed, each in there.items()}, slack=slack)
-    return effect, [each.at for each in there.values()]
+    plain = [base, *(model for _, model in line)]
+    found = {seed: matches([model], plain, of, WINDOW) for seed, model in enumerate(models)}
+    return effect_of(found, Groups(), Groups()), [each.at for of_seed in found.values() for each in of_seed]
 
 
 def report(base: DemoAnswers, line: Line, slower: DemoAnswers, levels: Levels, out: Path, about: str) -> str:
@@ -354,7 +347,7 @@ def _judge(rows: Sequence[dict[str, Any]]) -> None:
     compared = [row for row in rows if "harm_difference" in row]
     for row, p in zip(compared, paired.holm([row["harm_difference"].p() for row in compared]), strict=True):
         own, other = row["forgotten"]
-        if p >= ALPHA:
+        if p >= paired.ALPHA:
             verdict: str = INCONCLUSIVE
         elif row["harm_difference"].value > 0:
             verdict = "RNA is more robust" if other <= own + LIKE else "RNA harms less, but forgot less"

@@ -20,18 +20,19 @@ the curve at its own forgetting:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 from scipy.interpolate import PchipInterpolator
 
 from robust_unlearning.report.tables import Table
-from robust_unlearning.results.measures import Measured, forgetting
+from robust_unlearning.results.measures import Measured, QuestionMeasure, forgetting
 from robust_unlearning.stats.effects import Effect
 from robust_unlearning.stats.estimates import Array
 from robust_unlearning.stats.factors import Groups
 
+AnyModel = TypeVar("AnyModel")
 LEAST = 0.3
 """Forgetting beyond the base (nats) that a model must have reached to be compared: before that nothing is to mend."""
 WINDOW = 0.5
@@ -93,16 +94,46 @@ def match(
 
 
 def matches(
-    rna: Sequence[Measured], plain: Sequence[Measured], base: Measured, measure: Callable[[Measured], Array]
+    models: Sequence[AnyModel],
+    line: Sequence[AnyModel],
+    of: Callable[[AnyModel], tuple[Array, Array]],
+    window: float = WINDOW,
 ) -> list[Match]:
-    """The models with noise of one seed against the same seed's line without, both in the order of their steps."""
+    """The models with noise of one seed against a line without, both in the order of their steps.
 
-    def of(models: Sequence[Measured]) -> list[tuple[Array, Array]]:
-        pairs = [(forgetting(model) - forgetting(base), measure(model)) for model in models]
+    Args:
+        line: the base first.
+        of: a model's forgetting beyond the base [m] and its measure [n].
+        window: see `match`.
+    """
+
+    def counted(every: Sequence[AnyModel]) -> list[tuple[Array, Array]]:
+        pairs = list(map(of, every))
         return [pairs[index] for index in rising([float(forgotten.mean()) for forgotten, _ in pairs])]
 
-    line = of([base, *plain])
-    return [found for model in of(rna) if (found := match(model, line))]
+    plain = counted(line)
+    return [found for model in counted(models) if (found := match(model, plain, window=window))]
+
+
+def compare_lines(
+    lines: Mapping[int, Sequence[tuple[Sequence[Measured], Sequence[Measured]]]], base: Measured, of: QuestionMeasure
+) -> tuple[Effect | None, list[float]]:
+    """RNA less no noise in a measure, at like forgetting, and the forgetting that models were compared at.
+
+    Args:
+        lines: seed -> pairs of lines, with noise and without, models in the order of their steps.
+    """
+
+    def numbers(model: Measured) -> tuple[Array, Array]:
+        return forgetting(model) - forgetting(base), of(model)
+
+    found = {
+        seed: [each for rna, plain in of_seed for each in matches(rna, [base, *plain], numbers)]
+        for seed, of_seed in lines.items()
+    }
+    effect = effect_of(found, of.groups(base), forgetting.groups(base))
+    at = [each.at for of_seed in found.values() for each in of_seed]
+    return effect and replace(effect, answers=of.share), at
 
 
 def effect_of(seeds: Mapping[int, Sequence[Match]], groups: Groups, forget_groups: Groups) -> Effect | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from robust_unlearning import files
 from robust_unlearning.errors import UserError
 from robust_unlearning.evaluate.suite import load_suite
 from robust_unlearning.experiments.grid import Point, override_words, point_of
-from robust_unlearning.experiments.matched import LEAST, WINDOW, Match, effect_of, for_machines, matches
+from robust_unlearning.experiments.matched import LEAST, WINDOW, compare_lines, for_machines
 from robust_unlearning.experiments.runner import Runner
 from robust_unlearning.files import shipped_or_own
 from robust_unlearning.recipe import Strict, checked, load_recipe
@@ -28,7 +28,6 @@ from robust_unlearning.report.figures import Series, trade_off
 from robust_unlearning.report.tables import INCONCLUSIVE, Column, Table
 from robust_unlearning.results.measures import (
     Measured,
-    QuestionMeasure,
     estimates,
     excess_in,
     forgetting,
@@ -38,7 +37,6 @@ from robust_unlearning.results.measures import (
     structure,
 )
 from robust_unlearning.stats import paired
-from robust_unlearning.stats.effects import Effect
 from robust_unlearning.stats.estimates import Estimate
 from robust_unlearning.stats.factors import FEWEST_SEEDS
 from robust_unlearning.stats.format import NATS, PERCENT, NumberForm
@@ -148,8 +146,6 @@ MATCHED: dict[str, str | Column] = {
     "p_holm": Column("Holm p of the harm", NumberForm(".2g")),
     "verdict": "verdict",
 }
-ALPHA = 0.05
-"""How often a table may hold a false verdict."""
 
 
 def summarise(result: StudyResult, out: Path) -> str:
@@ -239,21 +235,13 @@ def _like_forgetting(result: StudyResult, recipe: str, noise: float, where: str)
     """RNA at one scale against no noise at like forgetting: averaged over weights and steps, then over seeds."""
     study, base = result.study, result.base
     lines = {
-        seed: [[result.line(recipe, seed, std, weight)[1:] for std in (noise, 0.0)] for weight in study.weights]
+        seed: [
+            (result.line(recipe, seed, noise, weight)[1:], result.line(recipe, seed, 0.0, weight)[1:])
+            for weight in study.weights
+        ]
         for seed in study.seeds
     }
-
-    def against(measure: QuestionMeasure) -> tuple[Effect | None, list[Match]]:
-        found = {
-            seed: [each for rna, plain in of_seed for each in matches(rna, plain, base, measure)]
-            for seed, of_seed in lines.items()
-        }
-        every = [each for of_seed in found.values() for each in of_seed]
-        effect = effect_of(found, measure.groups(base), forgetting.groups(base))
-        return effect and replace(effect, answers=measure.share), every
-
-    (harm, every), (right, _) = against(excess_in(where)), against(right_in(where))
-    at = [each.at for each in every]
+    (harm, at), (right, _) = (compare_lines(lines, base, of(where)) for of in (excess_in, right_in))
     row = {"name": f"{recipe} + RNA {noise:g}", "recipe": recipe, "noise_std": noise, "where": where, "points": len(at)}
     if harm is None or right is None:
         models = [model for of_seed in lines.values() for pair in of_seed for line in pair for model in line]
@@ -277,7 +265,7 @@ def _judged(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     compared = [row for row in rows if "excess_difference" in row]
     for row, p in zip(compared, paired.holm([row["excess_difference"].p() for row in compared]), strict=True):
         mends = (row["excess_difference"].value or 0.0) > 0
-        verdict = INCONCLUSIVE if p >= ALPHA else "RNA mends" if mends else "RNA harms"
+        verdict = INCONCLUSIVE if p >= paired.ALPHA else "RNA mends" if mends else "RNA harms"
         of_these = ", of these models" * (verdict != INCONCLUSIVE and row["seeds"] < FEWEST_SEEDS)
         row |= {"p_holm": p, "verdict": f"{verdict}{of_these}"}
     return list(rows)

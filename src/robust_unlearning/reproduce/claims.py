@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from robust_unlearning.experiments.matched import LEAST, effect_of, matches
+from robust_unlearning.experiments.matched import LEAST, compare_lines
 from robust_unlearning.reproduce import paper
 from robust_unlearning.reproduce.grid import Grid, Model
 from robust_unlearning.reproduce.verdicts import Outcome
@@ -176,18 +176,17 @@ def _rna(grid: Grid, recipe: str, noise: float) -> list[Outcome]:
 
 def like_forgetting(grid: Grid, recipe: str, noise: float) -> Outcome:
     """RNA less none in excess harm, where both have forgotten as much; see `experiments.matched`."""
-    found = {}
+    lines = {}
     for seed in sorted({model.seed for model in grid.models}):
         rna, plain = (
             [model.test for model in grid.at(recipe, scale, last=False) if model.seed == seed] for scale in (noise, 0.0)
         )
-        found[seed] = matches(rna, plain, grid.base, excess) if rna and plain else []
-    effect = effect_of(found, excess.groups(grid.base), forgetting.groups(grid.base))
+        lines[seed] = [(rna, plain)]
+    effect, at = compare_lines(lines, grid.base, excess)
     of = f"{grid.recipes[recipe]}, noise {noise:g}"
     if effect is None:
         beside = f"no model with noise has forgotten {LEAST} nats between two snapshots without"
         return Outcome("mends", of, Estimate(None, note=beside), "", "", undecided=beside)
-    at = [each.at for of_seed in found.values() for each in of_seed]
     beside = f"{len(at)} models compared, which forgot {min(at):.2f} to {max(at):.2f} nats beyond the base"
     return Outcome("mends", of, effect, "", beside)
 

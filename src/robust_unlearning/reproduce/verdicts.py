@@ -27,8 +27,6 @@ from robust_unlearning.stats.factors import FEWEST_SEEDS
 from robust_unlearning.stats.format import NATS, POINTS, NumberForm
 
 Kind = Literal["above", "below", "within", "zero"]
-ALPHA = 0.05
-"""How often a claim may get a false word."""
 FORGET_MARGIN, RETAIN_MARGIN, TIME_MARGIN = 0.05, 0.03, 0.05
 """Changes of forget and of retain accuracy, and share of the time, below which something is said to stay as it was."""
 FIRST_ORDER = 0.1
@@ -293,7 +291,7 @@ def holm_findings(rows: Sequence[Outcome]) -> list[Finding]:
     """The rows' findings that stand after Holm's correction over them; those that do not are inconclusive."""
     pvalues = [p_of(each.rule, each.estimate) if each.estimate else 1.0 for each in rows]
     adjusted = paired.holm(pvalues)
-    return [each.finding if p < ALPHA else INCONCLUSIVE for each, p in zip(rows, adjusted, strict=True)]
+    return [each.finding if p < paired.ALPHA else INCONCLUSIVE for each, p in zip(rows, adjusted, strict=True)]
 
 
 def whole(rows: Sequence[Outcome]) -> Verdict:

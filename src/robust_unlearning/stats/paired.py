@@ -20,6 +20,8 @@ from robust_unlearning.stats.estimates import NOTHING_TO_LOSE, NOTHING_TO_RECOVE
 from robust_unlearning.stats.factors import Groups, means_of, tables_of
 from robust_unlearning.stats.means import of_answers
 
+ALPHA = 0.05
+"""How often a table of verdicts, or a claim, may hold a false one: Holm's p below it is a finding."""
 MCNEMAR, SIGN_FLIP = "McNemar, exact", "sign flips, exact"
 
 
